@@ -1,0 +1,37 @@
+# Everything runs in .venv, which `make` builds on first use. PYTHON picks the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Pinned, and installed before anything that depends on it: any looser spelling can pull CUDA builds.
+TORCH := torch==2.13.0
+
+.PHONY: demo test lint format bench clean
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[hf,dev]'
+	touch $@
+
+demo: $(VENV)/ready  ## a real model, end to end
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/minilm.sh
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: lint  ## lint, types, floor plan, tests
+	$(BIN)/pytest
+
+format: $(VENV)/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/ready  ## the figures of docs/measurements.md
+	$(BIN)/python benchmarks/fit_minilm.py
+	$(BIN)/python benchmarks/design_choices.py
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

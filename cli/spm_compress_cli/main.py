@@ -1,0 +1,56 @@
+"""The `spm-compress` command and the one boundary where errors become exit codes."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+import spm_compress
+from spm_compress.errors import SpmError, UsageError
+from spm_compress_cli.export import export
+from spm_compress_cli.fit import fit
+from spm_compress_cli.report import report
+
+_FAILED, _WRONG_USAGE = 1, 2
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(spm_compress.__version__, prog_name="spm-compress")
+def cli() -> None:
+    """Replace a trained model's dense weights by Stagewise Pairwise Mixers and export it to ONNX.
+
+    \b
+    spm-compress fit model.safetensors --stages 10
+    spm-compress report
+    spm-compress export --onnx out.onnx
+
+    Results go to stdout, progress and messages to stderr. Exit code 0: done; 1: failed; 2: wrong usage.
+    """
+
+
+cli.add_command(fit)
+cli.add_command(report)
+cli.add_command(export)
+
+
+def main() -> None:
+    """Run the command line; every error that a user can cause is one line on stderr."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except UsageError as error:
+        code = _refuse(str(error), _WRONG_USAGE)
+    except SpmError as error:
+        code = _refuse(str(error), _FAILED)
+    except click.ClickException as error:
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        hint = f" (see: {context.command_path} --help)" if context else ""
+        code = _refuse(error.format_message() + hint, error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        code = _refuse("interrupted; nothing was written", _FAILED)
+    sys.exit(code)
+
+
+def _refuse(message: str, code: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return code

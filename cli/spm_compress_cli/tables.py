@@ -1,0 +1,133 @@
+"""Results on stdout: tables for people, JSON on request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from spm_compress.export import Exported
+    from spm_compress.report import Savings, Size
+
+# Wide enough for every row when nobody's terminal limits it.
+_PIPED_WIDTH = 160
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+def show_report(savings: Savings, path: Path, as_json: bool) -> None:
+    """Print every layer, the totals, the reasons of the tensors left dense, and the verdict."""
+    if not as_json:
+        console = _console()
+        console.print(_layers(savings))
+        console.print(_kept(savings))
+    show_totals(savings, path, as_json)
+
+
+def show_totals(savings: Savings, path: Path, as_json: bool) -> None:
+    """Print the totals and the verdict."""
+    from spm_compress.report import to_json
+
+    if as_json:
+        _print_json({"artifact": str(path), **to_json(savings)})
+        return
+    console = _console()
+    table = Table(title=f"{path}: {len(savings.layers)} weights fitted", title_justify="left")
+    table.add_column("")
+    for heading in ("before", "after", "kept", "removed"):
+        table.add_column(heading, justify="right")
+    _add(table, "parameters, fitted weights", savings.fitted_parameters, "{:,}".format)
+    _add(table, "parameters, whole model", savings.model_parameters, "{:,}".format)
+    _add(table, "bytes, fitted weights", savings.fitted_bytes, _bytes)
+    _add(table, "bytes, whole model on disk", savings.model_bytes, _bytes)
+    _add(table, "multiply-adds a row, fitted", savings.fitted_multiply_adds, "{:,}".format)
+    console.print(table)
+    console.print(
+        f"mean relative weight error {savings.mean_error:.3f}; "
+        f"truncated SVD of the same size {savings.mean_svd_error:.3f}"
+    )
+    console.print(savings.verdict)
+
+
+def show_exported(written: Sequence[Exported], as_json: bool) -> None:
+    """Print what was written and how well it agrees with the torch operator."""
+    if as_json:
+        _print_json({"schema": "spm-compress/export/1", "files": [_exported_json(each) for each in written]})
+        return
+    console = _console()
+    for each in written:
+        errors = ", ".join(f"batch {agreement.batch}: {agreement.error:.1e}" for agreement in each.agreements)
+        nodes = sum(len(nodes) for nodes in each.spliced.nodes.values())
+        console.print(
+            f"{each.path}: {nodes} SPM node{'s' if nodes > 1 else ''}, {_bytes(each.bytes)} "
+            f"(dense {_bytes(each.dense_bytes)}); verified, relative error to the torch operator {errors}",
+            soft_wrap=True,
+        )
+
+
+def _exported_json(each: Exported) -> dict[str, Any]:
+    return {
+        "path": str(each.path),
+        "bytes": each.bytes,
+        "dense_bytes": each.dense_bytes,
+        "nodes": each.spliced.nodes,
+        "missing": each.spliced.missing,
+        "agreements": [{"batch": agreement.batch, "error": agreement.error} for agreement in each.agreements],
+    }
+
+
+def _layers(savings: Savings) -> Table:
+    table = Table(title="fitted weights", title_justify="left")
+    table.add_column("weight", overflow="fold")
+    for heading in ("shape", "stages", "parameters", "bytes", "kept", "multiply-adds", "error", "SVD error"):
+        table.add_column(heading, justify="right")
+    for layer in savings.layers:
+        table.add_row(
+            layer.name,
+            f"{layer.shape[0]}x{layer.shape[1]}",
+            str(layer.stages),
+            f"{layer.parameters.before:,} > {layer.parameters.after:,}",
+            f"{layer.bytes.before:,} > {layer.bytes.after:,}",
+            f"{layer.bytes.kept:.1%}",
+            f"{layer.multiply_adds.before:,} > {layer.multiply_adds.after:,}",
+            f"{layer.error:.3f}",
+            f"{layer.svd_error:.3f}",
+        )
+    return table
+
+
+def _kept(savings: Savings) -> Table:
+    table = Table(title="tensors left as they are", title_justify="left")
+    table.add_column("tensor", overflow="fold")
+    table.add_column("shape", justify="right")
+    table.add_column("bytes", justify="right")
+    table.add_column("reason", overflow="fold")
+    for kept in savings.kept:
+        table.add_row(kept.name, "x".join(map(str, kept.shape)), f"{kept.bytes:,}", kept.reason)
+    return table
+
+
+def _add(table: Table, title: str, size: Size, form: Any) -> None:
+    table.add_row(title, form(size.before), form(size.after), f"{size.kept:.1%}", f"{size.removed:.1%}")
+
+
+def _bytes(count: int) -> str:
+    size, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{count} B" if unit == "B" else f"{size:.2f} {unit}"

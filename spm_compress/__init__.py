@@ -1,0 +1,67 @@
+"""spm-compress: replace dense weight matrices by Stagewise Pairwise Mixers.
+
+Names are imported on first use (PEP 562): torch alone takes longer than `spm-compress --help` may.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from spm_compress.version import __version__
+
+_HOMES = {
+    "SPM": "spm_compress.operator",
+    "SPMLinear": "spm_compress.layers",
+    "Mixer": "spm_compress.operator",
+    "Schedule": "spm_compress.operator",
+    "FitSettings": "spm_compress.fitting",
+    "fit_matrices": "spm_compress.fitting",
+    "open_source": "spm_compress.checkpoint",
+    "read_artifact": "spm_compress.checkpoint",
+    "write_artifact": "spm_compress.checkpoint",
+    "CompressSettings": "spm_compress.compress",
+    "compress_model": "spm_compress.compress",
+    "fit_model": "spm_compress.compress",
+    "apply_artifact": "spm_compress.compress",
+    "summarize": "spm_compress.report",
+    "export_onnx": "spm_compress.export",
+}
+
+__all__ = [
+    "SPM",
+    "CompressSettings",
+    "FitSettings",
+    "Mixer",
+    "SPMLinear",
+    "Schedule",
+    "__version__",
+    "apply_artifact",
+    "compress_model",
+    "export_onnx",
+    "fit_matrices",
+    "fit_model",
+    "open_source",
+    "read_artifact",
+    "summarize",
+    "write_artifact",
+]
+
+if TYPE_CHECKING:
+    from spm_compress.checkpoint import open_source, read_artifact, write_artifact
+    from spm_compress.compress import CompressSettings, apply_artifact, compress_model, fit_model
+    from spm_compress.export import export_onnx
+    from spm_compress.fitting import FitSettings, fit_matrices
+    from spm_compress.layers import SPMLinear
+    from spm_compress.operator import SPM, Mixer, Schedule
+    from spm_compress.report import summarize
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'spm_compress' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,23 @@
+"""Floor 2: models and artifacts on disk."""
+
+from spm_compress.checkpoint.artifact import (
+    Artifact,
+    FittedLayer,
+    KeptTensor,
+    find_artifact,
+    read_artifact,
+    write_artifact,
+)
+from spm_compress.checkpoint.source import Source, TensorInfo, open_source
+
+__all__ = [
+    "Artifact",
+    "FittedLayer",
+    "KeptTensor",
+    "Source",
+    "TensorInfo",
+    "find_artifact",
+    "open_source",
+    "read_artifact",
+    "write_artifact",
+]

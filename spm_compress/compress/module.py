@@ -1,0 +1,131 @@
+"""Replacing the linear layers of a live `nn.Module`, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from spm_compress.checkpoint.artifact import Artifact
+from spm_compress.checkpoint.source import DTYPES, TensorInfo
+from spm_compress.compress.model import batches
+from spm_compress.compress.selection import select
+from spm_compress.errors import ArtifactError, FitError, UsageError
+from spm_compress.fitting.descent import fit_matrices
+from spm_compress.fitting.settings import FitSettings
+from spm_compress.layers.linear import SPMLinear
+
+__all__ = ["Compressed", "apply_artifact", "compress_model"]
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What `compress_model` did: name -> relative error of each replaced layer, name -> reason of each kept one."""
+
+    replaced: Mapping[str, float]
+    kept: Mapping[str, str] = field(default_factory=dict)
+
+
+def compress_model(
+    model: nn.Module,
+    stages: int = 10,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    min_features: int = 32,
+    settings: FitSettings | None = None,
+) -> Compressed:
+    """Replace every `nn.Linear` of a module by an SPMLinear fitted to it, in place.
+
+    include, exclude: globs on module names ("encoder.*"); settings takes the place of `stages`. Layers
+    that share a weight go on sharing it; a linear layer whose weight something else uses too (an
+    embedding) stays, as does a layer that would not get smaller. The output projection of
+    `nn.MultiheadAttention` is replaced as well: that module reads `.weight`, so it saves memory there, not time.
+
+    Raises UsageError for a glob without a match, FitError naming a layer that cannot be fitted.
+    """
+    settings = settings or FitSettings(stages=stages)
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    infos = {
+        name: TensorInfo(tuple(module.weight.shape), _NAMES.get(module.weight.dtype, str(module.weight.dtype)))
+        for name, module in linears.items()
+    }
+    selection = select(infos, include=tuple(include), exclude=tuple(exclude), min_features=min_features)
+    kept = dict(selection.kept)
+    owners = _owners(model)
+    first_of: dict[int, str] = {}
+    twins: dict[str, list[str]] = {}
+    for name in selection.fitted:
+        module = linears[name]
+        structure = settings.stored_structure(module.out_features, module.in_features)
+        if structure.parameter_count >= module.weight.numel():
+            kept[name] = f"would not get smaller: {structure.parameter_count} numbers for {module.weight.numel()}"
+        elif owners[id(module.weight)] - {id(linear) for linear in linears.values()}:
+            kept[name] = "its weight is shared with a module that is no linear layer"
+        else:
+            twins.setdefault(first_of.setdefault(id(module.weight), name), []).append(name)
+    replaced: dict[str, float] = {}
+    for batch in batches({name: (linears[name].out_features, linears[name].in_features) for name in twins}):
+        weights = torch.stack([linears[name].weight.detach().float() for name in batch])
+        try:
+            results = fit_matrices(weights, settings)
+        except FitError as error:
+            raise FitError(f"{', '.join(batch)}: {error}") from error
+        for first, result in zip(batch, results, strict=True):
+            shared: SPMLinear | None = None
+            for name in twins[first]:
+                layer = SPMLinear.in_place_of(linears[name], result.spm)
+                if shared is not None:
+                    layer.chains = shared.chains
+                shared = layer
+                _replace(model, name, layer)
+                replaced[name] = result.error
+    return Compressed(replaced, kept)
+
+
+def apply_artifact(model: nn.Module, artifact: Artifact) -> None:
+    """Put the fitted layers of an artifact into a module of the original architecture, in place.
+
+    Every fitted tensor must be the `.weight` of an `nn.Linear` of its shape; names may differ by the module's
+    `base_model_prefix`, as Hugging Face checkpoints do. Kept tensors are not touched.
+
+    Raises ArtifactError if a layer is missing from the module or has another shape.
+    """
+    prefix = getattr(model, "base_model_prefix", "") + "."
+    for layer in artifact.layers:
+        shared: SPMLinear | None = None
+        for tensor_name in layer.names:
+            plain = tensor_name.removesuffix(".weight")
+            modules = dict(model.named_modules())
+            name = next((n for n in (plain, prefix + plain, plain.removeprefix(prefix)) if n in modules), None)
+            linear = modules.get(name) if name is not None else None
+            if name is None or not isinstance(linear, nn.Linear):
+                raise ArtifactError(f"{tensor_name}: the model has no linear layer of that name")
+            if tuple(linear.weight.shape) != layer.shape:
+                raise ArtifactError(
+                    f"{tensor_name}: is {tuple(linear.weight.shape)} in the model, {layer.shape} fitted"
+                )
+            spm_linear = SPMLinear.in_place_of(linear, layer.spm)
+            if shared is not None:
+                spm_linear.chains = shared.chains
+            shared = spm_linear
+            _replace(model, name, spm_linear)
+
+
+def _owners(model: nn.Module) -> dict[int, set[int]]:
+    owners: dict[int, set[int]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), set()).add(id(module))
+    return owners
+
+
+def _replace(model: nn.Module, name: str, layer: SPMLinear) -> None:
+    if not name:
+        raise UsageError("the model is itself a linear layer; use SPMLinear.from_linear on it")
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)

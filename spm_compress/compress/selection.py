@@ -1,0 +1,78 @@
+"""Which tensors are replaced, and for every other one the reason why not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from spm_compress.checkpoint.source import TensorInfo
+from spm_compress.errors import UsageError, near_misses
+
+__all__ = ["Selection", "check_patterns", "select"]
+
+# Tables that are looked up by row, not multiplied with, by the names that model families give them.
+_LOOKUP = re.compile(
+    r"(^|[._])(emb|embed|embeds|embedding|embeddings|embed_tokens|embed_positions|wte|wpe|pos_embed|"
+    r"relative_attention_bias|tok_embeddings|position_ids|class_embedding)([._]|$)"
+)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """names to fit, in order, and name -> reason for every tensor that stays."""
+
+    fitted: tuple[str, ...]
+    kept: Mapping[str, str]
+
+
+def select(
+    tensors: Mapping[str, TensorInfo],
+    *,
+    include: tuple[str, ...] = (),
+    exclude: tuple[str, ...] = (),
+    min_features: int = 32,
+) -> Selection:
+    """Choose the dense maps among `tensors` by dtype, shape, name and the given globs.
+
+    include: only names that match one of these; none given means all. exclude: never these. Both match
+    whole tensor names, with * ? [] as in the shell. A weight narrower than min_features on
+    either side stays. Raises UsageError for a glob without a match.
+    """
+    check_patterns("--include", include, tensors)
+    check_patterns("--exclude", exclude, tensors)
+    fitted, kept = [], {}
+    for name, info in tensors.items():
+        reason = _reason_to_keep(name, info, include, exclude, min_features)
+        if reason:
+            kept[name] = reason
+        else:
+            fitted.append(name)
+    return Selection(tuple(fitted), kept)
+
+
+def check_patterns(option: str, patterns: Iterable[str], names: Iterable[str]) -> None:
+    """Raise UsageError, with near misses, for a pattern that matches none of the names."""
+    known = list(names)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise UsageError(f"{option} {pattern!r} matches no tensor{near_misses(pattern, known)}")
+
+
+def _reason_to_keep(
+    name: str, info: TensorInfo, include: tuple[str, ...], exclude: tuple[str, ...], min_features: int
+) -> str | None:
+    if not info.is_floating:
+        return f"{info.dtype} is not a floating-point type that can be fitted"
+    if len(info.shape) != 2:
+        return f"{len(info.shape)}-D, not a matrix"
+    if any(fnmatchcase(name, pattern) for pattern in exclude):
+        return "excluded"
+    if include and not any(fnmatchcase(name, pattern) for pattern in include):
+        return "not included"
+    if _LOOKUP.search(name):
+        return "a lookup table by its name"
+    if min(info.shape) < min_features:
+        return f"narrower than {min_features} features"
+    return None

@@ -1,0 +1,45 @@
+"""The one family of exceptions that a user's input can cause.
+
+Every message says what is wrong, where, and what to do, in one line. The command line
+turns `UsageError` into exit code 2 and every other `SpmError` into exit code 1; anything
+else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SpmError(Exception):
+    """Base of all errors that spm-compress raises on purpose."""
+
+
+class UsageError(SpmError):
+    """The request itself is wrong: an unknown name, a pattern without a match, a bad value."""
+
+
+class SourceError(SpmError):
+    """A model file cannot be read, or holds numbers that cannot be fitted."""
+
+
+class ArtifactError(SpmError):
+    """An artifact is damaged, of a later version, or does not belong to what it is used with."""
+
+
+class FitError(SpmError):
+    """A weight could not be fitted."""
+
+
+class ExportError(SpmError):
+    """The ONNX graph cannot be made, or a layer cannot be found in it."""
+
+
+class VerificationError(SpmError):
+    """Two computations that must agree do not."""
+
+
+def near_misses(name: str, known: Iterable[str], *, most: int = 3) -> str:
+    """Return `; near misses: a, b` for the names in `known` that resemble `name`, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=most, cutoff=0.4)
+    return f"; near misses: {', '.join(close)}" if close else ""

@@ -1,0 +1,6 @@
+"""Floor 5: from an artifact to an ONNX file that is known to compute the same."""
+
+from spm_compress.export.files import Exported, export_layers, export_onnx, source_of
+from spm_compress.export.lowering import Layout, Stages
+
+__all__ = ["Exported", "Layout", "Stages", "export_layers", "export_onnx", "source_of"]

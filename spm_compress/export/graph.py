@@ -1,0 +1,190 @@
+"""Where the dense ONNX graph comes from: an ONNX file, a Hugging Face folder, or a plain chain of linears."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import json
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from spm_compress.checkpoint.source import Source
+from spm_compress.errors import ExportError, near_misses
+
+__all__ = ["ACTIVATIONS", "WAYS", "chain_of_linears", "from_huggingface", "from_module", "from_onnx"]
+
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "silu": nn.SiLU,
+    "leaky-relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "none": nn.Identity,
+}
+
+WAYS = (
+    "give the dense model's graph with --graph dense.onnx; or fit a Hugging Face folder (config.json beside "
+    "the weights); or a plain nn.Sequential of linears (0.weight, 2.weight, ...); or write each layer by "
+    "itself with --layers"
+)
+
+
+def from_onnx(path: Path) -> ir.Model:
+    """Read an ONNX file. Raises ExportError if it is missing, damaged, or keeps data outside its folder."""
+    if not path.is_file():
+        beside = [p.name for p in path.parent.glob("*.onnx")] if path.parent.is_dir() else []
+        raise ExportError(f"{path}: no such ONNX file{near_misses(path.name, beside)}")
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf and onnx_ir raise many types for damaged files
+        raise ExportError(f"{path}: is not a readable ONNX model ({error}); export it again") from error
+    folder = path.parent.resolve()
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and not (folder / tensor.location).resolve().is_relative_to(folder):
+            raise ExportError(f"{path}: keeps {value.name} at {tensor.location!r}, outside its folder; not followed")
+    return model
+
+
+def from_huggingface(source: Source) -> tuple[nn.Module, ir.Model]:
+    """Load a Hugging Face folder as a torch module (float32) and export it with dynamic axes.
+
+    Raises ExportError where transformers is missing or does not know the architecture.
+    """
+    model = _load_huggingface(source)
+    example = _example_inputs(model, source.config or {})
+    with torch.no_grad():
+        outputs = model(**example)
+    names = [name for name, value in outputs.items() if isinstance(value, Tensor)]
+    axes: dict[str, Any] = {
+        name: {0: "batch", 1: "sequence"} if value.dim() == 2 else {0: "batch"} for name, value in example.items()
+    }
+    return model, from_module(model, example, axes, names)
+
+
+def from_module(
+    model: nn.Module, example: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, str]], outputs: list[str]
+) -> ir.Model:
+    """Export a module called with keyword tensors. axes: input -> {dimension: name} of the dynamic ones."""
+    with _quiet():
+        program = torch.onnx.export(
+            model.eval(),
+            kwargs=dict(example),
+            dynamo=True,
+            dynamic_shapes={name: dict(dims) for name, dims in axes.items()},
+            input_names=list(example),
+            output_names=outputs,
+            verbose=False,
+        )
+    assert program is not None  # only returned as None for the exporter that writes files
+    return program.model
+
+
+def chain_of_linears(source: Source, activation: str) -> nn.Sequential:
+    """Rebuild an `nn.Sequential` of linears from its state dict (0.weight, 0.bias, 2.weight, ...).
+
+    Where the numbering skips, something without weights stood between: the activation.
+    Raises ExportError, with the ways to supply a graph, for any other state dict.
+    """
+    infos = source.tensors()
+    parsed = {name: re.fullmatch(r"(.*?)(\d+)\.(weight|bias)", name) for name in infos}
+    foreign = [name for name, match in parsed.items() if match is None]
+    if foreign:
+        raise ExportError(f"{source.path}: is no plain chain of linears ({foreign[0]}) and has no graph; {WAYS}")
+    prefixes = {match[1] for match in parsed.values() if match}
+    indices = sorted({int(match[2]) for match in parsed.values() if match})
+    if len(prefixes) != 1:
+        raise ExportError(f"{source.path}: holds several chains ({', '.join(sorted(prefixes))}) and no graph; {WAYS}")
+    (prefix,) = prefixes
+    layers: dict[str, nn.Module] = {}
+    width: int | None = None
+    for position, index in enumerate(indices):
+        name = f"{prefix}{index}.weight"
+        shape = infos[name].shape if name in infos else ()
+        if len(shape) != 2 or (width is not None and shape[1] != width):
+            raise ExportError(f"{source.path}: {prefix}{index} does not follow as a linear layer ({shape}); {WAYS}")
+        if position and index > indices[position - 1] + 1:
+            layers[f"{index}_activation"] = ACTIVATIONS[activation]()
+        width = shape[0]
+        layers[str(index)] = _linear(source, f"{prefix}{index}", shape)
+    chain = nn.Sequential()
+    for layer_name, layer in layers.items():
+        chain.add_module(layer_name, layer)
+    return chain.eval()
+
+
+def _linear(source: Source, name: str, shape: tuple[int, ...]) -> nn.Linear:
+    has_bias = f"{name}.bias" in source.files
+    layer = nn.Linear(shape[1], shape[0], bias=has_bias)
+    with torch.no_grad():
+        layer.weight.copy_(source.read(f"{name}.weight"))
+        if has_bias:
+            layer.bias.copy_(source.read(f"{name}.bias"))
+    return layer
+
+
+def _load_huggingface(source: Source) -> nn.Module:
+    try:
+        with _quiet():
+            import transformers
+    except ImportError as error:
+        raise ExportError(
+            f"{source.path}: is a Hugging Face folder, and exporting it needs transformers; "
+            "install it with: pip install 'spm-compress[hf]'"
+        ) from error
+    names = (source.config or {}).get("architectures") or []
+    architecture = getattr(transformers, names[0], None) if names and isinstance(names[0], str) else None
+    if architecture is None or not hasattr(architecture, "from_pretrained"):
+        raise ExportError(
+            f"{source.path / 'config.json'}: architectures {names!r} name no class of transformers "
+            f"{transformers.__version__}; give the dense graph with --graph dense.onnx"
+        )
+    try:
+        with _quiet():
+            model = architecture.from_pretrained(source.path, local_files_only=True, dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ExportError(f"{source.path}: transformers cannot load it ({first_line}); check the folder") from error
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def _example_inputs(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    accepted = inspect.signature(model.forward).parameters
+    if getattr(model, "main_input_name", "input_ids") == "pixel_values":
+        size = config.get("image_size", 224)
+        return {"pixel_values": torch.zeros(2, config.get("num_channels", 3), size, size)}
+    tokens = torch.arange(2 * 8).reshape(2, 8) % int(config.get("vocab_size", 2))
+    example = {"input_ids": tokens}
+    if "attention_mask" in accepted:
+        example["attention_mask"] = torch.ones_like(tokens)
+    if "token_type_ids" in accepted and config.get("type_vocab_size", 0):
+        example["token_type_ids"] = torch.zeros_like(tokens)
+    return example
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's and transformers' own chatter off both streams."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

@@ -1,0 +1,124 @@
+"""Does the ONNX file compute what the torch operator computes?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    NotImplemented,
+    RuntimeException,
+)
+
+from spm_compress.errors import VerificationError
+
+__all__ = ["TOLERANCE", "Agreement", "check_file", "compare", "random_inputs", "require", "run", "session"]
+
+# Float32 sums in another order differ by about 1e-7 a layer; a wrong index or number by far more than this.
+TOLERANCE = 1e-4
+_RUNTIME_ERRORS = (Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException)
+
+Outputs = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Largest relative error over the outputs at one batch size: ||onnx - torch|| / ||torch||."""
+
+    batch: int
+    error: float
+
+
+def check_file(path: Path) -> None:
+    """Run onnx.checker on a file. Raises VerificationError with its finding."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise VerificationError(f"{path.name}: onnx.checker refuses the exported file ({first_line})") from error
+
+
+def session(model: Path | bytes, threads: int = 0) -> onnxruntime.InferenceSession:
+    """Open a CPU session. Raises VerificationError if ONNX Runtime refuses the model."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+        )
+    except _RUNTIME_ERRORS as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise VerificationError(f"ONNX Runtime cannot load the exported model ({first_line})") from error
+
+
+def random_inputs(model: ir.Model, batch: int, sequence: int, seed: int) -> dict[str, np.ndarray]:
+    """Draw inputs for a graph: its first dynamic axis is `batch`, other dynamic axes are `sequence`.
+
+    Floats are normal; integers are 1 for masks, and otherwise below the size of the table that they look up.
+    """
+    generator = np.random.default_rng(seed)
+    inputs: dict[str, np.ndarray] = {}
+    for value in model.graph.inputs:
+        if value.name is None or value.name in model.graph.initializers:
+            continue
+        dims = list(value.shape) if value.shape is not None else []
+        shape = [dim if isinstance(dim, int) else batch if i == 0 else sequence for i, dim in enumerate(dims)]
+        dtype = (value.dtype or ir.DataType.FLOAT).numpy()
+        if np.issubdtype(dtype, np.floating):
+            inputs[value.name] = generator.standard_normal(shape).astype(dtype)
+        elif "mask" in value.name or dtype == np.bool_:
+            inputs[value.name] = np.ones(shape, dtype)
+        else:
+            inputs[value.name] = generator.integers(0, _rows_looked_up(value), shape).astype(dtype)
+    return inputs
+
+
+def _rows_looked_up(value: ir.Value) -> int:
+    """Return the least number of rows of the tables that an integer input indexes; 2 if none is seen."""
+    rows = []
+    for node, index in value.uses():
+        table = node.inputs[0]
+        if node.op_type == "Gather" and index == 1 and table is not None and table.shape is not None:
+            rows.append(int(table.shape.numpy()[0]))
+    return min(rows, default=2)
+
+
+def run(runtime: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray]) -> Outputs:
+    """Run a session and return its floating-point outputs by name."""
+    names = [output.name for output in runtime.get_outputs()]
+    try:
+        values = runtime.run(names, dict(inputs))
+    except _RUNTIME_ERRORS as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise VerificationError(f"ONNX Runtime cannot run the exported model ({first_line})") from error
+    return {name: value for name, value in zip(names, values, strict=True) if np.issubdtype(value.dtype, np.floating)}
+
+
+def compare(found: Outputs, expected: Outputs) -> float:
+    """Return the largest relative error over the outputs; infinite where a value is not finite."""
+    worst = 0.0
+    for name, value in expected.items():
+        difference = float(np.linalg.norm((found[name].astype(np.float64) - value).ravel()))
+        norm = float(np.linalg.norm(value.astype(np.float64).ravel()))
+        error = difference / norm if norm else difference
+        worst = max(worst, error if np.isfinite(error) else float("inf"))
+    return worst
+
+
+def require(agreements: Sequence[Agreement], what: str) -> None:
+    """Raise VerificationError if any of the agreements is outside the tolerance."""
+    for agreement in agreements:
+        if not agreement.error < TOLERANCE:
+            raise VerificationError(
+                f"{what}: ONNX Runtime and the torch operator differ by {agreement.error:.1e} at batch "
+                f"{agreement.batch} (limit {TOLERANCE:.0e}); the file was not kept; please report this"
+            )

@@ -1,0 +1,5 @@
+"""Floor 3: the operator as layers of a neural network, fresh or fitted."""
+
+from spm_compress.layers.linear import SPMLinear
+
+__all__ = ["SPMLinear"]

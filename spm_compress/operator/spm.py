@@ -1,0 +1,194 @@
+"""The operator: a structure, its numbers, and the two ways to apply them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spm_compress.operator.blocks import coefficients, group_blocks
+from spm_compress.operator.pairing import partner
+from spm_compress.operator.structure import Structure
+
+__all__ = ["SPM", "FusedPlan", "Numbers", "apply_stages", "resize"]
+
+Numbers = Sequence[Mapping[str, Tensor]]
+
+
+def resize(x: Tensor, width: int) -> Tensor:
+    """Repeat or fold the features of x (..., n, rows) to (..., width, rows).
+
+    Wider: feature j is x[j mod n]. Narrower: the sum of all features equal to j modulo width.
+    """
+    n = x.shape[-2]
+    if n == width:
+        return x
+    if n < width:
+        return x.index_select(-2, torch.arange(width, device=x.device) % n)
+    missing = -n % width
+    padded = torch.nn.functional.pad(x, (0, 0, 0, missing))
+    return padded.reshape(*x.shape[:-2], -1, width, x.shape[-1]).sum(-3)
+
+
+def apply_stages(structure: Structure, numbers: Numbers, x: Tensor) -> Tensor:
+    """Apply the map stage by stage, literally as it is defined: (..., in, rows) -> (..., out, rows)."""
+    for chain, named in zip(structure.chains, numbers, strict=True):
+        x = resize(x, chain.width)
+        direct, cross = coefficients(chain, structure.mixer, named)
+        diagonals = named["diagonals"].unbind(-2) if chain.diagonals else ()
+        scale = dict(zip(chain.diagonals, diagonals, strict=True))
+        stage = 0
+        for boundary, group in enumerate(chain.groups):
+            if boundary in scale:
+                x = scale[boundary].unsqueeze(-1) * x
+            x = x.index_select(-2, group.order.indices(chain.width).to(x.device))
+            for stride in group.strides:
+                swapped = x.index_select(-2, partner(chain.width, stride).to(x.device))
+                x = direct[..., stage, :, None] * x + cross[..., stage, :, None] * swapped
+                stage += 1
+        if len(chain.groups) in scale:
+            x = scale[len(chain.groups)].unsqueeze(-1) * x
+    return resize(x, structure.out_features)
+
+
+class FusedPlan:
+    """Index tables with which a structure runs group by group, each as one batched MatMul.
+
+    Orders, padding, widening and the way from one group's slots to the next one's are one gather a
+    group. Built once a structure. `tables` has an index tensor, or None where it would change nothing, for
+    every gather in the order of use, so that a module can keep them on its device.
+    """
+
+    def __init__(self, structure: Structure) -> None:
+        self.structure = structure
+        self.tables: list[Tensor | None] = []
+        where = torch.arange(structure.in_features)  # row of the state that holds each position
+        width = rows = structure.in_features
+        for chain in structure.chains:
+            where, rows = self._resize(where, rows, width, chain.width)
+            width = chain.width
+            for group in chain.groups:
+                members = group.members(width)
+                order = group.order.indices(width)
+                self._gather(where[order[members.clamp(max=width - 1)]].flatten(), rows)
+                flat, rows = members.flatten(), members.numel()
+                where = torch.empty(width, dtype=torch.int64)
+                where[flat[flat < width]] = torch.arange(rows)[flat < width]
+        where, rows = self._resize(where, rows, width, structure.out_features)
+        self._gather(where, rows)
+
+    def _resize(self, where: Tensor, rows: int, width: int, new: int) -> tuple[Tensor, int]:
+        if new < width:
+            self._gather(where, rows)  # positions in their order before they are folded
+            return torch.arange(new), new
+        return where[torch.arange(new) % width], rows
+
+    def _gather(self, table: Tensor, rows: int) -> None:
+        self.tables.append(None if torch.equal(table, torch.arange(rows)) else table)
+
+    def to(self, device: torch.device) -> FusedPlan:
+        """Move the tables, in place, and return the plan."""
+        self.tables = [table if table is None else table.to(device) for table in self.tables]
+        return self
+
+    def blocks(self, numbers: Numbers) -> list[list[Tensor]]:
+        """Return, chain by chain, the groups' (..., blocks, block, block), diagonals included."""
+        fused = []
+        for chain, named in zip(self.structure.chains, numbers, strict=True):
+            direct, cross = coefficients(chain, self.structure.mixer, named)
+            groups = []
+            diagonals = named["diagonals"].unbind(-2) if chain.diagonals else ()
+            stage = 0
+            for boundary, group in enumerate(chain.groups):
+                span = slice(stage, stage + group.stages)
+                stage += group.stages
+                product = group_blocks(group, chain.width, direct[..., span, :], cross[..., span, :])
+                last = boundary + 1 == len(chain.groups)
+                for at, diagonal in zip(chain.diagonals, diagonals, strict=True):
+                    members = group.members(chain.width).clamp(max=chain.width - 1).to(direct.device)
+                    if at == boundary:
+                        order = group.order.indices(chain.width).to(direct.device)
+                        product = product * diagonal[..., order[members]].unsqueeze(-2)
+                    elif at == boundary + 1 and last:
+                        product = product * diagonal[..., members].unsqueeze(-1)
+                groups.append(product)
+            fused.append(groups)
+        return fused
+
+    def apply(self, fused: list[list[Tensor]], x: Tensor, moved: Sequence[Tensor | None] | None = None) -> Tensor:
+        """Apply the map group by group: (..., in, rows) -> (..., out, rows).
+
+        moved: the tables where a module keeps them, on the device of x.
+        """
+        return self._run(fused, x, iter(self.tables if moved is None else moved))
+
+    def dense(self, fused: list[list[Tensor]], moved: Sequence[Tensor | None] | None = None) -> Tensor:
+        """Return the matrix (..., out, in): as `apply` on the identity, the first group without a product."""
+        tables = iter(self.tables if moved is None else moved)
+        width = self.structure.in_features
+        first = fused[0][0]  # (..., blocks, b, b)
+        if width > self.structure.widths[1]:
+            eye = torch.eye(width, dtype=first.dtype, device=first.device)
+            return self._run(fused, eye, tables)
+        table = next(tables)
+        rows = first.shape[-3] * first.shape[-2]
+        source = torch.arange(rows) if table is None else table  # the input feature in each slot
+        column = source.reshape(first.shape[-3], 1, first.shape[-1]).expand(first.shape[-3:]).to(first.device)
+        state = first.new_zeros(*first.shape[:-3], *first.shape[-3:-1], width)
+        state = state.scatter_add(-1, column.expand_as(first), first).flatten(-3, -2)
+        return self._run(fused, state, tables, done=1)
+
+    def _run(self, fused: list[list[Tensor]], x: Tensor, tables: Iterator[Tensor | None], done: int = 0) -> Tensor:
+        widths = self.structure.widths
+        for groups, width, after in zip(fused, widths, widths[1:], strict=False):
+            if width > after:
+                x = resize(_take(x, next(tables)), after)
+            for product in groups[done:]:
+                x = _take(x, next(tables))
+                x = x.reshape(*x.shape[:-2], *product.shape[-3:-1], x.shape[-1])
+                x = (product @ x).flatten(-3, -2)
+            done = 0
+        if widths[-2] > widths[-1]:
+            x = resize(_take(x, next(tables)), widths[-1])
+        return _take(x, next(tables))
+
+
+def _take(x: Tensor, table: Tensor | None) -> Tensor:
+    return x if table is None else x.index_select(-2, table)
+
+
+@dataclass(frozen=True)
+class SPM:
+    """One linear map as a chain of mixing stages.
+
+    structure: the layout; numbers: chain by chain, name -> array as `structure.shapes()` says.
+    """
+
+    structure: Structure
+    numbers: Numbers
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features), as torch writes a weight."""
+        return self.structure.out_features, self.structure.in_features
+
+    @property
+    def parameter_count(self) -> int:
+        """Numbers stored."""
+        return self.structure.parameter_count
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """Return W x for x (in_features, rows), group by group."""
+        plan = FusedPlan(self.structure)
+        return plan.apply(plan.blocks(self.numbers), x)
+
+    def to_dense(self) -> Tensor:
+        """Return W (out_features, in_features)."""
+        plan = FusedPlan(self.structure)
+        return plan.dense(plan.blocks(self.numbers))
+
+    def to(self, dtype: torch.dtype) -> SPM:
+        """Return the same operator with its numbers in another dtype."""
+        return SPM(self.structure, [{k: v.to(dtype) for k, v in named.items()} for named in self.numbers])

@@ -1,0 +1,168 @@
+"""What a fit saved and what it cost, as data: every figure counted from what is stored."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from spm_compress.checkpoint.artifact import Artifact, FittedLayer, KeptTensor
+from spm_compress.checkpoint.source import DTYPES
+
+__all__ = ["SCHEMA", "LayerSavings", "Savings", "Size", "summarize", "to_json"]
+
+SCHEMA = "spm-compress/report/1"
+
+# Relative weight errors that the sentence in plain words turns on. Round-to-nearest int4, which usually
+# needs repair, is at 0.15 on MiniLM; its SVD at half the size, with 0.50, keeps 31 % of the cosine.
+_CLOSE, _BROKEN = 0.05, 0.3
+
+
+@dataclass(frozen=True)
+class Size:
+    """Something counted before (dense) and after (as stored)."""
+
+    before: int
+    after: int
+
+    @property
+    def kept(self) -> float:
+        """Share that is left, 0 to 1 or more."""
+        return self.after / self.before if self.before else 1.0
+
+    @property
+    def removed(self) -> float:
+        """Share that is gone: 1 - kept."""
+        return 1.0 - self.kept
+
+    def __add__(self, other: Size) -> Size:
+        return Size(self.before + other.before, self.after + other.after)
+
+
+@dataclass(frozen=True)
+class LayerSavings:
+    """One fitted weight. multiply_adds: for one row; error, svd_error: relative Frobenius error."""
+
+    name: str
+    shape: tuple[int, int]
+    stages: int
+    mixer: str
+    parameters: Size
+    bytes: Size
+    multiply_adds: Size
+    error: float
+    svd_error: float
+
+
+@dataclass(frozen=True)
+class Savings:
+    """The whole report.
+
+    fitted: the replaced weights together; model: everything, tensors left dense included, and of the
+    artifact's bytes also its header, so that `model.bytes.after` is the size of the file.
+    """
+
+    layers: tuple[LayerSavings, ...]
+    kept: tuple[KeptTensor, ...]
+    fitted_parameters: Size
+    fitted_bytes: Size
+    fitted_multiply_adds: Size
+    model_parameters: Size
+    model_bytes: Size
+    mean_error: float
+    mean_svd_error: float
+    verdict: str
+
+
+def summarize(artifact: Artifact, path: Path) -> Savings:
+    """Count an artifact that lies at `path`."""
+    layers = tuple(_layer(layer) for layer in artifact.layers)
+    nothing = Size(0, 0)
+    parameters = sum((layer.parameters for layer in layers), nothing)
+    size = sum((layer.bytes for layer in layers), nothing)
+    # Integer buffers (position ids) take bytes but are no parameters.
+    kept_parameters = sum(math.prod(kept.shape) for kept in artifact.kept if kept.dtype in DTYPES)
+    kept_bytes = sum(kept.bytes for kept in artifact.kept)
+    mean_error = sum(layer.error for layer in layers) / max(1, len(layers))
+    mean_svd = sum(layer.svd_error for layer in layers) / max(1, len(layers))
+    return Savings(
+        layers=layers,
+        kept=artifact.kept,
+        fitted_parameters=parameters,
+        fitted_bytes=size,
+        fitted_multiply_adds=sum((layer.multiply_adds for layer in layers), nothing),
+        model_parameters=parameters + Size(kept_parameters, kept_parameters),
+        model_bytes=Size(size.before + kept_bytes, path.stat().st_size),
+        mean_error=mean_error,
+        mean_svd_error=mean_svd,
+        verdict=_verdict(mean_error, max((layer.error for layer in layers), default=0.0)),
+    )
+
+
+def _layer(layer: FittedLayer) -> LayerSavings:
+    out, into = layer.shape
+    structure = layer.spm.structure
+    # Tied names are one weight, but each had its own copy on disk.
+    dense_bytes = out * into * DTYPES[layer.dtype].itemsize * len(layer.names)
+    return LayerSavings(
+        name=layer.name,
+        shape=layer.shape,
+        stages=structure.stages,
+        mixer=structure.mixer.value,
+        parameters=Size(out * into, structure.parameter_count),
+        bytes=Size(dense_bytes, layer.stored_bytes),
+        multiply_adds=Size(out * into, structure.multiply_adds),
+        error=layer.error,
+        svd_error=layer.svd_error,
+    )
+
+
+def _verdict(mean: float, worst: float) -> str:
+    measured = f"the mean relative weight error is {mean:.2f} (worst layer {worst:.2f})"
+    if worst < _CLOSE:
+        return f"The weights are recovered closely: {measured}. Check the model's accuracy before use."
+    if mean < _BROKEN:
+        return (
+            f"The weights are recovered in part: {measured}. Expect the model to lose accuracy; measure it before use."
+        )
+    return (
+        f"The weights are not recovered: {measured}, where 1.00 is what all zeros reach. "
+        "The model will not work without recovery: train its SPM layers further before use, or use more stages."
+    )
+
+
+def to_json(savings: Savings) -> dict[str, Any]:
+    """Return the report as JSON values, with `schema` as its version."""
+
+    def size(each: Size) -> dict[str, float]:
+        return {"before": each.before, "after": each.after, "kept": each.kept, "removed": each.removed}
+
+    return {
+        "schema": SCHEMA,
+        "verdict": savings.verdict,
+        "fitted": {
+            "layers": len(savings.layers),
+            "parameters": size(savings.fitted_parameters),
+            "bytes": size(savings.fitted_bytes),
+            "multiply_adds": size(savings.fitted_multiply_adds),
+            "mean_error": savings.mean_error,
+            "mean_svd_error": savings.mean_svd_error,
+        },
+        "model": {"parameters": size(savings.model_parameters), "bytes": size(savings.model_bytes)},
+        "layers": [
+            {
+                "name": layer.name,
+                "shape": layer.shape,
+                "stages": layer.stages,
+                "mixer": layer.mixer,
+                "parameters": size(layer.parameters),
+                "bytes": size(layer.bytes),
+                "multiply_adds": size(layer.multiply_adds),
+                "error": layer.error,
+                "svd_error": layer.svd_error,
+            }
+            for layer in savings.layers
+        ],
+        "kept": [asdict(kept) for kept in savings.kept],
+    }
