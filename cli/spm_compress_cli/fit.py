@@ -29,7 +29,7 @@ import click
 )
 @click.option("--block", type=int, default=32, show_default=True, help="Width of a group's blocks, a power of two.")
 @click.option(
-    "--steps", type=click.IntRange(min=0), default=600, show_default=True, help="Most gradient steps per weight."
+    "--steps", type=click.IntRange(min=0), default=400, show_default=True, help="Most gradient steps per weight."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of pairings and starts.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Fit only weights of this name; repeatable.")

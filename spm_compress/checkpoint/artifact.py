@@ -118,8 +118,11 @@ def write_artifact(artifact: Artifact, path: Path) -> None:
         "kept": [asdict(kept) for kept in artifact.kept],
     }
     with write_whole(path) as temporary:
-        # One key only: safetensors writes several in no fixed order.
-        save_file(tensors, temporary, metadata={_KEY: json.dumps(manifest)})
+        try:
+            # One key only: safetensors writes several in no fixed order.
+            save_file(tensors, temporary, metadata={_KEY: json.dumps(manifest)})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 def read_artifact(path: Path) -> Artifact:
@@ -156,7 +159,7 @@ def read_artifact(path: Path) -> Artifact:
             kept=(kept := tuple(_read_kept(entry, tensors) for entry in manifest["kept"])),
             tensors={entry.name: tensors[entry.name] for entry in kept},
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise ArtifactError(f"{path}: its manifest is damaged ({error!r}); run fit again") from error
 
 
@@ -252,19 +255,27 @@ def _read_structure(entry: Mapping[str, Any], name: str, tensors: Mapping[str, T
     chains = []
     for i, chain in enumerate(entry["chains"]):
         width = int(chain["width"])
+        if width < 1:
+            raise ValueError(f"{name}: a chain of width {width}")
         groups = tuple(
-            Group(
-                _read_order(group["order"], width, tensors.get(f"{name}.spm.{i}.order.{g}")),
-                int(group["stages"]),
-                int(group["low"]),
-                bool(group["descending"]),
-            )
+            _read_group(group, width, tensors.get(f"{name}.spm.{i}.order.{g}"))
             for g, group in enumerate(chain["groups"])
         )
-        chains.append(Chain(width, groups, tuple(int(at) for at in chain["diagonals"])))
+        diagonals = tuple(int(at) for at in chain["diagonals"])
+        if not groups or list(diagonals) != sorted(set(diagonals) & set(range(len(groups) + 1))):
+            raise ValueError(f"{name}: a chain without groups, or a diagonal that stands at no boundary")
+        chains.append(Chain(width, groups, diagonals))
     if not chains:
         raise ValueError(f"{name}: a structure without chains")
     return Structure(Mixer(entry["mixer"]), int(entry["in_features"]), int(entry["out_features"]), tuple(chains))
+
+
+def _read_group(entry: Mapping[str, Any], width: int, table: Tensor | None) -> Group:
+    stages, low = int(entry["stages"]), int(entry["low"])
+    # Bounds before any power of two is taken of a number that a stranger may have written.
+    if not 0 <= stages <= width.bit_length() or not 1 <= low <= width or low & (low - 1):
+        raise ValueError(f"a group of {stages} stages from stride {low} at width {width}")
+    return Group(_read_order(entry["order"], width, table), stages, low, bool(entry["descending"]))
 
 
 def _read_order(entry: Any, width: int, table: Tensor | None) -> Order:

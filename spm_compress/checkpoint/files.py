@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ def write_whole(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()  # fails at once where the folder is missing or may not be written
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -31,7 +33,8 @@ def write_whole(path: Path) -> Iterator[Path]:
             f"{path}: cannot be written ({error.strerror or error}); check the folder's permissions and free space"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -19,7 +19,9 @@ from spm_compress.errors import FitError, SourceError, UsageError
 from spm_compress.fitting.descent import fit_matrices, relative_error
 from spm_compress.fitting.settings import FitResult, FitSettings, StepReport
 from spm_compress.fitting.truncated_svd import svd_error
+from spm_compress.operator.canonical import to_canonical
 from spm_compress.operator.spm import SPM
+from spm_compress.operator.structure import Mixer
 from spm_compress.version import __version__
 
 __all__ = ["CompressSettings", "Progress", "Silent", "batches", "check_device", "fit_model"]
@@ -27,6 +29,8 @@ __all__ = ["CompressSettings", "Progress", "Silent", "batches", "check_device", 
 # Matrices of one shape are fitted together up to this many values: beyond it the working set leaves the
 # caches and a batch gains nothing (docs/measurements.md).
 _BATCH_VALUES = 1 << 20
+# Float16 may raise a layer's error by this factor, and by its own rounding, before float32 is kept.
+_MOST_HARM, _ROUNDING = 1.02, 1e-3
 
 
 @dataclass(frozen=True)
@@ -126,8 +130,8 @@ def check_device(device: str) -> None:
 
 
 def _why_not_smaller(info: TensorInfo, settings: CompressSettings) -> str | None:
-    structure = settings.fit.stored_structure(*info.shape)
-    stored = structure.parameter_count * settings.store.itemsize + structure.index_bytes
+    structure = settings.fit.stored_structure(*info.shape, half=settings.store == torch.float16)
+    stored = structure.stored_bytes(settings.store.itemsize)
     if stored < info.bytes:
         return None
     return f"would not get smaller: {stored} bytes in {structure.stages} stages, {info.bytes} dense"
@@ -205,16 +209,21 @@ def _measured(
 
 
 def stored_as(result: FitResult, weight: Tensor, store: torch.dtype) -> tuple[SPM, float]:
-    """Return the operator in the stored dtype, and its error there.
+    """Return the operator with its mixers in the stored dtype (diagonals stay float32), and its error there.
 
-    A canonical form whose numbers leave the range of float16 stays float32, and its bytes count as such.
+    An operator that float16 would harm stays float32, and its bytes count as such.
     """
     if store == torch.float32:
         return result.spm, result.error
-    rounded = result.spm.to(store)
-    if not all(bool(array.isfinite().all()) for named in rounded.numbers for array in named.values()):
-        return result.spm, result.error
-    return rounded, relative_error(weight, rounded)
+    spm = result.spm
+    if spm.structure.mixer is Mixer.CANONICAL:
+        spm = to_canonical(spm, half=True)
+    rounded = SPM(
+        spm.structure,
+        [{name: array if name == "diagonals" else array.to(store) for name, array in d.items()} for d in spm.numbers],
+    )
+    error = relative_error(weight, rounded)
+    return (rounded, error) if error <= _MOST_HARM * result.error + _ROUNDING else (result.spm, result.error)
 
 
 def _settings_json(settings: CompressSettings) -> dict[str, object]:

@@ -26,10 +26,13 @@ _PATIENCE, _LEAST_GAIN = 0.2, 1e-4
 # ... or when the error is at the rounding of float32.
 _EXACT = 2e-6
 _RESTARTS = 3
-# Starting near zero instead of at the weight's norm: 0.859 against 0.894 (MiniLM 384x384, 20 stages, 600 steps).
-_START_GAIN = 0.2
-# Start angles stay below pi/4, so that every pair begins with a direct entry to divide by; as good as any angle.
-_START_ANGLE = math.pi / 4
+# Share of the steps over which the step size rises; the first steps of Adam are its roughest ...
+_WARM_UP = 0.05
+# ... and can end at the zero map, an error this close to 1. Even 4096x4096 in two stages is further from it.
+_COLLAPSED = 1 - 1e-4
+# The start is a chain of random rotations with this share of the weight's norm. From the full norm, long chains
+# collapse to the zero map: error 1.000 against 0.856 (MiniLM 384x384, 20 stages).
+_START_GAIN = 0.1
 # From a closed form the descent only polishes; the full step would throw the start away.
 _POLISH = 0.1
 
@@ -47,7 +50,7 @@ def fit_matrices(weights: Tensor, settings: FitSettings, watch: Watch | None = N
     Any floating dtype; the work is done in float32 on the device of the weights. Deterministic: the same
     weights, settings and machine give the same numbers. `watch` is called every few steps.
 
-    Raises FitError if a weight holds NaN or infinity, or if no restart converges.
+    Raises FitError if a weight holds NaN or infinity.
     """
     weights = weights.float()
     if not bool(weights.isfinite().all()):
@@ -65,9 +68,11 @@ def fit_matrices(weights: Tensor, settings: FitSettings, watch: Watch | None = N
     descended = _with_restarts(scaled.contiguous(), structure, settings, watch)
     results = []
     for k, (numbers, done) in enumerate(descended):
-        spm = _scaled(SPM(structure, numbers), float(norms[k]) / unit)
+        batch = [{name: array[None].cpu() for name, array in named.items()} for named in numbers]
+        back = _times(batch, structure, (norms[k : k + 1] / unit).cpu(), torch.ones(1))
+        spm = SPM(structure, [{name: array[0] for name, array in named.items()} for named in back])
         spm = transpose(spm) if narrowing else spm
-        spm = _stored(SPM(spm.structure, [{n: a.cpu() for n, a in named.items()} for named in spm.numbers]))
+        spm = _stored(spm)
         weight = (weights[k].mT if narrowing else weights[k]).cpu()
         results.append(FitResult(spm, relative_error(weight, spm), done.steps, done.restarts, done.start))
     return results
@@ -128,10 +133,9 @@ def _descend(
     norms = torch.linalg.vector_norm(weights, dim=(1, 2))
     norms = torch.where(norms > 0, norms, math.inf)  # a zero weight is met by the scale zero: nothing to descend
     errors = torch.full_like(norms, math.inf)
-    first: Tensor | None = None
     broken = torch.zeros_like(norms, dtype=torch.bool)
     adam = torch.optim.Adam(parameters, lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(settings.steps, 1))
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _share_of_rate(step, settings.steps))
     patience = max(2, round(settings.steps * _PATIENCE / _CHECK_EVERY))
     history: list[float] = []
     step = 0
@@ -144,7 +148,6 @@ def _descend(
         difference = dense.detach() - weights
         if step % _CHECK_EVERY == 0 or step == settings.steps:
             now = torch.linalg.vector_norm(difference, dim=(1, 2)) / norms
-            first = now if first is None else first
             broken |= ~now.isfinite()
             better = now < errors
             errors = torch.where(better, now, errors)
@@ -160,12 +163,15 @@ def _descend(
             dense.backward(difference.mul_((2 / norms**2)[:, None, None]))  # type: ignore[no-untyped-call]
             adam.step()
             schedule.step()
-    assert first is not None
-    # Nothing gained at all, or a NaN on the way: a smaller step may do.
-    gained = (errors < first) | (errors <= _EXACT)
-    diverged = (broken | ~gained) & torch.tensor(settings.steps > 0, device=broken.device)
+    # A NaN on the way, or no more than the zero map: a smaller step may do.
+    diverged = (broken | (errors > _COLLAPSED)) & torch.tensor(settings.steps > 0, device=broken.device)
     shaped = iter(best)
     return _Descent([{name: next(shaped) for name in named} for named in numbers], errors, diverged, step)
+
+
+def _share_of_rate(step: int, steps: int) -> float:
+    """Rise linearly over the first steps, then fall as a cosine."""
+    return min(1.0, (step + 1) / (_WARM_UP * steps + 1)) * (1 + math.cos(math.pi * step / max(steps, 1))) / 2
 
 
 def _is_over(history: Sequence[float], patience: int, worst: float) -> bool:
@@ -175,50 +181,47 @@ def _is_over(history: Sequence[float], patience: int, worst: float) -> bool:
 
 
 def _random_start(weights: Tensor, structure: Structure, seed: int) -> list[dict[str, Tensor]]:
-    """Rotations by random small angles, in the form of the structure's mixer, scaled to `_START_GAIN`."""
+    """Random rotations, in the form of the structure's mixer, scaled to `_START_GAIN` of the weight's norm."""
     generator = torch.Generator().manual_seed(seed)
     batch = len(weights)
-    general = structure.mixer is Mixer.GENERAL
-    # Spread over the stages where each can scale, on the one diagonal of rotations otherwise.
-    gain = _START_GAIN ** (1 / structure.stages) if general else _START_GAIN
     start = []
     for chain in structure.chains:
-        angles = torch.empty(batch, chain.pairs).uniform_(-_START_ANGLE, _START_ANGLE, generator=generator)
-        if general:
+        angles = torch.empty(batch, chain.pairs).uniform_(-math.pi / 4, math.pi / 4, generator=generator)
+        if structure.mixer is Mixer.GENERAL:
             direct, cross = coefficients(chain, Mixer.ROTATION, {"angles": angles})
-            named = {"direct": gain * direct, "cross": gain * cross}
+            named = {"direct": direct, "cross": cross}
         else:
             named = {"angles": angles}
         if chain.diagonals:
-            named["diagonals"] = torch.full((batch, len(chain.diagonals), chain.width), gain)
+            named["diagonals"] = torch.ones(batch, len(chain.diagonals), chain.width)
         start.append({name: array.to(weights.device) for name, array in named.items()})
-    # On the weight's side of zero: descent from the other side has to pass a saddle (1x1 never does).
     plan = FusedPlan(structure).to(weights.device)
-    side = (plan.dense(plan.blocks(start)) * weights).sum((1, 2))
-    sign = torch.where(side < 0, -1.0, 1.0)[:, None, None]
-    for chain, named in zip(structure.chains, start, strict=True):
-        if general:
-            named["direct"][:, :1] *= sign
-            named["cross"][:, :1] *= sign
-            break
-        if chain.diagonals:
-            named["diagonals"] *= sign
-            break
-    return start
+    dense = plan.dense(plan.blocks(start))
+    gain = _START_GAIN * torch.linalg.vector_norm(weights, dim=(1, 2)) / torch.linalg.vector_norm(dense, dim=(1, 2))
+    # On the weight's side of zero: descent from the other side has to pass a saddle (1x1 never does).
+    sign = torch.where((dense * weights).sum((1, 2)) < 0, -1.0, 1.0)
+    return _times(start, structure, gain, sign)
 
 
-def _scaled(spm: SPM, factor: float) -> SPM:
-    """Return factor times the map; the factor goes where a scale is free."""
-    numbers = [{name: array.detach() for name, array in named.items()} for named in spm.numbers]
-    if spm.structure.mixer is Mixer.GENERAL:
-        root = factor ** (1 / spm.structure.stages)
-        numbers = [{name: array * root for name, array in named.items()} for named in numbers]
-    else:
-        numbers = [
-            {name: array * factor if name == "diagonals" else array for name, array in named.items()}
-            for named in numbers
-        ]
-    return SPM(spm.structure, numbers)
+def _times(
+    numbers: list[dict[str, Tensor]], structure: Structure, factor: Tensor, sign: Tensor
+) -> list[dict[str, Tensor]]:
+    """Return the numbers of sign * factor times each map of a batch; both (k,), factor >= 0.
+
+    General stages share the factor evenly, which keeps them equally steep; rotations have it on one diagonal.
+    """
+    numbers = [dict(named) for named in numbers]
+    if structure.mixer is Mixer.ROTATION:
+        scaled = next(named for named in numbers if "diagonals" in named)
+        scaled["diagonals"] = scaled["diagonals"] * (sign * factor)[:, None, None]
+        return numbers
+    root = (factor ** (1 / structure.stages))[:, None, None]
+    for i, named in enumerate(numbers):
+        share = root.expand(-1, named["direct"].shape[1], 1).clone()
+        if i == 0:
+            share[:, 0, 0] *= sign
+        named["direct"], named["cross"] = named["direct"] * share, named["cross"] * share
+    return numbers
 
 
 def _stored(spm: SPM) -> SPM:

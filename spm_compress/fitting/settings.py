@@ -24,8 +24,8 @@ class FitSettings:
     mixer: Mixer = Mixer.GENERAL
     schedule: Schedule = Schedule.GROUPED
     block: int = 32
-    steps: int = 600
-    learning_rate: float = 0.05
+    steps: int = 400
+    learning_rate: float = 0.08
     seed: int = 0
 
     def structure(self, out_features: int, in_features: int) -> Structure:
@@ -40,10 +40,10 @@ class FitSettings:
             seed=self.seed,
         )
 
-    def stored_structure(self, out_features: int, in_features: int) -> Structure:
-        """Return the structure that is stored: rotations as they are, general mixers canonical."""
+    def stored_structure(self, out_features: int, in_features: int, *, half: bool = False) -> Structure:
+        """Return the structure that is stored: rotations as they are, general mixers canonical; half: for float16."""
         structure = self.structure(out_features, in_features)
-        return structure.canonical() if structure.mixer is Mixer.GENERAL else structure
+        return structure.canonical(half=half) if structure.mixer is Mixer.GENERAL else structure
 
 
 @dataclass(frozen=True)

@@ -104,10 +104,12 @@ class SPMLinear(nn.Module):
 
         A canonical operator is taken in its balanced form, which trains: twice the numbers, until it is stored.
         """
+        spm = spm.to(torch.promote_types(torch.float32, linear.weight.dtype))
         if spm.structure.mixer is Mixer.CANONICAL:
-            spm = balanced(spm.to(torch.float32))
-        layer = cls.from_spm(spm, None if linear.bias is None else linear.bias.detach())
-        return layer.train(linear.training).to(device=linear.weight.device, dtype=linear.weight.dtype)
+            spm = balanced(spm)
+        bias = None if linear.bias is None else linear.bias.detach()
+        layer = cls.from_spm(spm.to(linear.weight.dtype), bias)
+        return layer.train(linear.training).to(device=linear.weight.device)
 
     @classmethod
     def from_spm(cls, spm: SPM, bias: Tensor | None = None, *, path: Path = "blocks") -> SPMLinear:

@@ -28,45 +28,71 @@ __all__ = ["to_canonical", "to_general", "transpose"]
 # A direct entry of zero cannot divide. This much of its cross entry stands in for it: less than the
 # rounding of float32 for a pure swap.
 _STAND_IN = 2.0**-26
+# Half of float16's range: room for rounding.
+_LARGEST_HALF = 32752.0
 
 
-def to_canonical(spm: SPM) -> SPM:
+def to_canonical(spm: SPM, *, half: bool = False) -> SPM:
     """Return the same map with n numbers a stage and one diagonal at the end.
 
-    Works in float64 and returns the dtype given. Raises FitError when the result leaves
-    the range of that dtype (chains of many pure swaps), in which case the general form has to be stored.
+    Works in float64 and returns the dtype given. With `half` the mixers' numbers fit float16: the scale is put
+    down after every group instead of once, and the few direct entries that are still too small to divide by are
+    raised, which changes the map a little.
+
+    Raises FitError when the result leaves the range of the dtype (chains of many pure swaps), in which case the
+    general form has to be stored.
     """
+    if spm.structure.mixer is Mixer.CANONICAL:
+        if not half:
+            return spm
+        spm = to_general(spm)
     structure = spm.structure
-    if structure.mixer is Mixer.CANONICAL:
-        return spm
-    target = structure.canonical()
     dtype = next(array.dtype for named in spm.numbers for array in named.values())
     scale = torch.ones(structure.in_features, dtype=torch.float64)
     numbers: list[dict[str, Tensor]] = []
-    for i, (chain, named) in enumerate(zip(structure.chains, spm.numbers, strict=True)):
+    for chain, named in zip(structure.chains, spm.numbers, strict=True):
         named = {name: array.detach().double().cpu() for name, array in named.items()}
         if scale.numel() > chain.width:
-            if numbers:
+            if numbers and not half:
                 numbers[-1]["diagonals"] = scale[None]
             scale = torch.ones(chain.width, dtype=torch.float64)
         elif scale.numel() < chain.width:
             scale = resize(scale[:, None], chain.width)[:, 0]
-        cross, scale = _carry(chain, structure.mixer, named, scale)
+        cross, scale, put_down = _carry(chain, structure.mixer, named, scale, half)
         numbers.append({"cross": cross})
-        if i + 1 == len(structure.chains):
-            numbers[-1]["diagonals"] = scale[None]
-    result = SPM(target, numbers).to(dtype)
-    if not all(bool(array.isfinite().all()) for named in result.numbers for array in named.values()):
+        if half:
+            numbers[-1]["diagonals"] = torch.stack(put_down)
+    if not half:
+        numbers[-1]["diagonals"] = scale[None]
+    exact = SPM(structure.canonical(half=half), numbers)
+    if not _in_range(exact, dtype):
         raise FitError(f"the canonical form of this chain leaves the range of {dtype}; store the general form")
-    return result
+    return exact.to(dtype)
 
 
-def _carry(chain: Chain, mixer: Mixer, named: Mapping[str, Tensor], scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Carry the incoming `scale` (width,) through a chain; return its canonical cross and the scale after."""
+def _in_range(spm: SPM, dtype: torch.dtype) -> bool:
+    """Say whether the numbers stay finite in a dtype, and no scale sinks below its normal numbers."""
+    tiny = torch.finfo(dtype).tiny
+    for named in spm.numbers:
+        if not all(bool(array.to(dtype).isfinite().all()) for array in named.values()):
+            return False
+        scales = named.get("diagonals", torch.zeros(1)).abs()
+        if bool(((scales > 0) & (scales < tiny)).any()):
+            return False
+    return True
+
+
+def _carry(
+    chain: Chain, mixer: Mixer, named: Mapping[str, Tensor], scale: Tensor, half: bool
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Carry the incoming `scale` (width,) through a chain.
+
+    Returns its canonical cross, the scale after it, and the scales that were put down after each group (`half`).
+    """
     direct, cross = coefficients(chain, mixer, named)
     between = named["diagonals"].unbind(0) if chain.diagonals else ()
     diagonals = dict(zip(chain.diagonals, between, strict=True))
-    out = []
+    out, put_down = [], []
     stage = 0
     for boundary, group in enumerate(chain.groups):
         scale = (scale * diagonals.get(boundary, 1.0))[group.order.indices(chain.width)]
@@ -75,12 +101,19 @@ def _carry(chain: Chain, mixer: Mixer, named: Mapping[str, Tensor], scale: Tenso
             d = torch.where(d == 0, _STAND_IN * c.abs(), d)
             after = d * scale
             other = scale[partner(chain.width, stride)]
+            if half:
+                least = (c * other).abs() / _LARGEST_HALF
+                after = torch.where(after.abs() < least, torch.copysign(least, after), after)
             # A position whose scale is zero stays zero whatever is mixed in: only both zero gives 0/0.
             out.append(torch.where(c == 0, 0.0, c * other / after))
             scale = after
             stage += 1
-    scale = scale * diagonals.get(len(chain.groups), 1.0)
-    return torch.stack(out) if out else cross, scale
+        if half:
+            put_down.append(scale * (diagonals.get(len(chain.groups), 1.0) if boundary + 1 == len(chain.groups) else 1))
+            scale = torch.ones_like(scale)
+    if not half:
+        scale = scale * diagonals.get(len(chain.groups), 1.0)
+    return torch.stack(out) if out else cross, scale, put_down
 
 
 def to_general(spm: SPM) -> SPM:

@@ -132,6 +132,18 @@ class Structure:
         """Bytes of the stored orders: none for affine ones, one int32 a feature for tables."""
         return sum(4 * self.chains[i].width for i, _ in self.tables)
 
+    def stored_bytes(self, itemsize: int) -> int:
+        """Bytes of everything stored: mixers in `itemsize` bytes a number, diagonals in float32, index tables.
+
+        Diagonals stay float32: at the end of a canonical chain they span 15 decades (MiniLM, 20 stages).
+        """
+        numbers = sum(
+            math.prod(shape) * (4 if name == "diagonals" else itemsize)
+            for named in self.shapes()
+            for name, shape in named.items()
+        )
+        return numbers + self.index_bytes
+
     @property
     def multiply_adds(self) -> int:
         """Multiply-adds for one row, stage by stage: 1 a feature in canonical form, 2 otherwise."""
@@ -148,19 +160,16 @@ class Structure:
         chains = tuple(chain.transposed() for chain in reversed(self.chains))
         return Structure(self.mixer, self.out_features, self.in_features, chains)
 
-    def canonical(self) -> Structure:
-        """Return the structure of the same map in canonical form (numbers: `canonical.py`)."""
+    def canonical(self, *, half: bool = False) -> Structure:
+        """Return the structure of the same map in canonical form (numbers and `half`: `canonical.to_canonical`)."""
         after = self.widths[2:]
-        return Structure(
-            Mixer.CANONICAL,
-            self.in_features,
-            self.out_features,
-            tuple(
-                # A sum does not let a scale pass, so a diagonal stays before a narrowing.
-                replace(chain, diagonals=(len(chain.groups),) if i + 1 == len(after) or chain.width > after[i] else ())
-                for i, chain in enumerate(self.chains)
-            ),
-        )
+        chains = []
+        for i, chain in enumerate(self.chains):
+            groups = len(chain.groups)
+            # A sum does not let a scale pass, so a diagonal stays before a narrowing.
+            ends = (groups,) if i + 1 == len(after) or chain.width > after[i] else ()
+            chains.append(replace(chain, diagonals=tuple(range(1, groups + 1)) if half else ends))
+        return Structure(Mixer.CANONICAL, self.in_features, self.out_features, tuple(chains))
 
 
 def build_structure(

@@ -1,0 +1,58 @@
+"""Makes the golden artifact of manifest version 1. Run once, when that version was made; never again.
+
+    python tests/checkpoint/make_golden.py
+
+It holds canonical, rotation and random-schedule layers, a wide and a tall one, tied names and kept tensors.
+`v1.expected.safetensors` has the dense matrices that those layers were on the day.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from spm_compress.checkpoint import Artifact, FittedLayer, KeptTensor, write_artifact
+from spm_compress.operator import SPM, Mixer, Schedule, build_structure
+
+FOLDER = Path(__file__).parent / "golden"
+KINDS = {
+    "canonical.weight": (24, 24, Mixer.CANONICAL, Schedule.GROUPED, 9),
+    "wide.weight": (40, 24, Mixer.CANONICAL, Schedule.GROUPED, 22),
+    "tall.weight": (24, 40, Mixer.CANONICAL, Schedule.GROUPED, 7),
+    "rotation.weight": (24, 24, Mixer.ROTATION, Schedule.BUTTERFLY, 6),
+    "general.weight": (15, 15, Mixer.GENERAL, Schedule.GROUPED, 5),
+    "random.weight": (18, 18, Mixer.CANONICAL, Schedule.RANDOM, 3),
+}
+
+
+def main() -> None:
+    generator = torch.Generator().manual_seed(0)
+    layers, expected = [], {}
+    for name, (out, into, mixer, schedule, stages) in KINDS.items():
+        structure = build_structure(into, out, stages=stages, mixer=mixer, schedule=schedule, block=8)
+        numbers = [
+            {key: torch.randn(shape, generator=generator) for key, shape in named.items()}
+            for named in structure.shapes()
+        ]
+        spm = SPM(structure, numbers)
+        names = (name, "tied.weight") if name == "canonical.weight" else (name,)
+        layers.append(FittedLayer(names, (out, into), "F32", "0" * 64, 0.5, 0.6, 400, 0, "random", spm))
+        expected[name] = spm.to_dense()
+    kept = torch.arange(6, dtype=torch.float16).reshape(2, 3)
+    artifact = Artifact(
+        source={"path": "model.safetensors", "files": {"model.safetensors": "1" * 64}},
+        settings={"stages": 9},
+        versions={"spm_compress": "0.1.0", "torch": "2.13.0"},
+        layers=tuple(layers),
+        kept=(KeptTensor("kept", (2, 3), "F16", 12, "excluded"),),
+        tensors={"kept": kept},
+    )
+    FOLDER.mkdir(exist_ok=True)
+    write_artifact(artifact, FOLDER / "v1.spm.safetensors")
+    save_file(expected, FOLDER / "v1.expected.safetensors")
+
+
+if __name__ == "__main__":
+    main()

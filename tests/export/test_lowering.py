@@ -1,0 +1,73 @@
+"""Every lowering computes what the operator is defined to compute."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from draw import random_spm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spm_compress.checkpoint import FittedLayer
+from spm_compress.export.lowering import Lowering, lowerings, number_arrays
+from spm_compress.export.splice import layer_model
+from spm_compress.operator import SPM, Mixer, Schedule, build_structure
+
+# Float32 over at most 23 stages and sums of a few hundred terms; a 0.1 % error in one number is above it.
+TOLERANCE = 1e-5
+SHAPES = [(48, 48), (100, 48), (48, 100), (7, 7), (1, 5), (5, 1), (1, 1), (37, 33)]
+
+
+def run(spm: SPM, lowering: Lowering, x: np.ndarray) -> np.ndarray:
+    layer = FittedLayer(("layer.weight",), spm.shape, "F32", "", 0.0, 0.0, 0, 0, "", spm)
+    model = ir.serde.serialize_model(layer_model(layer, lowering)).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": x})[0])
+
+
+def relative_error(spm: SPM, lowering: Lowering, rows: int, expected_of: SPM | None = None) -> float:
+    x = np.random.default_rng(0).standard_normal((rows, spm.shape[1])).astype(np.float32)
+    dense = (expected_of or spm).to(torch.float64).to_dense().numpy()
+    expected = x.astype(np.float64) @ dense.T
+    return float(np.linalg.norm(run(spm, lowering, x) - expected) / np.linalg.norm(expected))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(SHAPES),
+    st.sampled_from([3, 10, 23]),
+    st.sampled_from(list(Mixer)),
+    st.sampled_from(list(Schedule)),
+    st.sampled_from(lowerings()),
+    st.sampled_from([1, 5, 512]),
+)
+def test_a_lowering_equals_the_dense_product(
+    shape: tuple[int, int], stages: int, mixer: Mixer, schedule: Schedule, lowering: Lowering, rows: int
+) -> None:
+    structure = build_structure(shape[1], shape[0], stages=stages, mixer=mixer, schedule=schedule, block=8)
+    spm = random_spm(structure, dtype=torch.float32)
+    # Random numbers cancel: what float32 can do at all is measured on the torch operator.
+    exact = spm.to(torch.float64).to_dense()
+    reachable = float((spm.to_dense().double() - exact).norm() / exact.norm())
+    assert relative_error(spm, lowering, rows) < max(TOLERANCE, 10 * reachable)
+
+
+@pytest.mark.parametrize("lowering", lowerings(), ids=lambda lowering: lowering.name)
+def test_the_tolerance_notices_one_number_off_by_a_thousandth(lowering: Lowering) -> None:
+    spm = random_spm(build_structure(48, 48, stages=10, mixer=Mixer.ROTATION), dtype=torch.float32)
+    wrong = SPM(spm.structure, [{name: array.clone() for name, array in named.items()} for named in spm.numbers])
+    wrong.numbers[0]["diagonals"][0, 3] *= 1.01
+    assert relative_error(spm, lowering, 5) < TOLERANCE < relative_error(wrong, lowering, 5, expected_of=spm)
+
+
+@pytest.mark.parametrize("lowering", lowerings(), ids=lambda lowering: lowering.name)
+def test_no_index_table_is_stored_that_can_be_computed(lowering: Lowering) -> None:
+    spm = random_spm(build_structure(2048, 2048, stages=10, mixer=Mixer.CANONICAL), dtype=torch.float32)
+    layer = FittedLayer(("a.weight",), spm.shape, "F32", "", 0.0, 0.0, 0, 0, "", spm)
+    size = len(ir.serde.serialize_model(layer_model(layer, lowering)).SerializeToString())
+    numbers = sum(array.nbytes for array in number_arrays(spm).values())
+    assert numbers == 4 * spm.parameter_count
+    assert size < numbers + 16_000  # the function's nodes; one index table alone would be 16,384 bytes as int64

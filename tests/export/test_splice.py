@@ -1,0 +1,135 @@
+"""Products are found by the values of their weights, in any orientation, and only they are replaced."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from spm_compress import FitSettings, fit_matrices
+from spm_compress.checkpoint import FittedLayer
+from spm_compress.compress.model import digest
+from spm_compress.errors import ExportError
+from spm_compress.export import Layout, Stages
+from spm_compress.export.splice import splice
+
+WEIGHT = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))  # (out, in)
+
+
+@pytest.fixture(scope="module")
+def layer() -> FittedLayer:
+    return fitted(WEIGHT)
+
+
+def fitted(weight: Tensor) -> FittedLayer:
+    (result,) = fit_matrices(weight[None], FitSettings(steps=20, block=8))
+    shape = (weight.shape[0], weight.shape[1])
+    return FittedLayer(("w.weight",), shape, "F32", digest(weight), result.error, 0.0, 20, 0, "random", result.spm)
+
+
+def graph(
+    node: onnx.NodeProto, stored: Tensor, shape: list[object], extra: dict[str, np.ndarray] | None = None
+) -> ir.Model:
+    initializers = {"val_92": stored.contiguous().numpy(), **(extra or {})}
+    made = helper.make_model(
+        helper.make_graph(
+            [
+                helper.make_node("Identity", ["x"], ["h"], name="before"),
+                node,
+                helper.make_node("Relu", ["y"], ["z"], name="after"),
+            ],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info("z", TensorProto.FLOAT, [*shape[:-1], "out"])],
+            [numpy_helper.from_array(array, name) for name, array in initializers.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=8,
+    )
+    return ir.from_proto(made)
+
+
+def outputs(model: ir.Model, x: np.ndarray) -> np.ndarray:
+    proto = ir.serde.serialize_model(model)
+    onnx.checker.check_model(proto, full_check=True)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": x})[0])
+
+
+BIAS = np.linspace(-1, 1, 24).astype(np.float32)
+CASES = {
+    "MatMul": (helper.make_node("MatMul", ["h", "val_92"], ["y"]), WEIGHT.T, ["n", 40], {}, WEIGHT),
+    "MatMul 3-D": (helper.make_node("MatMul", ["h", "val_92"], ["y"]), WEIGHT.T, ["b", "s", 40], {}, WEIGHT),
+    "Gemm": (helper.make_node("Gemm", ["h", "val_92"], ["y"]), WEIGHT.T, ["n", 40], {}, WEIGHT),
+    "Gemm transB": (helper.make_node("Gemm", ["h", "val_92"], ["y"], transB=1), WEIGHT, ["n", 40], {}, WEIGHT),
+    "Gemm bias": (
+        helper.make_node("Gemm", ["h", "val_92", "c"], ["y"], transB=1),
+        WEIGHT,
+        ["n", 40],
+        {"c": BIAS},
+        WEIGHT,
+    ),
+    # the graph multiplies by the fitted weight itself (GPT-2's Conv1D): the transposed operator
+    "other orientation": (helper.make_node("MatMul", ["h", "val_92"], ["y"]), WEIGHT, ["n", 24], {}, WEIGHT.T),
+}
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+@pytest.mark.parametrize("case", CASES)
+def test_a_product_is_replaced_whatever_way_it_is_written(case: str, layout: Layout, layer: FittedLayer) -> None:
+    node, stored, shape, extra, effective = CASES[case]
+    model = graph(node, stored, shape, extra)
+    spliced = splice(model, [layer], Stages(layout))
+    assert list(spliced.nodes) == ["w.weight"]
+    assert spliced.missing == ()
+    assert "val_92" not in model.graph.initializers
+    assert {"before", "after"} <= {each.name for each in model.graph}
+    assert not any(each.op_type in ("MatMul", "Gemm") for each in model.graph)
+    operator = layer.spm.to(torch.float64).to_dense()
+    matrix = (operator if effective is WEIGHT else operator.T).numpy()
+    for batch in (1, 7):
+        lead = [batch] if len(shape) == 2 else [batch, 3]
+        x = np.random.default_rng(batch).standard_normal([*lead, matrix.shape[1]]).astype(np.float32)
+        expected = np.maximum(x @ matrix.T + (BIAS if extra else 0), 0)
+        assert np.linalg.norm(outputs(model, x) - expected) < 1e-5 * np.linalg.norm(expected)
+
+
+def test_a_weight_used_twice_is_replaced_twice_and_stored_once(layer: FittedLayer) -> None:
+    model = graph(helper.make_node("MatMul", ["h", "val_92"], ["y"]), WEIGHT.T, ["n", 40])
+    (product,) = [node for node in model.graph if node.op_type == "MatMul"]
+    second = ir.Node("", "MatMul", list(product.inputs), name="again")
+    model.graph.insert_after(product, second)
+    second.outputs[0].name = "y2"
+    second.outputs[0].type = product.outputs[0].type
+    model.graph.outputs.append(second.outputs[0])
+    model.graph.outputs[-1].type = ir.TensorType(ir.DataType.FLOAT)
+    assert splice(model, [layer], Stages()).nodes == {"w.weight": ["w", "w.2"]}
+    assert len(model.graph.initializers) == sum(len(named) for named in layer.spm.numbers)
+
+
+def test_products_that_are_something_else_stay(layer: FittedLayer) -> None:
+    for node, stored in (
+        (helper.make_node("Gemm", ["h", "val_92"], ["y"], alpha=2.0), WEIGHT.T),
+        (helper.make_node("MatMul", ["h", "val_92"], ["y"]), WEIGHT.T * 1.0001),
+    ):
+        with pytest.raises(ExportError, match="none of the 1 fitted weights is in the graph"):
+            splice(graph(node, stored, ["n", 40]), [layer], Stages())
+
+
+def test_a_layer_that_the_graph_does_not_use_is_named(layer: FittedLayer) -> None:
+    other = fitted(WEIGHT + 1)
+    other = FittedLayer(("other.weight",), *[getattr(other, f) for f in list(other.__dataclass_fields__)[1:]])
+    model = graph(*[CASES["MatMul"][i] for i in (0, 1, 2)])
+    assert splice(model, [layer, other], Stages()).missing == ("other.weight",)
+
+
+def test_an_opset_before_13_is_refused(layer: FittedLayer) -> None:
+    model = graph(*[CASES["MatMul"][i] for i in (0, 1, 2)])
+    model.graph.opset_imports[""] = 12
+    with pytest.raises(ExportError, match="opset 12"):
+        splice(model, [layer], Stages())

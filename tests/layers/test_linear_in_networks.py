@@ -1,0 +1,418 @@
+"""`SPMLinear` where networks keep an `nn.Linear`, and what a state dict, a copy or a graph makes of it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from definition import as_arrays, dense_by_definition, dense_of, relative
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from spm_compress.errors import FitError, UsageError
+from spm_compress.fitting import FitSettings
+from spm_compress.layers import SPMLinear
+from spm_compress.operator import SPM, Mixer, Schedule, build_structure, to_canonical
+
+PATHS = ["blocks", "stages"]
+SHAPES = [(6, 6), (4, 9), (9, 4)]
+
+# One forward in float32 through ten stages.
+ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 7) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def as_linear(layer: SPMLinear) -> nn.Linear:
+    """The nn.Linear of the same map, its matrix multiplied out by definition."""
+    linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None).to(layer.weight.dtype)
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(dense_by_definition(layer.structure, as_arrays(layer.spm().numbers))))
+        if layer.bias is not None:
+            linear.bias.copy_(layer.bias)
+    return linear
+
+
+# -- what a layer is ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mixer", list(Mixer))
+@pytest.mark.parametrize("schedule", list(Schedule))
+@pytest.mark.parametrize("path", PATHS)
+def test_forward_and_weight_are_the_definition(mixer: Mixer, schedule: Schedule, path: str) -> None:
+    for into, out in [*SHAPES, (1, 5), (5, 1), (1, 1)]:
+        layer = SPMLinear(into, out, mixer=mixer, schedule=schedule, block=4, path=path, dtype=torch.float64)
+        linear = as_linear(layer)
+        x = normal(2, 3, into, dtype=torch.float64)
+        assert relative(layer.weight.detach(), linear.weight.detach()) < 1e-10
+        assert relative(layer(x).detach(), linear(x).detach()) < 1e-10
+
+
+def test_the_tolerance_notices_a_thousandth_in_one_number() -> None:
+    layer = SPMLinear(6, 6, stages=4, dtype=torch.float64)
+    linear = as_linear(layer)
+    with torch.no_grad():
+        next(layer.chains[0].parameters())[1, 2] *= 1.001
+    x = normal(3, 6, dtype=torch.float64)
+    assert relative(layer(x).detach(), linear(x).detach()) > 1e-7
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("lead", [(), (0,), (5,), (2, 3), (2, 0, 3)])
+@pytest.mark.parametrize("path", PATHS)
+def test_leading_dimensions_are_those_of_linear(lead: tuple[int, ...], bias: bool, path: str) -> None:
+    layer = SPMLinear(6, 10, bias, stages=4, path=path)
+    linear = as_linear(layer)
+    x = normal(*lead, 6)
+    assert layer(x).shape == linear(x).shape
+    torch.testing.assert_close(layer(x), linear(x), **ROUNDING)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("shape", [(2, 3), (4, 3), (5,), (12,), ()])
+def test_inputs_of_another_width_are_refused_as_by_linear(shape: tuple[int, ...], path: str) -> None:
+    for layer in (nn.Linear(6, 10), SPMLinear(6, 10, stages=4, path=path)):
+        with pytest.raises((RuntimeError, IndexError)):
+            layer(normal(*shape))
+
+
+def test_arguments_stand_where_linear_has_them() -> None:
+    layer = SPMLinear(6, 10, False, "cpu", torch.float64)
+    assert layer.bias is None
+    assert {parameter.dtype for parameter in layer.parameters()} == {torch.float64}
+    assert layer.weight.dtype == torch.float64
+    with pytest.raises(UsageError):
+        SPMLinear(6, 10, block=5)
+    with pytest.raises(UsageError):
+        SPMLinear(6, 10, stages=0)
+
+
+def test_it_can_be_made_without_memory_as_linear_can() -> None:
+    with torch.device("meta"):
+        assert nn.Linear(6, 10).weight.is_meta
+        assert SPMLinear(6, 10).weight.is_meta
+    assert SPMLinear(6, 10, device="meta").weight.is_meta
+
+
+def test_print_says_what_it_is() -> None:
+    text = repr(SPMLinear(6, 10, bias=False, stages=7, mixer="rotation"))
+    assert "in_features=6, out_features=10, bias=False, stages=7, mixer=rotation" in text
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_autocast_gives_the_dtype_of_linear(dtype: torch.dtype, path: str) -> None:
+    ours, theirs = SPMLinear(6, 10, dtype=dtype, path=path), nn.Linear(6, 10, dtype=dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ours(normal(3, 6, dtype=dtype)).dtype == theirs(normal(3, 6, dtype=dtype)).dtype
+    assert ours(normal(3, 6, dtype=dtype)).dtype == dtype
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.integers(1, 24),
+    st.integers(1, 24),
+    st.integers(1, 9),
+    st.sampled_from(list(Mixer)),
+    st.sampled_from(list(Schedule)),
+    st.integers(0, 99),
+)
+def test_both_paths_have_the_same_values_and_gradients(
+    into: int, out: int, stages: int, mixer: Mixer, schedule: Schedule, seed: int
+) -> None:
+    layer = SPMLinear(into, out, stages=stages, mixer=mixer, schedule=schedule, block=4, seed=seed, dtype=torch.float64)
+    x = normal(3, into, dtype=torch.float64, seed=seed)
+    toward = normal(3, out, dtype=torch.float64, seed=seed + 1)
+    found = []
+    for path in PATHS:
+        layer.path = path
+        layer.zero_grad()
+        y = layer(x)
+        (y * toward).sum().backward()
+        found.append([y.detach(), *(p.grad for p in layer.parameters())])
+    for blocks, staged in zip(*found, strict=True):
+        # float64; canonical numbers up to 0.5 over nine stages grow by less than 100
+        torch.testing.assert_close(blocks, staged, rtol=1e-9, atol=1e-10)
+
+
+# -- fresh numbers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mixer", list(Mixer))
+@pytest.mark.parametrize(("into", "out"), [(256, 256), (64, 256), (256, 64)])
+def test_a_fresh_map_has_the_norm_that_linear_has_on_average(into: int, out: int, mixer: Mixer) -> None:
+    torch.manual_seed(0)
+    layer = SPMLinear(into, out, mixer=mixer)
+    # U(-1/sqrt(in), 1/sqrt(in)) has the variance 1 / (3 in): rows of squared norm 1/3
+    assert float(layer.weight.detach().square().sum() / out) == pytest.approx(1 / 3, rel=1e-4)
+    assert float(layer.bias.detach().abs().max()) <= 1 / math.sqrt(into)
+    x = normal(400, into)
+    with torch.no_grad():
+        ours, theirs = (module(x).var() for module in (layer, nn.Linear(into, out)))
+    assert float(ours / theirs) == pytest.approx(1, abs=0.15)  # 400 rows of 64 or more: a few percent
+
+
+def test_reset_draws_anew_and_repeats_with_the_seed() -> None:
+    for mixer in Mixer:
+        layer = SPMLinear(6, 10, stages=5, mixer=mixer)
+        torch.manual_seed(1)
+        layer.reset_parameters()
+        first = {name: array.clone() for name, array in layer.state_dict().items()}
+        layer.reset_parameters()
+        assert not torch.equal(layer.weight, SPMLinear(6, 10, stages=5, mixer=mixer).weight)
+        assert any(not torch.equal(first[name], array) for name, array in layer.state_dict().items())
+        torch.manual_seed(1)
+        layer.reset_parameters()
+        assert all(torch.equal(first[name], array) for name, array in layer.state_dict().items())
+
+
+# -- gradients ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("mixer", list(Mixer))
+@pytest.mark.parametrize(("into", "out"), SHAPES)
+def test_gradients_are_those_of_finite_differences(into: int, out: int, mixer: Mixer, path: str) -> None:
+    torch.manual_seed(0)
+    layer = SPMLinear(into, out, stages=4, mixer=mixer, block=4, dtype=torch.float64, path=path)
+    names = [name for name, _ in layer.named_parameters()]
+
+    def call(x: Tensor, *parameters: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x,))
+
+    x = normal(2, into, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(call, (x, *layer.parameters()), fast_mode=True)
+
+
+def test_gradients_flow_through_weight() -> None:
+    layer = SPMLinear(6, 10, stages=4, dtype=torch.float64)
+    x = normal(3, 6, dtype=torch.float64)
+    through = [layer(x), nn.functional.linear(x, layer.weight, layer.bias)]
+    first, second = (torch.autograd.grad(y.square().sum(), list(layer.parameters())) for y in through)
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+# -- kept and moved -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mixer", list(Mixer))
+@pytest.mark.parametrize("schedule", list(Schedule))
+def test_state_dict_holds_the_stored_numbers_and_the_bias_alone(mixer: Mixer, schedule: Schedule) -> None:
+    layer = SPMLinear(6, 10, mixer=mixer, schedule=schedule)
+    expected = {
+        f"chains.{i}.{name}": s for i, named in enumerate(layer.structure.shapes()) for name, s in named.items()
+    }
+    assert {name: tuple(array.shape) for name, array in layer.state_dict().items()} == {**expected, "bias": (10,)}
+    assert sum(p.numel() for p in layer.parameters()) == layer.structure.parameter_count + 10
+
+
+@pytest.mark.parametrize(("into", "out"), SHAPES)
+def test_state_dict_goes_through_a_file_to_the_other_path(tmp_path: Path, into: int, out: int) -> None:
+    layer, x = SPMLinear(into, out, schedule="random", dtype=torch.float64), normal(3, into, dtype=torch.float64)
+    torch.save(layer.state_dict(), tmp_path / "layer.pt")
+    other = SPMLinear(into, out, schedule="random", dtype=torch.float64, path="stages")
+    other.load_state_dict(torch.load(tmp_path / "layer.pt", weights_only=True))
+    torch.testing.assert_close(other(x), layer(x), rtol=1e-10, atol=1e-10)
+
+
+def test_state_dict_of_another_size_is_refused() -> None:
+    layer = SPMLinear(6, 6, stages=4)
+    for other in (SPMLinear(6, 6, stages=5), SPMLinear(6, 6, stages=4, mixer="rotation"), SPMLinear(6, 8, stages=4)):
+        with pytest.raises(RuntimeError):
+            layer.load_state_dict(other.state_dict())
+
+
+def test_a_copy_shares_nothing() -> None:
+    layer, x = SPMLinear(6, 10), normal(3, 6)
+    other = copy.deepcopy(layer)
+    expected = layer(x)
+    assert torch.equal(other(x), expected)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert torch.equal(layer(x), expected)
+    assert not other(x).any()
+
+
+def test_dtype_moves_change_numbers_and_no_order() -> None:
+    layer, x = SPMLinear(6, 10, schedule="random"), normal(3, 6)
+    expected = layer(x)
+    torch.testing.assert_close(layer.double()(x.double()).float(), expected, **ROUNDING)
+    assert {p.dtype for p in layer.parameters()} == {torch.float64}
+    half = layer.bfloat16()(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    assert relative(half.detach().float(), expected.detach()) < 0.05  # 0.4 % a rounding over ten stages
+
+
+def test_an_operator_is_copied_into_a_layer() -> None:
+    structure = build_structure(6, 10, stages=5, block=4)
+    numbers = [{name: normal(*shape) for name, shape in named.items()} for named in structure.shapes()]
+    spm, bias = SPM(structure, numbers), normal(10)
+    for operator in (spm, to_canonical(spm)):
+        layer = SPMLinear.from_spm(operator, bias)
+        expected = dense_of(operator)
+        assert relative(layer.weight.detach(), expected) < 1e-5
+        assert layer.structure == operator.structure
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.zero_()
+        assert relative(dense_of(operator), expected) == 0, "the layer holds copies"
+    assert bias.any()
+    assert SPMLinear.from_spm(spm).bias is None
+
+
+@pytest.mark.parametrize("mixer", [Mixer.GENERAL, Mixer.ROTATION])
+@pytest.mark.parametrize("bias", [True, False])
+def test_from_linear_recovers_a_planted_map_with_bias_dtype_and_mode(mixer: Mixer, bias: bool) -> None:
+    asked = FitSettings(stages=4, mixer=mixer)
+    structure = asked.structure(16, 16)
+    draw = np.random.default_rng(0)
+    numbers = [{name: draw.normal(size=shape) for name, shape in named.items()} for named in structure.shapes()]
+    linear = nn.Linear(16, 16, bias=bias, dtype=torch.float64).eval()
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(dense_by_definition(structure, numbers)))
+    layer = SPMLinear.from_linear(linear, settings=asked)
+    x = normal(5, 16, dtype=torch.float64)
+    assert relative(layer(x).detach(), linear(x).detach()) < 1e-5  # fitted in float32
+    assert layer(x).dtype == torch.float64
+    assert not layer.training
+    assert (layer.bias is None) is not bias
+    if layer.bias is not None:
+        assert torch.equal(layer.bias, linear.bias)
+        assert layer.bias is not linear.bias
+    assert all(p.requires_grad for p in layer.parameters())
+
+
+@pytest.mark.parametrize(("into", "out"), [(12, 12), (6, 14), (14, 6)])
+def test_from_linear_takes_any_shape_and_the_stages_asked_for(into: int, out: int) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(into, out)
+    kept = linear.weight.detach().clone()
+    layer = SPMLinear.from_linear(linear, settings=FitSettings(stages=9, steps=40))
+    assert layer.structure.stages == 9
+    assert layer.weight.shape == linear.weight.shape
+    assert relative(layer.weight.detach(), kept) < 0.8  # measured 0.2 to 0.6
+    assert torch.equal(linear.weight, kept)
+
+
+def test_from_linear_refuses_a_weight_that_is_not_finite() -> None:
+    linear = nn.Linear(4, 4)
+    with torch.no_grad():
+        linear.weight[0, 0] = math.nan
+    with pytest.raises(FitError):
+        SPMLinear.from_linear(linear)
+
+
+# -- graphs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("into", "out"), SHAPES)
+def test_export_takes_any_batch_and_equals_the_layer(into: int, out: int, path: str) -> None:
+    layer = SPMLinear(into, out, stages=4, block=4, path=path).eval()
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(layer, (normal(3, into),), dynamic_shapes=(batch,)).module()
+    for rows in (1, 2, 11):
+        torch.testing.assert_close(program(normal(rows, into)), layer(normal(rows, into)), **ROUNDING)
+
+
+# -- networks -----------------------------------------------------------------------------------------------------
+
+
+def test_it_trains_on_what_it_can_hold() -> None:
+    torch.manual_seed(0)
+    target, layer = SPMLinear(16, 8, stages=4, block=4), SPMLinear(16, 8, stages=4, block=4)
+    x = normal(128, 16)
+    y = target(x).detach()
+    adam = torch.optim.Adam(layer.parameters(), lr=0.03)
+    losses = []
+    for _ in range(80):
+        adam.zero_grad()
+        loss = (layer(x) - y).square().mean()
+        loss.backward()
+        adam.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+
+class GRUCell(nn.Module):
+    """A gated recurrent cell as papers write it, in two linear layers."""
+
+    def __init__(self, inputs: int, hidden: int, linear: Callable[[int, int], nn.Module]) -> None:
+        super().__init__()
+        self.from_input, self.from_hidden = linear(inputs, 3 * hidden), linear(hidden, 3 * hidden)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        reset_x, update_x, new_x = self.from_input(x).chunk(3, -1)
+        reset_h, update_h, new_h = self.from_hidden(h).chunk(3, -1)
+        update = torch.sigmoid(update_x + update_h)
+        new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
+        return (1 - update) * new + update * h
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_recurrent_cell_runs_and_trains_on_it(path: str) -> None:
+    torch.manual_seed(0)
+    ours = GRUCell(5, 6, lambda a, b: SPMLinear(a, b, stages=4, block=4, path=path))
+    theirs = GRUCell(5, 6, nn.Linear)
+    theirs.from_input, theirs.from_hidden = as_linear(ours.from_input), as_linear(ours.from_hidden)
+
+    def last(cell: GRUCell, x: Tensor) -> Tensor:
+        h = torch.zeros(x.shape[0], 6)
+        for step in x.unbind(1):
+            h = cell(step, h)
+        return h
+
+    x, y = normal(2, 4, 5).requires_grad_(), normal(2, 4, 5).requires_grad_()
+    out, expected = last(ours, x), last(theirs, y)
+    torch.testing.assert_close(out, expected, **ROUNDING)
+    out.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, **ROUNDING)
+    assert all(p.grad is not None and p.grad.any() for p in ours.parameters())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_projects_out_through_it(training: bool) -> None:
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(8, 2, batch_first=True).train(training)
+    attention.out_proj = SPMLinear(8, 8, stages=4)
+    dense = copy.deepcopy(attention)
+    dense.out_proj = as_linear(attention.out_proj)
+    x = normal(2, 5, 8)
+    for options in ({}, {"need_weights": False}):
+        torch.testing.assert_close(attention(x, x, x, **options)[0], dense(x, x, x, **options)[0], **ROUNDING)
+        with torch.no_grad():
+            torch.testing.assert_close(attention(x, x, x, **options)[0], dense(x, x, x, **options)[0], **ROUNDING)
+    attention(x, x, x)[0].sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in attention.out_proj.parameters())
+
+
+def test_the_fused_path_of_a_transformer_layer_is_taken_and_is_the_same_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+    layer.linear1, layer.linear2 = SPMLinear(8, 12, stages=4), SPMLinear(12, 8, stages=4)
+    layer.self_attn.out_proj = SPMLinear(8, 8, stages=4)
+    x = normal(2, 5, 8)
+    slow = layer.train()(x).detach()
+    calls = []
+    fused = torch._transformer_encoder_layer_fwd
+
+    def counted(*arguments: object) -> Tensor:
+        calls.append(arguments)
+        return fused(*arguments)
+
+    monkeypatch.setattr(torch, "_transformer_encoder_layer_fwd", counted)
+    with torch.no_grad():
+        fast = layer.eval()(x)
+    assert len(calls) == 1
+    torch.testing.assert_close(fast, slow, **ROUNDING)
