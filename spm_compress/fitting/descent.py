@@ -30,6 +30,8 @@ _RESTARTS = 3
 _WARM_UP = 0.05
 # ... and can end at the zero map, an error this close to 1. Even 4096x4096 in two stages is further from it.
 _COLLAPSED = 1 - 1e-4
+# A descent that ends with this many times its best error was thrown about by its steps.
+_STRAYED = 1.5
 # The start is a chain of random rotations with this share of the weight's norm. From the full norm, long chains
 # collapse to the zero map: error 1.000 against 0.856 (MiniLM 384x384, 20 stages).
 _START_GAIN = 0.1
@@ -61,21 +63,30 @@ def fit_matrices(weights: Tensor, settings: FitSettings, watch: Watch | None = N
     narrowing = in_features > out_features
     if narrowing:
         weights, structure = weights.mT, structure.transposed()
-    norms = torch.linalg.vector_norm(weights, dim=(1, 2))
+    norms = torch.linalg.vector_norm(weights, dim=(1, 2), dtype=torch.float64)
     unit = math.sqrt(min(out_features, in_features))
     # At the norm of an orthogonal matrix the same step size serves every layer; zero weights stay zero.
-    scaled = weights * (unit / torch.where(norms > 0, norms, 1))[:, None, None]
+    scaled = (weights * (unit / torch.where(norms > 0, norms, 1))[:, None, None]).float()
     descended = _with_restarts(scaled.contiguous(), structure, settings, watch)
     results = []
     for k, (numbers, done) in enumerate(descended):
         batch = [{name: array[None].cpu() for name, array in named.items()} for named in numbers]
-        back = _times(batch, structure, (norms[k : k + 1] / unit).cpu(), torch.ones(1))
+        factor = (norms[k : k + 1] / unit).cpu() * _best_scale(scaled[k : k + 1].cpu(), structure, batch)
+        back = _times(batch, structure, factor.abs().float(), torch.where(factor < 0, -1.0, 1.0))
         spm = SPM(structure, [{name: array[0] for name, array in named.items()} for named in back])
         spm = transpose(spm) if narrowing else spm
         spm = _stored(spm)
         weight = (weights[k].mT if narrowing else weights[k]).cpu()
         results.append(FitResult(spm, relative_error(weight, spm), done.steps, done.restarts, done.start))
     return results
+
+
+def _best_scale(weights: Tensor, structure: Structure, numbers: list[dict[str, Tensor]]) -> Tensor:
+    """Return (k,) the factor <W, S> / <S, S> of least error: with it, no fit is worse than the zero map."""
+    plan = FusedPlan(structure)
+    dense = plan.dense(plan.blocks(numbers)).double()
+    energy = dense.square().sum((1, 2))
+    return torch.where(energy > 0, (dense * weights).sum((1, 2)) / energy, 1.0)
 
 
 @dataclass(frozen=True)
@@ -163,8 +174,10 @@ def _descend(
             dense.backward(difference.mul_((2 / norms**2)[:, None, None]))  # type: ignore[no-untyped-call]
             adam.step()
             schedule.step()
-    # A NaN on the way, or no more than the zero map: a smaller step may do.
-    diverged = (broken | (errors > _COLLAPSED)) & torch.tensor(settings.steps > 0, device=broken.device)
+    # A NaN on the way, an end far from the best, or no more than the zero map: a smaller step may do.
+    diverged = (broken | (errors > _COLLAPSED) | (now > _STRAYED * errors + _EXACT)) & torch.tensor(
+        settings.steps > 0, device=broken.device
+    )
     shaped = iter(best)
     return _Descent([{name: next(shaped) for name in named} for named in numbers], errors, diverged, step)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from spm_compress.errors import UsageError
 from spm_compress.operator.pairing import Schedule
 from spm_compress.operator.spm import SPM
 from spm_compress.operator.structure import Mixer, Structure, build_structure
@@ -27,6 +28,10 @@ class FitSettings:
     steps: int = 400
     learning_rate: float = 0.08
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mixer is Mixer.CANONICAL:
+            raise UsageError("the canonical form is stored, not fitted: fit with the general mixer, which becomes it")
 
     def structure(self, out_features: int, in_features: int) -> Structure:
         """Return the structure in which a weight of this shape is fitted (not yet canonical)."""

@@ -54,18 +54,20 @@ class SPMLinear(nn.Module):
         seed: int = 0,
         path: Path = "blocks",
     ) -> None:
-        structure = build_structure(
-            in_features,
-            out_features,
-            stages=stages,
-            mixer=Mixer(mixer),
-            schedule=Schedule(schedule),
-            block=block,
-            seed=seed,
-        )
+        with torch.device("cpu"):  # indices are computed, also where a default device has no memory ("meta")
+            structure = build_structure(
+                in_features,
+                out_features,
+                stages=stages,
+                mixer=Mixer(mixer),
+                schedule=Schedule(schedule),
+                block=block,
+                seed=seed,
+            )
         super().__init__()
         self._allocate(structure, bias, device, dtype, path)
-        self.reset_parameters()
+        if not next(self.chains.parameters()).is_meta:
+            self.reset_parameters()
 
     def _allocate(
         self,
@@ -84,7 +86,9 @@ class SPMLinear(nn.Module):
             for named in structure.shapes()
         )
         self.bias = nn.Parameter(torch.empty(self.out_features, device=device, dtype=dtype)) if bias else None
-        self._plan = FusedPlan(structure)
+        with torch.device("cpu"):
+            self._plan = FusedPlan(structure)
+        device = next(self.chains.parameters()).device
         for i, table in enumerate(self._plan.tables):
             # Moved with the module, never saved: the structure says what they are.
             self.register_buffer(f"_table{i}", None if table is None else table.to(device), persistent=False)
@@ -173,7 +177,7 @@ class SPMLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: (..., in_features) -> (..., out_features)."""
-        if torch.is_autocast_enabled(x.device.type):
+        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:  # as autocast treats nn.Linear
             x = x.to(torch.get_autocast_dtype(x.device.type))
         dtype = x.dtype
         rows = x.reshape(-1, self.in_features).T  # (in, rows)
