@@ -52,8 +52,10 @@ def fit_matrices(weights: Tensor, settings: FitSettings, watch: Watch | None = N
     Any floating dtype; the work is done in float32 on the device of the weights. Deterministic: the same
     weights, settings and machine give the same numbers. `watch` is called every few steps.
 
-    Raises FitError if a weight holds NaN or infinity.
+    Raises FitError if a weight holds NaN or infinity, or the batch is not three-dimensional.
     """
+    if weights.dim() != 3 or not weights.numel():
+        raise FitError(f"a batch of weights has shape (k, out_features, in_features), not {tuple(weights.shape)}")
     weights = weights.float()
     if not bool(weights.isfinite().all()):
         raise FitError("the weight holds NaN or infinite values; repair the model or exclude the layer")
@@ -199,6 +201,8 @@ def _random_start(weights: Tensor, structure: Structure, seed: int) -> list[dict
     batch = len(weights)
     start = []
     for chain in structure.chains:
+        # Below pi/4, so that every pair begins with a direct entry to divide by: any angle fits up to 0.2 % better,
+        # but spreads the canonical numbers too far for float16.
         angles = torch.empty(batch, chain.pairs).uniform_(-math.pi / 4, math.pi / 4, generator=generator)
         if structure.mixer is Mixer.GENERAL:
             direct, cross = coefficients(chain, Mixer.ROTATION, {"angles": angles})

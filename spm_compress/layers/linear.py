@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from spm_compress.errors import UsageError
 from spm_compress.fitting.descent import fit_matrices
 from spm_compress.fitting.settings import FitSettings
 from spm_compress.operator.balance import balanced
@@ -18,7 +19,7 @@ from spm_compress.operator.structure import Mixer, Structure, build_structure
 
 __all__ = ["SPMLinear"]
 
-Path = Literal["blocks", "stages"]
+ExecutionPath = Literal["blocks", "stages"]
 
 
 class SPMLinear(nn.Module):
@@ -52,7 +53,7 @@ class SPMLinear(nn.Module):
         schedule: Schedule | str = Schedule.GROUPED,
         block: int = 32,
         seed: int = 0,
-        path: Path = "blocks",
+        path: ExecutionPath = "blocks",
     ) -> None:
         with torch.device("cpu"):  # indices are computed, also where a default device has no memory ("meta")
             structure = build_structure(
@@ -75,8 +76,10 @@ class SPMLinear(nn.Module):
         bias: bool,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
-        path: Path,
+        path: ExecutionPath,
     ) -> None:
+        if path not in get_args(ExecutionPath):
+            raise UsageError(f"path {path!r}: choose one of {', '.join(get_args(ExecutionPath))}")
         self.structure = structure
         self.path = path
         self.in_features = structure.in_features
@@ -116,7 +119,7 @@ class SPMLinear(nn.Module):
         return layer.train(linear.training).to(device=linear.weight.device)
 
     @classmethod
-    def from_spm(cls, spm: SPM, bias: Tensor | None = None, *, path: Path = "blocks") -> SPMLinear:
+    def from_spm(cls, spm: SPM, bias: Tensor | None = None, *, path: ExecutionPath = "blocks") -> SPMLinear:
         """Return a layer that holds copies of the operator's numbers and of the bias (out_features,)."""
         array = next(array for named in spm.numbers for array in named.values())
         layer = cls.__new__(cls)

@@ -121,7 +121,7 @@ def partner(width: int, stride: int) -> Tensor:
 
 
 def pair_count(width: int, stride: int) -> int:
-    """Return how many pairs a stage of this stride has; the lower members of the pairs are a prefix."""
+    """Return how many pairs a stage has: the positions with the bit of `stride` clear, below width - stride."""
     free = max(0, width - stride)
     return free // (2 * stride) * stride + min(free % (2 * stride), stride)
 

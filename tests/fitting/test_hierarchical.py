@@ -102,6 +102,20 @@ def test_a_matrix_near_a_chain_is_met_nearly(seed: int, noise: float) -> None:
     assert relative(factorized(near[None], structure)[0], near) < math.sqrt(3) * noise
 
 
+@pytest.mark.parametrize("n", [4, 5, 7, 13, 16])
+def test_two_stages_are_the_best_there_are(n: int) -> None:
+    # One cut: outputs {f, f ^ 2} meet inputs {f, f ^ 1} through feature f alone, and no block overlaps another.
+    # What is lost is all but the largest singular value of each block (Eckart and Young), and what no block holds.
+    structure = build_structure(n, n, stages=2, schedule=Schedule.BUTTERFLY)
+    weight = np.random.default_rng(n).normal(size=(n, n))
+    kept = 0.0
+    for f in range(n):
+        rows, columns = ([i for i in (f, f ^ stride) if i < n] for stride in (2, 1))
+        kept += np.linalg.svd(weight[np.ix_(rows, columns)], compute_uv=False)[0] ** 2
+    least = math.sqrt(1 - kept / (weight**2).sum())
+    assert relative(factorized(weight[None], structure)[0], weight) == pytest.approx(least, rel=1e-10)
+
+
 def test_any_matrix_is_met_better_than_by_nothing() -> None:
     weights = np.random.default_rng(0).normal(size=(3, 16, 16))
     for structure in chains(16):
