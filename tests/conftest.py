@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import save_file
 from torch import nn
 
@@ -18,6 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # Small tensors gain nothing from threads, and two test processes would fight for them.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# No test asserts a wall-clock time, and the same examples run everywhere.
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.load_profile("steady")
 
 # Tests of one room share oracles and builders that stand beside them.
 sys.path.insert(0, str(Path(__file__).parent / "operator"))
