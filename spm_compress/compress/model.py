@@ -26,8 +26,8 @@ from spm_compress.version import __version__
 
 __all__ = ["CompressSettings", "Progress", "Silent", "batches", "check_device", "fit_model"]
 
-# Matrices of one shape are fitted together up to this many values: beyond it the working set leaves the
-# caches and a batch gains nothing (docs/measurements.md).
+# Matrices of one shape are fitted together up to this many values. MiniLM's 36 matrices, 100 steps: 19.1 s at
+# 2**18, 11.5 s at 2**20, 10.6 s at 2**22, which takes four times the memory.
 _BATCH_VALUES = 1 << 20
 # Float16 may raise a layer's error by this factor, and by its own rounding, before float32 is kept.
 _MOST_HARM, _ROUNDING = 1.02, 1e-3

@@ -28,7 +28,8 @@ _EXACT = 2e-6
 _RESTARTS = 3
 # Share of the steps over which the step size rises; the first steps of Adam are its roughest ...
 _WARM_UP = 0.05
-# ... and can end at the zero map, an error this close to 1. Even 4096x4096 in two stages is further from it.
+# ... and can end at the zero map, an error this close to 1. By count, 4096x4096 in two stages (0.07 % of the
+# numbers) is still further from it, near 0.9996.
 _COLLAPSED = 1 - 1e-4
 # A descent that ends with this many times its best error was thrown about by its steps.
 _STRAYED = 1.5
@@ -201,7 +202,7 @@ def _random_start(weights: Tensor, structure: Structure, seed: int) -> list[dict
     batch = len(weights)
     start = []
     for chain in structure.chains:
-        # Below pi/4, so that every pair begins with a direct entry to divide by: any angle fits up to 0.2 % better,
+        # Below pi/4, so that every pair begins with a direct entry to divide by: any angle fits up to 0.3 % better,
         # but spreads the canonical numbers too far for float16.
         angles = torch.empty(batch, chain.pairs).uniform_(-math.pi / 4, math.pi / 4, generator=generator)
         if structure.mixer is Mixer.GENERAL:

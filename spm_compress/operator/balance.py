@@ -21,8 +21,8 @@ from spm_compress.operator.structure import Chain, Mixer, Structure
 
 __all__ = ["balanced"]
 
-# On MiniLM's layers at ten stages, canonical stages differ in energy by up to 1e8; a factor 1.7 is left
-# after 30 sweeps, 1.05 after 50, for 5 ms a layer.
+# On MiniLM's layers at ten stages, canonical stages differ in energy by up to 9e12; a factor 1.66 is left
+# after 30 sweeps, 1.07 after 50, for 34 ms a layer.
 _SWEEPS = 50
 
 

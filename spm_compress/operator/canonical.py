@@ -109,10 +109,13 @@ def _carry(
             scale = after
             stage += 1
         if half:
-            put_down.append(scale * (diagonals.get(len(chain.groups), 1.0) if boundary + 1 == len(chain.groups) else 1))
+            put_down.append(scale)
             scale = torch.ones_like(scale)
-    if not half:
-        scale = scale * diagonals.get(len(chain.groups), 1.0)
+    end = diagonals.get(len(chain.groups), 1.0)
+    if half:
+        put_down[-1] = put_down[-1] * end
+    else:
+        scale = scale * end
     return torch.stack(out) if out else cross, scale, put_down
 
 

@@ -135,7 +135,7 @@ class Structure:
     def stored_bytes(self, itemsize: int) -> int:
         """Bytes of everything stored: mixers in `itemsize` bytes a number, diagonals in float32, index tables.
 
-        Diagonals stay float32: at the end of a canonical chain they span 15 decades (MiniLM, 20 stages).
+        Diagonals stay float32: at the end of a canonical chain they span 10 decades (MiniLM, 20 stages).
         """
         numbers = sum(
             math.prod(shape) * (4 if name == "diagonals" else itemsize)
