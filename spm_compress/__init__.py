@@ -25,12 +25,14 @@ _HOMES = {
     "fit_model": "spm_compress.compress",
     "apply_artifact": "spm_compress.compress",
     "summarize": "spm_compress.report",
+    "ExportSettings": "spm_compress.export",
     "export_onnx": "spm_compress.export",
 }
 
 __all__ = [
     "SPM",
     "CompressSettings",
+    "ExportSettings",
     "FitSettings",
     "Mixer",
     "SPMLinear",
@@ -50,7 +52,7 @@ __all__ = [
 if TYPE_CHECKING:
     from spm_compress.checkpoint import open_source, read_artifact, write_artifact
     from spm_compress.compress import CompressSettings, apply_artifact, compress_model, fit_model
-    from spm_compress.export import export_onnx
+    from spm_compress.export import ExportSettings, export_onnx
     from spm_compress.fitting import FitSettings, fit_matrices
     from spm_compress.layers import SPMLinear
     from spm_compress.operator import SPM, Mixer, Schedule

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from spm_compress_cli.sizes import Sizes
+
 _ACTIVATIONS = ["relu", "gelu", "tanh", "sigmoid", "silu", "leaky-relu", "elu", "none"]
 
 
@@ -24,11 +26,48 @@ _ACTIVATIONS = ["relu", "gelu", "tanh", "sigmoid", "silu", "leaky-relu", "elu", 
     help="Between the linears of a bare nn.Sequential state dict.  [default: relu]",
 )
 @click.option(
+    "--lowering",
+    type=click.Choice(["auto", "stages", "blocks", "dense"]),
+    default="auto",
+    show_default=True,
+    help="How the layers run; auto times each and takes the fastest.",
+)
+@click.option(
     "--layout",
     type=click.Choice(["feature-major", "batch-major"]),
     default="feature-major",
     show_default=True,
-    help="Axis the features are on while the stages run.",
+    help="Axis the features are on in stages and blocks; auto tries both.",
+)
+@click.option(
+    "--batch", "batches", type=Sizes(), default="1", show_default=True, help="Batch sizes to be fast at, for auto."
+)
+@click.option(
+    "--sequence", type=click.IntRange(min=1), default=128, show_default=True, help="Sequence length to be fast at."
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Threads to be fast with; 0 is all cores.",
+)
+@click.option(
+    "--provider",
+    default="CPUExecutionProvider",
+    show_default=True,
+    help="ONNX Runtime's execution provider to be fast on.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the whole graph; inputs and outputs stay float32.",
+)
+@click.option("--quantize", type=click.Choice(["int8"]), help="Also quantize the weights that stay dense.")
+@click.option(
+    "--dense", "dense_path", type=click.Path(path_type=Path), help="Write the dense model's graph here too, to compare."
 )
 @click.option("--layers", is_flag=True, help="Write each fitted layer as a model of its own.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -39,32 +78,57 @@ def export(
     graph: Path | None,
     source_path: Path | None,
     activation: str | None,
+    lowering: str,
     layout: str,
+    batches: tuple[int, ...],
+    sequence: int,
+    threads: int,
+    provider: str,
+    dtype: str,
+    quantize: str | None,
+    dense_path: Path | None,
     layers: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Write the compressed model as ONNX with SPM stages, and verify it against the torch operator.
+    """Write the compressed model as ONNX, and verify it against the torch operator.
 
     Without ARTIFACT, the one *.spm.safetensors in the working directory is taken. The file appears only
     after ONNX Runtime has computed with it what torch computes.
     """
+    if quantize and dtype != "float32":
+        raise click.UsageError("--quantize int8 and --dtype float16 exclude each other; choose one")
     from spm_compress.checkpoint import find_artifact, read_artifact
-    from spm_compress.export import Layout, Stages, export_layers, export_onnx, source_of
+    from spm_compress.export import ExportSettings, Layout, Precision, export_layers, export_onnx, source_of
+    from spm_compress.export.verification import check_provider
+    from spm_compress_cli.export_table import show_exported
     from spm_compress_cli.progress import message
-    from spm_compress_cli.tables import show_exported
 
+    check_provider(provider)
     path = artifact or find_artifact(Path())
     fitted = read_artifact(path)
-    lowering = Stages(Layout(layout))
+    settings = ExportSettings(
+        lowering=ExportSettings.named(lowering, Layout(layout)),
+        batches=batches,
+        sequence=sequence,
+        threads=threads,
+        provider=provider,
+        precision=Precision(quantize or dtype),
+    )
     if layers:
-        written = export_layers(fitted, out, lowering=lowering)
+        written = export_layers(fitted, out, settings=settings)
     else:
         source = None if graph else source_of(fitted, path, source_path)
-        if source and source.config is None and activation is None:
+        if source and source.config is None and source.graph is None and activation is None:
             message("no graph is given: assuming a chain of linears with relu between them (--activation)", quiet)
         exported = export_onnx(
-            fitted, out, source=source, graph=graph, activation=activation or "relu", lowering=lowering
+            fitted,
+            out,
+            source=source,
+            graph=graph,
+            activation=activation or "relu",
+            settings=settings,
+            dense_path=dense_path,
         )
         for name in exported.spliced.missing:
             message(f"{name}: was fitted, but the graph does not use it", quiet)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,26 +11,25 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from spm_compress.export import Exported
     from spm_compress.report import Savings, Size
 
 # Wide enough for every row when nobody's terminal limits it.
 _PIPED_WIDTH = 160
 
 
-def _console() -> Console:
+def results_console() -> Console:
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
 def show_report(savings: Savings, path: Path, as_json: bool) -> None:
     """Print every layer, the totals, the reasons of the tensors left dense, and the verdict."""
     if not as_json:
-        console = _console()
+        console = results_console()
         console.print(_layers(savings))
         console.print(_kept(savings))
     show_totals(savings, path, as_json)
@@ -42,17 +40,17 @@ def show_totals(savings: Savings, path: Path, as_json: bool) -> None:
     from spm_compress.report import to_json
 
     if as_json:
-        _print_json({"artifact": str(path), **to_json(savings)})
+        print_json({"artifact": str(path), **to_json(savings)})
         return
-    console = _console()
+    console = results_console()
     table = Table(title=f"{path}: {len(savings.layers)} weights fitted", title_justify="left")
     table.add_column("")
     for heading in ("before", "after", "kept", "removed"):
         table.add_column(heading, justify="right")
     _add(table, "parameters, fitted weights", savings.fitted_parameters, "{:,}".format)
     _add(table, "parameters, whole model", savings.model_parameters, "{:,}".format)
-    _add(table, "bytes, fitted weights", savings.fitted_bytes, _bytes)
-    _add(table, "bytes, whole model on disk", savings.model_bytes, _bytes)
+    _add(table, "bytes, fitted weights", savings.fitted_bytes, bytes_text)
+    _add(table, "bytes, whole model on disk", savings.model_bytes, bytes_text)
     _add(table, "multiply-adds a row, fitted", savings.fitted_multiply_adds, "{:,}".format)
     console.print(table)
     console.print(
@@ -60,33 +58,6 @@ def show_totals(savings: Savings, path: Path, as_json: bool) -> None:
         f"truncated SVD of the same size {savings.mean_svd_error:.3f}"
     )
     console.print(savings.verdict)
-
-
-def show_exported(written: Sequence[Exported], as_json: bool) -> None:
-    """Print what was written and how well it agrees with the torch operator."""
-    if as_json:
-        _print_json({"schema": "spm-compress/export/1", "files": [_exported_json(each) for each in written]})
-        return
-    console = _console()
-    for each in written:
-        errors = ", ".join(f"batch {agreement.batch}: {agreement.error:.1e}" for agreement in each.agreements)
-        nodes = sum(len(nodes) for nodes in each.spliced.nodes.values())
-        console.print(
-            f"{each.path}: {nodes} SPM node{'s' if nodes > 1 else ''}, {_bytes(each.bytes)} "
-            f"(dense {_bytes(each.dense_bytes)}); verified, relative error to the torch operator {errors}",
-            soft_wrap=True,
-        )
-
-
-def _exported_json(each: Exported) -> dict[str, Any]:
-    return {
-        "path": str(each.path),
-        "bytes": each.bytes,
-        "dense_bytes": each.dense_bytes,
-        "nodes": each.spliced.nodes,
-        "missing": each.spliced.missing,
-        "agreements": [{"batch": agreement.batch, "error": agreement.error} for agreement in each.agreements],
-    }
 
 
 def _layers(savings: Savings) -> Table:
@@ -124,7 +95,7 @@ def _add(table: Table, title: str, size: Size, form: Any) -> None:
     table.add_row(title, form(size.before), form(size.after), f"{size.kept:.1%}", f"{size.removed:.1%}")
 
 
-def _bytes(count: int) -> str:
+def bytes_text(count: int) -> str:
     size, unit = float(count), "B"
     for larger in ("kB", "MB", "GB"):
         if size < 1000:

@@ -8,7 +8,8 @@ from spm_compress.checkpoint.artifact import (
     read_artifact,
     write_artifact,
 )
-from spm_compress.checkpoint.source import Source, TensorInfo, open_source
+from spm_compress.checkpoint.source import Source, open_source
+from spm_compress.checkpoint.tensor_info import TensorInfo
 
 __all__ = [
     "Artifact",

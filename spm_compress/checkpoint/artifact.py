@@ -1,6 +1,6 @@
 """The artifact `NAME.spm.safetensors`: SPM numbers, tensors left dense, and a manifest that explains them.
 
-One safetensors file. Its metadata has one entry, `spm_compress`, a JSON manifest (version 1):
+One safetensors file. Its metadata has one entry, `spm_compress`, a JSON manifest (version 2; 1 is read too):
 `source` (path, files and their SHA-256), `settings`, `versions`, `layers` and `kept`. A fitted weight W has
 its numbers under `W.spm.<chain>.<array>` and orders that follow no formula under
 `W.spm.<chain>.order.<group>`; a kept tensor has its own name.
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from spm_compress.checkpoint.files import write_whole
 from spm_compress.errors import ArtifactError
-from spm_compress.operator.pairing import Affine, Group, Order, Table
+from spm_compress.operator.pairing import Affine, Group, Order, Shuffle, Table
 from spm_compress.operator.spm import SPM
 from spm_compress.operator.structure import Chain, Mixer, Structure
 
@@ -37,7 +37,7 @@ __all__ = [
     "write_artifact",
 ]
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2  # 2: orders can be shuffles
 SUFFIX = ".spm.safetensors"
 _KEY = "spm_compress"
 
@@ -147,7 +147,7 @@ def read_artifact(path: Path) -> Artifact:
         raise ArtifactError(f"{path}: its manifest is damaged ({error}); run fit again") from error
     if not isinstance(version, int) or version > MANIFEST_VERSION:
         raise ArtifactError(
-            f"{path}: manifest version {version} is newer than this program reads ({MANIFEST_VERSION}); "
+            f"{path}: manifest version {version} is newer than this program reads (1 to {MANIFEST_VERSION}); "
             "upgrade spm-compress"
         )
     try:
@@ -238,7 +238,7 @@ def _structure_json(structure: Structure) -> dict[str, Any]:
                 "diagonals": chain.diagonals,
                 "groups": [
                     {
-                        "order": "table" if isinstance(group.order, Table) else list(asdict(group.order).values()),
+                        "order": _order_json(group.order),
                         "stages": group.stages,
                         "low": group.low,
                         "descending": group.descending,
@@ -249,6 +249,16 @@ def _structure_json(structure: Structure) -> dict[str, Any]:
             for chain in structure.chains
         ],
     }
+
+
+def _order_json(order: Order) -> Any:
+    match order:
+        case Affine():
+            return [order.multiplier, order.offset]
+        case Shuffle():
+            return {"shuffle": order.rows}
+        case Table():
+            return "table"
 
 
 def _read_structure(entry: Mapping[str, Any], name: str, tensors: Mapping[str, Tensor]) -> Structure:
@@ -284,6 +294,11 @@ def _read_order(entry: Any, width: int, table: Tensor | None) -> Order:
         if sorted(features) != list(range(width)):
             raise ValueError("an order is not a permutation")
         return Table(features)
+    if isinstance(entry, dict):
+        rows = int(entry["shuffle"])
+        if rows < 1 or width % rows:
+            raise ValueError(f"a shuffle of {width} features in {rows} rows")
+        return Shuffle(rows)
     multiplier, offset = (int(number) for number in entry)
     if math.gcd(multiplier, width) != 1:
         raise ValueError(f"order ({multiplier}, {offset}) is not a permutation of {width} features")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from spm_compress.errors import SpmError
 
-__all__ = ["sha256_of", "write_whole"]
+__all__ = ["sha256_of", "write_whole", "write_whole_set"]
 
 
 @contextmanager
@@ -35,6 +36,30 @@ def write_whole(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_whole_set(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; if the block ends well, its files get their names, `path`'s own last.
+
+    For a file that names others beside it: until the others are there it does not exist. Folders in it
+    are scratch space. Raises SpmError as `write_whole`.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir()
+        yield temporary
+        files = [file for file in sorted(temporary.iterdir()) if file.is_file() and file.name != path.name]
+        for file in (*files, temporary / path.name):
+            with file.open("rb+") as opened:
+                os.fsync(opened.fileno())
+            file.replace(path.with_name(file.name))
+    except OSError as error:
+        raise SpmError(
+            f"{path}: cannot be written ({error.strerror or error}); check the folder's permissions and free space"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -1,172 +1,63 @@
-"""Trained models on disk, read one tensor at a time and never unpickled."""
+"""Trained models on disk, behind one interface; never unpickled."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from spm_compress.checkpoint.files import sha256_of
+from spm_compress.checkpoint.onnx_source import open_onnx
+from spm_compress.checkpoint.safetensors_source import open_safetensors
+from spm_compress.checkpoint.tensor_info import TensorInfo
 from spm_compress.errors import SourceError, near_misses
 
-__all__ = ["Source", "TensorInfo", "open_source"]
-
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
-
-DTYPES: Mapping[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
+__all__ = ["Source", "open_source"]
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """Shape and dtype of a stored tensor; dtype in safetensors' names (F32, BF16, I64, ...)."""
-
-    shape: tuple[int, ...]
-    dtype: str
+class Source(Protocol):
+    """A trained model: its tensors, one at a time, and what is known of its graph."""
 
     @property
-    def is_floating(self) -> bool:
-        """Whether the values are float64, float32, float16 or bfloat16."""
-        return self.dtype in DTYPES
+    def path(self) -> Path:
+        """What the user named."""
 
     @property
-    def bytes(self) -> int:
-        """Bytes that the values of a floating-point tensor occupy."""
-        return torch.Size(self.shape).numel() * DTYPES[self.dtype].itemsize
+    def config(self) -> Mapping[str, Any] | None:
+        """The Hugging Face config.json, if the model has one."""
 
-
-@dataclass(frozen=True)
-class Source:
-    """A model of one or more safetensors files; `config` is the Hugging Face config.json if there is one.
-
-    path: what the user named; files: tensor name -> file that holds it.
-    """
-
-    path: Path
-    files: Mapping[str, Path]
-    config: Mapping[str, Any] | None
+    @property
+    def graph(self) -> Path | None:
+        """The ONNX file with the model's graph, if it is one."""
 
     def tensors(self) -> dict[str, TensorInfo]:
         """Return name -> shape and dtype, in the order of the names, without reading values."""
-        infos: dict[str, TensorInfo] = {}
-        for path in sorted(set(self.files.values())):
-            with _opened(path) as file:
-                for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    piece = file.get_slice(name)
-                    infos[name] = TensorInfo(tuple(piece.get_shape()), piece.get_dtype())
-        return {name: infos[name] for name in sorted(infos)}
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor on the CPU, in its stored dtype."""
-        with _opened(self.files[name]) as file:
-            try:
-                return file.get_tensor(name)  # type: ignore[no-any-return]
-            except SafetensorError as error:
-                raise SourceError(f"{self.files[name]}: tensor {name!r} cannot be read ({error})") from error
+        """Return one tensor on the CPU; weights as (out_features, in_features)."""
+
+    def place(self, name: str) -> Path:
+        """Return the file that holds a tensor."""
 
     def hashes(self) -> dict[str, str]:
         """Return file name -> SHA-256 of every file of the model."""
-        return {path.name: sha256_of(path) for path in sorted(set(self.files.values()))}
 
 
 def open_source(path: Path) -> Source:
-    """Open a safetensors file, a sharded safetensors index, or a Hugging Face folder.
+    """Open a safetensors file, a sharded safetensors index, a Hugging Face folder or an ONNX model.
 
     Raises SourceError, with what to do, for a missing, empty, damaged or foreign file.
     """
     if not path.exists():
         beside = path.parent if path.parent.is_dir() else Path()
-        known = [p.name for p in beside.iterdir() if p.is_dir() or p.suffix in (".safetensors", ".json")]
+        known = [p.name for p in beside.iterdir() if p.is_dir() or p.suffix in (".safetensors", ".json", ".onnx")]
         raise SourceError(f"{path}: no such file or folder{near_misses(path.name, known)}")
-    if path.is_dir():
-        return _open_folder(path)
-    if path.name.endswith(".index.json"):
-        return _open_index(path, path, None)
-    if path.suffix != ".safetensors":
-        raise SourceError(
-            f"{path}: not a format that can be read; give a .safetensors file, a .safetensors.index.json "
-            "or a Hugging Face folder (convert with safetensors.torch.save_file)"
-        )
-    return _checked(Source(path, _names_in(path), None))
-
-
-def _open_folder(path: Path) -> Source:
-    config = _config_in(path)
-    if (path / _INDEX).is_file():
-        return _open_index(path, path / _INDEX, config)
-    if (path / _SINGLE).is_file():
-        return _checked(Source(path, _names_in(path / _SINGLE), config))
-    raise SourceError(f"{path}: holds no {_SINGLE} and no {_INDEX}; name the weights file itself")
-
-
-def _config_in(folder: Path) -> Mapping[str, Any] | None:
-    file = folder / "config.json"
-    if not file.is_file():
-        return None
-    config = _json(file)
-    if not isinstance(config, dict):
-        raise SourceError(f"{file}: not a JSON object; restore the model's own config.json")
-    return config
-
-
-def _open_index(path: Path, index: Path, config: Mapping[str, Any] | None) -> Source:
-    content = _json(index)
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise SourceError(f"{index}: has no weight_map of tensor names to files; restore it from the model's origin")
-    files: dict[str, Path] = {}
-    held: dict[Path, Mapping[str, Path]] = {}
-    for name, shard in weight_map.items():
-        file = index.parent / shard
-        if file.resolve().parent != index.parent.resolve():
-            raise SourceError(
-                f"{index}: shard {shard!r} lies outside the model's folder; such an index is not followed"
-            )
-        if not file.is_file():
-            raise SourceError(f"{index}: names shard {shard!r}, which is missing; fetch it beside the index")
-        if file not in held:
-            held[file] = _names_in(file)
-        if name not in held[file]:
-            raise SourceError(f"{file}: does not hold tensor {name!r} that {index.name} places there")
-        files[name] = file
-    return _checked(Source(path, files, config))
-
-
-def _checked(source: Source) -> Source:
-    if not source.files:
-        raise SourceError(f"{source.path}: holds no tensors; there is nothing to compress")
-    return source
-
-
-def _names_in(path: Path) -> dict[str, Path]:
-    with _opened(path) as file:
-        return dict.fromkeys(file.keys(), path)
-
-
-def _opened(path: Path) -> Any:  # safetensors has no type for it
-    if path.stat().st_size == 0:
-        raise SourceError(f"{path}: is empty; fetch or save the model again")
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise SourceError(
-            f"{path}: is not a whole safetensors file ({error}); fetch or save the model again"
-        ) from error
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise SourceError(f"{path}: is not readable as JSON ({error}); restore it from the model's origin") from error
+    if path.suffix == ".onnx":
+        return open_onnx(path)
+    if path.is_dir() or path.suffix == ".safetensors" or path.name.endswith(".index.json"):
+        return open_safetensors(path)
+    raise SourceError(
+        f"{path}: not a format that can be read; give a .safetensors file, a .safetensors.index.json, "
+        "a Hugging Face folder or an .onnx file (convert with safetensors.torch.save_file)"
+    )

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer, KeptTensor
-from spm_compress.checkpoint.source import DTYPES, Source, TensorInfo
+from spm_compress.checkpoint.source import Source
+from spm_compress.checkpoint.tensor_info import DTYPES, TensorInfo
 from spm_compress.compress.selection import select
 from spm_compress.errors import FitError, SourceError, UsageError
 from spm_compress.fitting.descent import fit_matrices, relative_error
@@ -145,7 +146,7 @@ def _tied(source: Source, names: Sequence[str]) -> list[tuple[str, ...]]:
         if not bool(weight.isfinite().all()):
             bad = int((~weight.isfinite()).sum())
             raise SourceError(
-                f"{source.files[name]}: tensor {name!r} holds {bad} NaN or infinite values; "
+                f"{source.place(name)}: tensor {name!r} holds {bad} NaN or infinite values; "
                 f"repair the model or leave it out with --exclude {name!r}"
             )
         groups.setdefault((tuple(weight.shape), digest(weight)), []).append(name)

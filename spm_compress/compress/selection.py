@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from spm_compress.checkpoint.source import TensorInfo
+from spm_compress.checkpoint.tensor_info import TensorInfo
 from spm_compress.errors import UsageError, near_misses
 
 __all__ = ["Selection", "check_patterns", "select"]
@@ -65,13 +65,15 @@ def _reason_to_keep(
 ) -> str | None:
     if not info.is_floating:
         return f"{info.dtype} is not a floating-point type that can be fitted"
+    if info.is_factor is False:
+        return "the graph does not multiply by it"
     if len(info.shape) != 2:
         return f"{len(info.shape)}-D, not a matrix"
     if any(fnmatchcase(name, pattern) for pattern in exclude):
         return "excluded"
     if include and not any(fnmatchcase(name, pattern) for pattern in include):
         return "not included"
-    if _LOOKUP.search(name):
+    if info.is_factor is None and _LOOKUP.search(name):
         return "a lookup table by its name"
     if min(info.shape) < min_features:
         return f"narrower than {min_features} features"

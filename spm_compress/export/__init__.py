@@ -1,6 +1,7 @@
 """Floor 5: from an artifact to an ONNX file that is known to compute the same."""
 
 from spm_compress.export.files import Exported, export_layers, export_onnx, source_of
-from spm_compress.export.lowering import Layout, Stages
+from spm_compress.export.lowering import Layout
+from spm_compress.export.settings import ExportSettings, Precision
 
-__all__ = ["Exported", "Layout", "Stages", "export_layers", "export_onnx", "source_of"]
+__all__ = ["ExportSettings", "Exported", "Layout", "Precision", "export_layers", "export_onnx", "source_of"]

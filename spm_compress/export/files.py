@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
 import torch
 
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer
-from spm_compress.checkpoint.files import write_whole
+from spm_compress.checkpoint.files import write_whole, write_whole_set
+from spm_compress.checkpoint.onnx_source import open_graph
 from spm_compress.checkpoint.source import Source, open_source
 from spm_compress.errors import ExportError
-from spm_compress.export.graph import WAYS, chain_of_linears, from_huggingface, from_module, from_onnx
-from spm_compress.export.lowering import Lowering, Stages
-from spm_compress.export.splice import Spliced, layer_model, splice, with_operator_matrices
-from spm_compress.export.verification import Agreement, check_file, compare, random_inputs, require, run, session
+from spm_compress.export.choice import Choice, plans, rows_of_layers
+from spm_compress.export.graph import WAYS, chain_of_linears, from_huggingface, from_module
+from spm_compress.export.lowering import Dense, Lowering
+from spm_compress.export.precision import in_precision
+from spm_compress.export.saving import save, size_of
+from spm_compress.export.settings import ExportSettings, Precision
+from spm_compress.export.splice import OPSET, Spliced, layer_model, splice, with_operator_matrices
+from spm_compress.export.timing import interleaved
+from spm_compress.export.verification import (
+    TOLERANCE,
+    Agreement,
+    check_file,
+    compare,
+    random_inputs,
+    require,
+    run,
+    session,
+)
 
 __all__ = ["BATCHES", "Exported", "export_layers", "export_onnx", "source_of"]
 
 # Batch sizes at which every exported file is compared with the torch operator.
 BATCHES = (1, 3, 16)
 _SEQUENCE = 16
-_LIMIT = 2**31  # what one protobuf file can hold
+# Float16 rounds at 5e-4, several times a layer; int8 activations jump by 1/127 of their range where float32 rounds.
+_TOLERANCES = {Precision.FLOAT32: TOLERANCE, Precision.FLOAT16: 2e-2, Precision.INT8: 2e-2}
+# A whole model that is this much slower than dense is not kept as it is; less than this is noise.
+_SLOWER = 0.97
+_REPEATS, _SECONDS = 30, 2.0
 
 
 @dataclass(frozen=True)
 class Exported:
     """One file that was written and verified.
 
-    dense_bytes: size of the dense graph it came from; missing: fitted layers that the graph does not use.
+    bytes, dense_bytes: with data files, of it and of the dense graph it came from; choices: how each layer runs and why, if
+    that was measured; speedups: batch -> time of the dense graph over this one's, measured in turns.
     """
 
     path: Path
@@ -37,6 +59,8 @@ class Exported:
     dense_bytes: int
     spliced: Spliced
     agreements: tuple[Agreement, ...]
+    choices: tuple[Choice, ...] = ()
+    speedups: Mapping[int, float] = field(default_factory=dict)
 
 
 def source_of(artifact: Artifact, artifact_path: Path, given: Path | None = None) -> Source:
@@ -62,46 +86,73 @@ def export_onnx(
     source: Source | None = None,
     graph: Path | None = None,
     activation: str = "relu",
-    lowering: Lowering | None = None,
+    settings: ExportSettings | None = None,
+    dense_path: Path | None = None,
 ) -> Exported:
     """Write the whole compressed model as one ONNX file and verify it against the torch operator.
 
-    Give the dense graph (`graph`, an ONNX file), or the `source` of a Hugging Face folder or of a plain chain of
-    linears (`activation` stands between them). The file appears only if it is verified.
+    Give the dense graph (`graph`, an ONNX file), or the `source`: an ONNX model, a Hugging Face folder or a plain chain
+    of linears (`activation` stands between them). The file appears only if it is verified. dense_path: where to put
+    the dense graph too, to compare with.
 
     Raises ExportError where no graph can be had, VerificationError if ONNX Runtime and torch differ.
     """
+    settings = settings or ExportSettings()
     dense = _dense_graph(source, graph, activation)
-    as_bytes = ir.serde.serialize_model(dense).SerializeToString()
-    reference = ir.serde.deserialize_model(ir.serde.serialize_model(dense))
-    with_operator_matrices(reference, artifact.layers)
-    spliced = splice(dense, artifact.layers, lowering or Stages())
-    agreements = _write_verified(dense, reference, path)
-    return Exported(path, path.stat().st_size, len(as_bytes), spliced, agreements)
+    if dense_path is not None:
+        with write_whole_set(dense_path) as folder:
+            save(dense, folder / dense_path.name)
+    with write_whole_set(path) as folder:
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        original = save(dense, scratch / "original.onnx")
+        dense, layers = in_precision(dense, artifact.layers, settings.precision)
+        reference = dense.clone()
+        with_operator_matrices(reference, layers)
+        expected = save(reference, scratch / "reference.onnx")
+        work = _Work(dense, layers, settings, expected, folder / path.name)
+        if settings.lowering is not None:
+            spliced, agreements = work.write({layer.name: settings.lowering for layer in layers})
+            choices, speedups = (), {}
+        else:
+            spliced, agreements, choices, speedups = work.write_fastest(scratch)
+        size, dense_size = size_of(folder / path.name), size_of(original)
+    return Exported(path, size, dense_size, spliced, agreements, choices, speedups)
 
 
-def export_layers(artifact: Artifact, folder: Path, *, lowering: Lowering | None = None) -> list[Exported]:
+def export_layers(artifact: Artifact, folder: Path, *, settings: ExportSettings | None = None) -> list[Exported]:
     """Write each fitted layer, without its bias, as an ONNX model of its own into a folder; verify each."""
+    settings = settings or ExportSettings()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExportError(f"{folder}: cannot be made a folder ({error.strerror}); choose another name") from error
+    choices: dict[str, Choice] = {}
+    if settings.lowering is None:
+        rows = {layer.name: settings.batches for layer in artifact.layers}
+        choices = {choice.layer: choice for choice in plans(artifact.layers, rows, settings)[0]}
     written = []
     for layer in artifact.layers:
         path = folder / f"{layer.name.replace('/', '_')}.onnx"
-        model = layer_model(layer, lowering or Stages())
-        agreements = _write_verified(model, _dense_layer(layer), path)
+        lowering = settings.lowering or choices[layer.name].lowering
+        with write_whole(path) as temporary:
+            save(layer_model(layer, lowering), temporary)
+            expected = ir.serde.serialize_model(_dense_layer(layer)).SerializeToString()
+            agreements = _verified(temporary, expected, path.name, settings)
         out, into = layer.shape
         spliced = Spliced({layer.name: [layer.name]}, ())
-        written.append(Exported(path, path.stat().st_size, 4 * out * into, spliced, agreements))
+        chosen = (choices[layer.name],) if choices else ()
+        written.append(Exported(path, path.stat().st_size, 4 * out * into, spliced, agreements, chosen))
     return written
 
 
 def _dense_graph(source: Source | None, graph: Path | None, activation: str) -> ir.Model:
     if graph is not None:
-        return from_onnx(graph)
+        return open_graph(graph)
     if source is None:
         raise ExportError(f"there is no graph to put the layers into; {WAYS}")
+    if source.graph is not None:
+        return open_graph(source.graph)
     if source.config is not None:
         return from_huggingface(source)[1]
     chain = chain_of_linears(source, activation)
@@ -121,22 +172,76 @@ def _dense_layer(layer: FittedLayer) -> ir.Model:
     node = ir.Node("", "MatMul", [x, value])
     y = node.outputs[0]
     y.name, y.type, y.shape = "y", ir.TensorType(ir.DataType.FLOAT), ir.Shape(["rows", layer.shape[0]])
-    graph = ir.Graph([x], [y], nodes=[node], initializers=[value], opset_imports={"": 20}, name="dense")
+    graph = ir.Graph([x], [y], nodes=[node], initializers=[value], opset_imports={"": OPSET}, name="dense")
     return ir.Model(graph, ir_version=9)
 
 
-def _write_verified(model: ir.Model, reference: ir.Model, path: Path) -> tuple[Agreement, ...]:
-    proto = ir.serde.serialize_model(model)
-    if proto.ByteSize() >= _LIMIT:
-        raise ExportError(f"{path}: the model is larger than the 2 GB that one ONNX file can hold")
-    expected = session(ir.serde.serialize_model(reference).SerializeToString())
-    with write_whole(path) as temporary:
-        temporary.write_bytes(proto.SerializeToString(deterministic=True))
-        check_file(temporary)
-        found = session(temporary)
-        agreements = []
-        for batch in BATCHES:
-            inputs = random_inputs(reference, batch, _SEQUENCE, seed=batch)
-            agreements.append(Agreement(batch, compare(run(found, inputs), run(expected, inputs))))
-        require(agreements, path.name)
+@dataclass(frozen=True)
+class _Work:
+    """A dense graph whose layers are to be replaced; expected: the file that says what has to be computed."""
+
+    dense: ir.Model
+    layers: Sequence[FittedLayer]
+    settings: ExportSettings
+    expected: Path
+    path: Path
+
+    def write(self, lowerings: Mapping[str, Lowering]) -> tuple[Spliced, tuple[Agreement, ...]]:
+        model = self.dense.clone()
+        spliced = splice(model, self.layers, lowerings)
+        save(model, self.path)
+        return spliced, _verified(self.path, self.expected, self.path.name, self.settings)
+
+    def write_fastest(
+        self, scratch: Path
+    ) -> tuple[Spliced, tuple[Agreement, ...], tuple[Choice, ...], dict[int, float]]:
+        """Write the model as the plan that is fastest as a whole, or all dense where none is at every batch."""
+        tried: list[Path] = [save(self.dense, scratch / "dense.onnx")]
+        found = plans(self.layers, rows_of_layers(self.dense, self.layers, self.settings), self.settings)
+        for i, plan in enumerate(found):
+            model = self.dense.clone()
+            splice(model, self.layers, {choice.layer: choice.lowering for choice in plan})
+            tried.append(save(model, scratch / f"{i}.onnx"))
+        speedups = _speedups(tried, self.settings)
+        best = max(range(len(found)), key=lambda i: math.prod(speedups[i].values()))
+        choices, reached = found[best], speedups[best]
+        if min(reached.values()) < _SLOWER:
+            choices = tuple(_kept_dense(choice, reached) for choice in choices)
+        spliced, agreements = self.write({choice.layer: choice.lowering for choice in choices})
+        if min(reached.values()) < _SLOWER:
+            (reached,) = _speedups([tried[0], self.path], self.settings)
+        return spliced, agreements, choices, reached
+
+
+def _verified(path: Path, expected: Path | bytes, name: str, settings: ExportSettings) -> tuple[Agreement, ...]:
+    check_file(path)
+    found, right = session(path, provider=settings.provider), session(expected)
+    inputs_of = ir.load(path)
+    agreements = []
+    for batch in BATCHES:
+        inputs = random_inputs(inputs_of, batch, _SEQUENCE, seed=batch)
+        agreements.append(Agreement(batch, compare(run(found, inputs), run(right, inputs))))
+    require(agreements, name, _TOLERANCES[settings.precision])
     return tuple(agreements)
+
+
+def _speedups(paths: Sequence[Path], settings: ExportSettings) -> list[dict[int, float]]:
+    """Time models in turns; return for each but the first: batch -> how many times as fast as the first it is."""
+    sessions = [session(path, settings.threads, settings.provider) for path in paths]
+    inputs_of = ir.load(paths[0])
+    speedups: list[dict[int, float]] = [{} for _ in paths[1:]]
+    for batch in settings.batches:
+        inputs = random_inputs(inputs_of, batch, settings.sequence, seed=0)
+        calls = {str(i): (lambda runtime=runtime: run(runtime, inputs)) for i, runtime in enumerate(sessions)}
+        times = interleaved(calls, repeats=_REPEATS, seconds=_SECONDS)
+        for i, reached in enumerate(speedups, 1):
+            reached[batch] = times["0"].median / times[str(i)].median
+    return speedups
+
+
+def _kept_dense(choice: Choice, speedups: Mapping[int, float]) -> Choice:
+    slowest = min(speedups, key=speedups.__getitem__)
+    reason = (
+        f"the whole model was {speedups[slowest]:.2f}x as fast as dense at batch {slowest} with {choice.lowering.name}"
+    )
+    return Choice(choice.layer, Dense(), choice.rows, choice.microseconds, reason)

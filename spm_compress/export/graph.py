@@ -1,4 +1,4 @@
-"""Where the dense ONNX graph comes from: an ONNX file, a Hugging Face folder, or a plain chain of linears."""
+"""Where the dense ONNX graph of a model without one comes from: a Hugging Face folder, or a plain chain of linears."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -18,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from spm_compress.checkpoint.source import Source
-from spm_compress.errors import ExportError, near_misses
+from spm_compress.errors import ExportError
 
-__all__ = ["ACTIVATIONS", "WAYS", "chain_of_linears", "from_huggingface", "from_module", "from_onnx"]
+__all__ = ["ACTIVATIONS", "WAYS", "chain_of_linears", "from_huggingface", "from_module"]
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -38,23 +37,6 @@ WAYS = (
     "the weights); or a plain nn.Sequential of linears (0.weight, 2.weight, ...); or write each layer by "
     "itself with --layers"
 )
-
-
-def from_onnx(path: Path) -> ir.Model:
-    """Read an ONNX file. Raises ExportError if it is missing, damaged, or keeps data outside its folder."""
-    if not path.is_file():
-        beside = [p.name for p in path.parent.glob("*.onnx")] if path.parent.is_dir() else []
-        raise ExportError(f"{path}: no such ONNX file{near_misses(path.name, beside)}")
-    try:
-        model = ir.load(path)
-    except Exception as error:  # protobuf and onnx_ir raise many types for damaged files
-        raise ExportError(f"{path}: is not a readable ONNX model ({error}); export it again") from error
-    folder = path.parent.resolve()
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and not (folder / tensor.location).resolve().is_relative_to(folder):
-            raise ExportError(f"{path}: keeps {value.name} at {tensor.location!r}, outside its folder; not followed")
-    return model
 
 
 def from_huggingface(source: Source) -> tuple[nn.Module, ir.Model]:
@@ -125,7 +107,7 @@ def chain_of_linears(source: Source, activation: str) -> nn.Sequential:
 
 
 def _linear(source: Source, name: str, shape: tuple[int, ...]) -> nn.Linear:
-    has_bias = f"{name}.bias" in source.files
+    has_bias = f"{name}.bias" in source.tensors()
     layer = nn.Linear(shape[1], shape[0], bias=has_bias)
     with torch.no_grad():
         layer.weight.copy_(source.read(f"{name}.weight"))

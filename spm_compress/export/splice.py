@@ -1,34 +1,38 @@
-"""Replacing dense products in an ONNX graph by SPM functions.
+"""Replacing products with fitted weights in a dense ONNX graph.
 
-Rules:
-1. A weight is found by its values, not its name: exporters rename weights (`val_92`).
-2. A MatMul or Gemm computes x E^T for one matrix E (out, in), whatever way it is stored.
+The rules:
+
+1. A product x E^T (`checkpoint.products`) is recognised by the values of E (out, in), whatever way it is stored.
    If E is a fitted weight, its operator goes there; if E^T is, the transposed operator.
-3. Only the product is replaced. A Gemm's bias stays, as an Add.
-4. Everything else keeps its names; an initializer that nothing uses any more is dropped.
-5. One function a structure; one node a layer, named after it.
+2. Only the product is replaced. The bias of a Gemm or Conv stays, as an Add. A 1x1 Conv mixes its channels, so they are
+   put last for it and back afterwards.
+3. Everything else keeps its names; an initializer that nothing uses any more is dropped.
+4. One function a structure; one node a layer, named after it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 from torch import Tensor
 
 from spm_compress.checkpoint.artifact import FittedLayer
+from spm_compress.checkpoint.products import Product, inline_products, products
 from spm_compress.errors import ExportError
+from spm_compress.export.features_first import keep_features_first
 from spm_compress.export.lowering import DOMAIN, Lowering, number_arrays
+from spm_compress.export.turns import Turns
 from spm_compress.operator.canonical import to_canonical, transpose
 from spm_compress.operator.spm import SPM
 from spm_compress.operator.structure import Mixer, Structure
 
-__all__ = ["OPSET", "Spliced", "layer_model", "splice", "with_operator_matrices"]
+__all__ = ["OPSET", "Spliced", "layer_model", "matches", "splice", "with_operator_matrices"]
 
 # Range, Mod, ReduceSum with axes as input, and local functions all exist from here on.
 LEAST_OPSET, LEAST_IR_VERSION = 13, 8
@@ -45,22 +49,19 @@ class Spliced:
 
 
 @dataclass(frozen=True)
-class _Product:
-    """A MatMul or Gemm x E^T with E a fitted weight, or its transpose.
+class _Match:
+    """A product whose matrix is that of a fitted layer, or its transpose."""
 
-    stored_as_e: whether the graph holds E itself (Gemm with transB) rather than E^T.
-    """
-
-    node: ir.Node
+    product: Product
     layer: FittedLayer
     transposed: bool
-    stored_as_e: bool
 
 
-def splice(model: ir.Model, layers: Sequence[FittedLayer], lowering: Lowering) -> Spliced:
+def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[str, Lowering]) -> Spliced:
     """Replace in place every product with a fitted weight, under the rules above.
 
-    Raises ExportError if the graph is too old, or holds none of the fitted weights.
+    lowerings: layer name -> how it is to run. Raises ExportError if the graph is too old, or holds none of the
+    fitted weights.
     """
     opset = model.opset_imports.get("", 0)
     if opset < LEAST_OPSET:
@@ -68,16 +69,18 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowering: Lowering) -
             f"the graph has opset {opset}, SPM stages need {LEAST_OPSET} or later; "
             "convert it with onnx.version_converter.convert_version"
         )
-    writer = _Writer(model, lowering, opset)
+    writer = _Writer(model, opset)
     nodes: dict[str, list[str]] = {}
-    for product in _products(model, layers):
-        nodes.setdefault(product.layer.name, []).append(writer.replace(product))
+    for match in matches(model, layers):
+        nodes.setdefault(match.layer.name, []).append(writer.replace(match, lowerings[match.layer.name]))
     if not nodes:
         raise ExportError(
-            f"none of the {len(layers)} fitted weights is in the graph as a MatMul or Gemm; "
+            f"none of the {len(layers)} fitted weights is in the graph as a MatMul, Gemm or 1x1 Conv; "
             "is it the graph of the model that was fitted?"
         )
+    keep_features_first(model)
     RemoveUnusedNodesPass()(model)
+    RemoveUnusedFunctionsPass()(model)
     model.ir_version = max(model.ir_version, LEAST_IR_VERSION)
     return Spliced(nodes, tuple(layer.name for layer in layers if layer.name not in nodes))
 
@@ -87,13 +90,14 @@ def with_operator_matrices(model: ir.Model, layers: Sequence[FittedLayer]) -> No
 
     The graph stays dense: it says what a spliced one has to compute, without sharing a lowering with it.
     """
-    for product in _products(model, layers):
-        matrix = product.layer.spm.to(torch.float64).to_dense()
-        stored = matrix if product.stored_as_e != product.transposed else matrix.T
-        weight = product.node.inputs[1]
-        assert weight is not None and weight.dtype is not None
-        name = f"{product.layer.name}.operator.{int(product.stored_as_e)}{int(product.transposed)}"
-        product.node.replace_input_with(1, _initializer(model.graph, name, stored.contiguous(), weight.dtype))
+    for match in matches(model, layers):
+        matrix, product = match.layer.spm.to(torch.float64).to_dense(), match.product
+        stored = matrix if product.stored_as_e != match.transposed else matrix.T
+        if product.node.op_type == "Conv":
+            stored = stored.reshape(*stored.shape, *[1] * (len(product.tensor.shape) - 2))
+        dtype = ir.DataType.from_numpy(product.matrix().dtype)
+        name = f"{match.layer.name}.operator.{int(product.stored_as_e)}{int(match.transposed)}{stored.dim()}"
+        product.node.replace_input_with(1, _initializer(model.graph, name, stored.contiguous(), dtype))
     RemoveUnusedNodesPass()(model)
 
 
@@ -103,33 +107,27 @@ def layer_model(layer: FittedLayer, lowering: Lowering) -> ir.Model:
     x = ir.Value(name="x", type=float32, shape=ir.Shape(["rows", layer.shape[1]]))
     graph = ir.Graph([x], [], nodes=[], opset_imports={"": OPSET}, name=layer.name)
     model = ir.Model(graph, ir_version=IR_VERSION)
-    node = _Writer(model, lowering, OPSET).node(layer.name, layer.spm, x, ir.DataType.FLOAT)
-    graph.append(node)
-    y = node.outputs[0]
+    nodes = _Writer(model, OPSET).layer(layer.name, layer.spm, lowering, x, ir.DataType.FLOAT, graph)
+    graph.extend(nodes)
+    y = nodes[-1].outputs[0]
     y.name, y.type, y.shape = "y", float32, ir.Shape(["rows", layer.shape[0]])
     graph.outputs.append(y)
     return model
 
 
-def _products(model: ir.Model, layers: Sequence[FittedLayer]) -> Iterator[_Product]:
+def matches(model: ir.Model, layers: Sequence[FittedLayer]) -> Iterator[_Match]:
+    """Yield the products of a graph that are those of fitted layers; functions that hold one are inlined."""
+    inline_products(model)
     by_digest = {layer.sha256: layer for layer in layers}
     shapes = {shape for layer in layers for shape in (layer.shape, layer.shape[::-1])}
-    for node in list(model.graph):
-        if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm") or len(node.inputs) < 2:
+    for product in products(model):
+        if tuple(product.tensor.shape.numpy()[:2]) not in shapes:
             continue
-        weight = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
-        if weight is None or tuple(weight.shape.numpy()) not in shapes or not weight.dtype.is_floating_point():
-            continue
-        options = {name: attribute.value for name, attribute in node.attributes.items()}
-        if options.get("transA", 0) or options.get("alpha", 1.0) != 1.0 or options.get("beta", 1.0) != 1.0:
-            continue
-        stored_as_e = bool(options.get("transB", 0))
-        stored = weight.numpy().astype(np.float32)
-        e = stored if stored_as_e else stored.T
+        e = product.matrix().astype(np.float32)
         for transposed, matrix in ((False, e), (True, e.T)):
             layer = by_digest.get(hashlib.sha256(np.ascontiguousarray(matrix).tobytes()).hexdigest())
             if layer is not None:
-                yield _Product(node, layer, transposed, stored_as_e)
+                yield _Match(product, layer, transposed)
                 break
 
 
@@ -151,59 +149,87 @@ def _initializer(graph: ir.Graph, name: str, values: Tensor, dtype: ir.DataType 
 
 
 class _Writer:
-    """Adds functions, initializers and nodes to one graph, each function and array once."""
+    """Adds functions, initializers and nodes to one model, each function and array once."""
 
-    def __init__(self, model: ir.Model, lowering: Lowering, opset: int) -> None:
+    def __init__(self, model: ir.Model, opset: int) -> None:
         self.model = model
-        self.lowering = lowering
         self.opset = opset
-        self.functions: dict[tuple[Structure, ir.DataType], str] = {}
-        self.taken = {node.name for node in model.graph}
+        self.functions: dict[tuple[Structure, Lowering, ir.DataType], str] = {}
+        self.turns: dict[ir.Graph, Turns] = {}
+        self.taken = {node.name for node in model.graph.all_nodes()}
 
-    def replace(self, product: _Product) -> str:
+    def replace(self, match: _Match, lowering: Lowering) -> str:
         """Put the operator where the product was; return the new node's name."""
-        old, layer = product.node, product.layer
-        x, dense = old.inputs[0], old.outputs[0]
-        assert x is not None
-        spm, suffix = (_transposed(layer.spm), ".transposed") if product.transposed else (layer.spm, "")
-        node = self.node(layer.name + suffix, spm, x, dense.dtype or x.dtype or ir.DataType.FLOAT)
-        new, result = [node], node.outputs[0]
+        old, layer = match.product.node, match.layer
+        x, dense, graph = old.inputs[0], old.outputs[0], old.graph
+        assert x is not None and isinstance(graph, ir.Graph)
+        spm, suffix = (_transposed(layer.spm), ".transposed") if match.transposed else (layer.spm, "")
+        dtype = dense.dtype or x.dtype or ir.DataType.FLOAT
+        new: list[ir.Node] = []
+        rank = len(match.product.tensor.shape)
+        if old.op_type == "Conv":
+            new.append(ir.Node("", "Transpose", [x], [ir.AttrInt64s("perm", [0, *range(2, rank), 1])]))
+            x = new[-1].outputs[0]
+        new += self.layer(layer.name + suffix, spm, lowering, x, dtype, graph)
+        call = next(node for node in new if node.op_type in self.functions.values())
         bias = old.inputs[2] if len(old.inputs) > 2 else None
         if bias is not None:
-            result.name = f"{node.name}.product"
-            new.append(ir.Node("", "Add", [result, bias], name=f"{node.name}.bias"))
-            result = new[-1].outputs[0]
+            new.append(ir.Node("", "Add", [new[-1].outputs[0], bias], name=f"{call.name}.bias"))
+        if old.op_type == "Conv":
+            perm = ir.AttrInt64s("perm", [0, rank - 1, *range(1, rank - 1)])
+            new.append(ir.Node("", "Transpose", [new[-1].outputs[0]], [perm]))
+        elif dense.shape is not None:
+            for node in new:  # what the axis of the features is decided by
+                if node.op_type == "Add" or node.op_type.startswith("FeaturesLast"):
+                    node.outputs[0].shape, node.outputs[0].type = dense.shape, dense.type
+        result = new[-1].outputs[0]
+        for i, node in enumerate(new[:-1]):
+            node.outputs[0].name = f"{call.name}.{i}"
         result.name, result.type, result.shape = dense.name, dense.type, dense.shape
-        ir.convenience.replace_nodes_and_values(self.model.graph, old, [old], new, [dense], [result])
-        assert node.name is not None
-        return node.name
+        ir.convenience.replace_nodes_and_values(graph, old, [old], new, [dense], [result])
+        assert call.name is not None
+        return call.name
 
-    def node(self, name: str, spm: SPM, x: ir.Value, dtype: ir.DataType) -> ir.Node:
-        """Return a call of the operator's function on x, named after the layer; it is not in the graph yet."""
-        graph = self.model.graph
-        arrays = [_initializer(graph, f"{name}.spm.{array}", values) for array, values in number_arrays(spm).items()]
+    def layer(
+        self, name: str, spm: SPM, lowering: Lowering, x: ir.Value, dtype: ir.DataType, graph: ir.Graph
+    ) -> list[ir.Node]:
+        """Return the call of the operator's function on x, named after the layer, between the turns that it needs.
+
+        The nodes are not in a graph yet.
+        """
+        arrays = [
+            _initializer(self.model.graph, f"{name}.spm.{array}", values)
+            for array, values in number_arrays(spm).items()
+        ]
         plain = name.removesuffix(".weight")
         free = next(n for n in (plain, *(f"{plain}.{i}" for i in range(2, len(self.taken) + 3))) if n not in self.taken)
         self.taken.add(free)
-        return ir.Node(DOMAIN, self._function(spm, dtype), [x, *arrays], name=free, doc_string=_describe(name, spm))
+        turns = self.turns.setdefault(graph, Turns(self.model, self.opset))
+        before = turns.into(lowering.layout, x) if lowering.layout else []
+        inside = before[-1].outputs[0] if before else x
+        function = self._function(spm, lowering, dtype)
+        call = ir.Node(DOMAIN, function, [inside, *arrays], name=free, doc_string=_describe(name, spm, lowering))
+        after = turns.back(lowering.layout, call.outputs[0], x, spm.shape[0]) if lowering.layout else []
+        return [*before, call, *after]
 
-    def _function(self, spm: SPM, dtype: ir.DataType) -> str:
-        key = (spm.structure, dtype)
+    def _function(self, spm: SPM, lowering: Lowering, dtype: ir.DataType) -> str:
+        key = (spm.structure, lowering, dtype)
         if key not in self.functions:
             out, into = spm.shape
-            plain = f"SPM_{out}x{into}_{spm.structure.stages}stages"
+            plain = f"SPM_{out}x{into}_{spm.structure.stages}stages_{lowering.name.split()[0]}"
             taken = set(self.functions.values())
             name = next(n for n in (plain, *(f"{plain}_{i}" for i in range(2, len(taken) + 3))) if n not in taken)
-            function = self.lowering.function(spm.structure, dtype, self.opset, name)
+            function = lowering.function(spm.structure, dtype, self.opset, name)
             self.model.functions[function.identifier()] = function
             self.model.graph.opset_imports[DOMAIN] = 1
             self.functions[key] = name
         return self.functions[key]
 
 
-def _describe(name: str, spm: SPM) -> str:
+def _describe(name: str, spm: SPM, lowering: Lowering) -> str:
     out, into = spm.shape
     return (
         f"{name}: {out}x{into} as {spm.structure.stages} pairwise mixing stages ({spm.structure.mixer.value}), "
+        f"lowered to {lowering.name}, "
         f"{spm.parameter_count} numbers instead of {out * into}"
     )

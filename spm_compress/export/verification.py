@@ -18,9 +18,19 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
     RuntimeException,
 )
 
-from spm_compress.errors import VerificationError
+from spm_compress.errors import UsageError, VerificationError, near_misses
 
-__all__ = ["TOLERANCE", "Agreement", "check_file", "compare", "random_inputs", "require", "run", "session"]
+__all__ = [
+    "TOLERANCE",
+    "Agreement",
+    "check_file",
+    "check_provider",
+    "compare",
+    "random_inputs",
+    "require",
+    "run",
+    "session",
+]
 
 # Float32 sums in another order differ by about 1e-7 a layer; a wrong index or number by far more than this.
 TOLERANCE = 1e-4
@@ -46,14 +56,30 @@ def check_file(path: Path) -> None:
         raise VerificationError(f"{path.name}: onnx.checker refuses the exported file ({first_line})") from error
 
 
-def session(model: Path | bytes, threads: int = 0) -> onnxruntime.InferenceSession:
-    """Open a CPU session. Raises VerificationError if ONNX Runtime refuses the model."""
+def check_provider(provider: str) -> None:
+    """Raise UsageError for an execution provider that this ONNX Runtime does not have."""
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise UsageError(
+            f"--provider {provider}: this onnxruntime has {', '.join(available)}{near_misses(provider, available)}"
+        )
+
+
+def session(
+    model: Path | bytes, threads: int = 0, provider: str = "CPUExecutionProvider", optimized: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """Open a session; threads: 0 for all cores; optimized: where to write the graph that is really run.
+
+    Raises VerificationError if ONNX Runtime refuses the model.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
     try:
         return onnxruntime.InferenceSession(
-            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+            model if isinstance(model, bytes) else str(model), options, providers=[provider]
         )
     except _RUNTIME_ERRORS as error:
         first_line = str(error).strip().splitlines()[0]
@@ -114,11 +140,11 @@ def compare(found: Outputs, expected: Outputs) -> float:
     return worst
 
 
-def require(agreements: Sequence[Agreement], what: str) -> None:
+def require(agreements: Sequence[Agreement], what: str, tolerance: float = TOLERANCE) -> None:
     """Raise VerificationError if any of the agreements is outside the tolerance."""
     for agreement in agreements:
-        if not agreement.error < TOLERANCE:
+        if not agreement.error < tolerance:
             raise VerificationError(
                 f"{what}: ONNX Runtime and the torch operator differ by {agreement.error:.1e} at batch "
-                f"{agreement.batch} (limit {TOLERANCE:.0e}); the file was not kept; please report this"
+                f"{agreement.batch} (limit {tolerance:.0e}); the file was not kept; please report this"
             )

@@ -25,6 +25,7 @@ __all__ = [
     "Group",
     "Order",
     "Schedule",
+    "Shuffle",
     "Table",
     "butterfly",
     "fixed_frame",
@@ -53,6 +54,24 @@ class Affine:
 
 
 @dataclass(frozen=True)
+class Shuffle:
+    """The perfect shuffle: features written as `rows` rows are read column by column; one integer.
+
+    rows must divide the width. It runs as a transposition, without any index.
+    """
+
+    rows: int
+
+    def indices(self, width: int) -> Tensor:
+        """Return (width,) int64: the feature that stands at each position."""
+        return torch.arange(width).reshape(self.rows, -1).T.flatten()
+
+    def inverse(self, width: int) -> Shuffle:
+        """Return the shuffle that undoes this one at `width`."""
+        return Shuffle(width // self.rows)
+
+
+@dataclass(frozen=True)
 class Table:
     """A permutation that follows no formula and has to be stored, one int32 a feature."""
 
@@ -68,7 +87,7 @@ class Table:
         return Table(tuple(torch.argsort(self.indices(width)).tolist()))
 
 
-Order = Affine | Table
+Order = Affine | Shuffle | Table
 IDENTITY = Affine()
 
 
@@ -150,7 +169,7 @@ def depth_of(width: int) -> int:
 
 
 def grouped(width: int, stages: int, *, block: int, seed: int) -> tuple[Group, ...]:
-    """Strides 1, 2, ..., block/2 inside blocks, an affine permutation before each further group."""
+    """Strides 1, 2, ..., block/2 inside blocks, before each further group a permutation that spreads them."""
     most = min(block.bit_length() - 1, depth_of(width))
     groups: list[Group] = []
     while stages:
@@ -197,13 +216,17 @@ def fixed_frame(groups: Sequence[Group], width: int) -> tuple[Tensor, Tensor]:
     return torch.stack(partners) if partners else at.new_empty(0, width), at
 
 
-def _spread(width: int, before: int, after: int, seed: int, salt: int) -> Affine:
-    """Choose an affine permutation that fills each new block from as many old blocks as possible.
+def _spread(width: int, before: int, after: int, seed: int, salt: int) -> Order:
+    """Choose a permutation that fills each new block from as many old blocks as possible.
 
-    Steps near width/after send consecutive positions evenly across the width. A step taken at
-    random fits as well on average but can be degenerate (1, 2, width - 1), and where a
+    The perfect shuffle of the old blocks, where they divide the width: it fits as well as affine orders
+    and tables drawn at random (docs/measurements.md) and needs no index at run time. Otherwise an affine one:
+    steps near width/after send consecutive positions evenly across the width. A step taken at
+    random can be degenerate (1, 2, width - 1), and where a
     perfect spread exists the chain has a closed-form factorization (fitting/hierarchical.py).
     """
+    if width % before == 0 and before < width:
+        return Shuffle(width // before)
     if width < 3:
         return IDENTITY
     ideal = max(2, round(width / after))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer, KeptTensor
-from spm_compress.checkpoint.source import DTYPES
+from spm_compress.checkpoint.tensor_info import ITEM_BYTES
 
 __all__ = ["SCHEMA", "LayerSavings", "Savings", "Size", "summarize", "to_json"]
 
@@ -82,7 +82,7 @@ def summarize(artifact: Artifact, path: Path) -> Savings:
     parameters = sum((layer.parameters for layer in layers), nothing)
     size = sum((layer.bytes for layer in layers), nothing)
     # Integer buffers (position ids) take bytes but are no parameters.
-    kept_parameters = sum(math.prod(kept.shape) for kept in artifact.kept if kept.dtype in DTYPES)
+    kept_parameters = sum(math.prod(kept.shape) for kept in artifact.kept if kept.dtype in ITEM_BYTES)
     kept_bytes = sum(kept.bytes for kept in artifact.kept)
     mean_error = sum(layer.error for layer in layers) / max(1, len(layers))
     mean_svd = sum(layer.svd_error for layer in layers) / max(1, len(layers))
@@ -104,7 +104,7 @@ def _layer(layer: FittedLayer) -> LayerSavings:
     out, into = layer.shape
     structure = layer.spm.structure
     # Tied names are one weight, but each had its own copy on disk.
-    dense_bytes = out * into * DTYPES[layer.dtype].itemsize * len(layer.names)
+    dense_bytes = int(out * into * ITEM_BYTES[layer.dtype]) * len(layer.names)
     return LayerSavings(
         name=layer.name,
         shape=layer.shape,

@@ -1,9 +1,9 @@
-"""Makes the golden artifact of manifest version 1. Run once, when that version was made; never again.
+"""Makes the golden artifact of the manifest version of the day. Run once a version, when it is made; never again.
 
     python tests/checkpoint/make_golden.py
 
 It holds canonical, rotation and random-schedule layers, a wide and a tall one, tied names and kept tensors.
-`v1.expected.safetensors` has the dense matrices that those layers were on the day.
+`v<N>.expected.safetensors` has the dense matrices that those layers were on the day.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from spm_compress.checkpoint import Artifact, FittedLayer, KeptTensor, write_artifact
+from spm_compress.checkpoint.artifact import MANIFEST_VERSION
 from spm_compress.operator import SPM, Mixer, Schedule, build_structure
 
 FOLDER = Path(__file__).parent / "golden"
@@ -50,8 +51,8 @@ def main() -> None:
         tensors={"kept": kept},
     )
     FOLDER.mkdir(exist_ok=True)
-    write_artifact(artifact, FOLDER / "v1.spm.safetensors")
-    save_file(expected, FOLDER / "v1.expected.safetensors")
+    write_artifact(artifact, FOLDER / f"v{MANIFEST_VERSION}.spm.safetensors")
+    save_file(expected, FOLDER / f"v{MANIFEST_VERSION}.expected.safetensors")
 
 
 if __name__ == "__main__":

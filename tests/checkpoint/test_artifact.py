@@ -15,9 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from spm_compress.checkpoint import find_artifact, read_artifact, write_artifact
+from spm_compress.checkpoint.artifact import MANIFEST_VERSION
 from spm_compress.errors import ArtifactError, SpmError
 
-GOLDEN = Path(__file__).parent / "golden" / "v1.spm.safetensors"
+GOLDEN = Path(__file__).parent / "golden" / f"v{MANIFEST_VERSION}.spm.safetensors"
 
 
 def opened(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -30,9 +31,10 @@ def saved(path: Path, manifest: Any, tensors: dict[str, torch.Tensor]) -> Path:
     return path
 
 
-def test_the_golden_artifact_of_version_1_is_still_read() -> None:
-    artifact = read_artifact(GOLDEN)
-    expected = load_file(GOLDEN.with_name("v1.expected.safetensors"))
+@pytest.mark.parametrize("version", range(1, MANIFEST_VERSION + 1))
+def test_the_golden_artifact_of_every_version_is_still_read(version: int) -> None:
+    artifact = read_artifact(GOLDEN.with_name(f"v{version}.spm.safetensors"))
+    expected = load_file(GOLDEN.with_name(f"v{version}.expected.safetensors"))
     assert {layer.name for layer in artifact.layers} == set(expected)
     for layer in artifact.layers:
         torch.testing.assert_close(layer.spm.to_dense(), expected[layer.name], rtol=1e-4, atol=1e-5)
@@ -57,8 +59,8 @@ def test_stored_bytes_are_those_in_the_file() -> None:
 
 def test_a_later_version_asks_for_an_upgrade(tmp_path: Path) -> None:
     manifest, tensors = opened(GOLDEN)
-    with pytest.raises(ArtifactError, match=r"version 2 is newer .* upgrade"):
-        read_artifact(saved(tmp_path / "a", {**manifest, "version": 2}, tensors))
+    with pytest.raises(ArtifactError, match=rf"version {MANIFEST_VERSION + 1} is newer .* upgrade"):
+        read_artifact(saved(tmp_path / "a", {**manifest, "version": MANIFEST_VERSION + 1}, tensors))
 
 
 def first(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -81,6 +83,7 @@ def first(manifest: dict[str, Any]) -> dict[str, Any]:
         lambda m: first(m)["structure"]["chains"][0].update(width=-3),
         lambda m: first(m)["structure"]["chains"][0]["groups"][1].update(order=[2, 0]),
         lambda m: first(m)["structure"]["chains"][0]["groups"][1].update(order="table"),
+        lambda m: first(m)["structure"]["chains"][0]["groups"][1].update(order={"shuffle": 5}),
         lambda m: first(m)["structure"]["chains"][0]["groups"][0].update(stages=60),
         lambda m: first(m)["structure"]["chains"][0].update(diagonals=[0, 1]),
         lambda m: m["kept"][0].update(name="other"),

@@ -14,10 +14,11 @@ from torch import nn
 
 from spm_compress import CompressSettings, FitSettings, apply_artifact, export_onnx, fit_model, open_source
 from spm_compress.checkpoint import Artifact
-from spm_compress.errors import ExportError, VerificationError
-from spm_compress.export import Stages, export_layers, source_of
+from spm_compress.errors import ExportError, SourceError, VerificationError
+from spm_compress.export import ExportSettings, export_layers, source_of
 from spm_compress.export.graph import ACTIVATIONS
-from spm_compress.export.lowering import _StagesBody
+from spm_compress.export.lowering import Stages
+from spm_compress.export.lowering.stages import _Body
 
 QUICK = FitSettings(steps=10, block=8)
 
@@ -94,11 +95,16 @@ def test_single_layers_are_models_of_their_own(mlp_file: Path) -> None:
 
 
 def test_a_wrong_lowering_is_caught_and_leaves_no_file(mlp_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = _StagesBody.partners
-    monkeypatch.setattr(_StagesBody, "partners", lambda self, width, stride: right(self, width, 1))
+    right = _Body.swapped
+    monkeypatch.setattr(_Body, "swapped", lambda self, width, stride, state: right(self, width, 1, state))
     before = set(mlp_file.parent.iterdir())
     with pytest.raises(VerificationError, match="differ by"):
-        export_onnx(fitted(mlp_file), mlp_file.parent / "out.onnx", source=open_source(mlp_file), lowering=Stages())
+        export_onnx(
+            fitted(mlp_file),
+            mlp_file.parent / "out.onnx",
+            source=open_source(mlp_file),
+            settings=ExportSettings(Stages()),
+        )
     assert set(mlp_file.parent.iterdir()) == before
 
 
@@ -125,5 +131,5 @@ def test_a_graph_that_keeps_data_outside_its_folder_is_refused(mlp_file: Path) -
     node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
     graph = onnx.helper.make_graph([node], "g", [x], [y], [tensor])
     (folder / "g.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
-    with pytest.raises(ExportError, match="outside its folder"):
+    with pytest.raises(SourceError, match="outside its folder"):
         export_onnx(fitted(mlp_file), folder / "out.onnx", graph=folder / "g.onnx")

@@ -15,7 +15,7 @@ from spm_compress import FitSettings, fit_matrices
 from spm_compress.checkpoint import FittedLayer
 from spm_compress.compress.model import digest
 from spm_compress.errors import ExportError
-from spm_compress.export import Layout, Stages
+from spm_compress.export.lowering import Lowering, Stages, lowerings
 from spm_compress.export.splice import splice
 
 WEIGHT = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))  # (out, in)
@@ -79,12 +79,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("layout", list(Layout))
+@pytest.mark.parametrize("lowering", lowerings(), ids=lambda lowering: lowering.name)
 @pytest.mark.parametrize("case", CASES)
-def test_a_product_is_replaced_whatever_way_it_is_written(case: str, layout: Layout, layer: FittedLayer) -> None:
+def test_a_product_is_replaced_whatever_way_it_is_written(case: str, lowering: Lowering, layer: FittedLayer) -> None:
     node, stored, shape, extra, effective = CASES[case]
     model = graph(node, stored, shape, extra)
-    spliced = splice(model, [layer], Stages(layout))
+    spliced = splice(model, [layer], {layer.name: lowering})
     assert list(spliced.nodes) == ["w.weight"]
     assert spliced.missing == ()
     assert "val_92" not in model.graph.initializers
@@ -108,7 +108,7 @@ def test_a_weight_used_twice_is_replaced_twice_and_stored_once(layer: FittedLaye
     second.outputs[0].type = product.outputs[0].type
     model.graph.outputs.append(second.outputs[0])
     model.graph.outputs[-1].type = ir.TensorType(ir.DataType.FLOAT)
-    assert splice(model, [layer], Stages()).nodes == {"w.weight": ["w", "w.2"]}
+    assert splice(model, [layer], {layer.name: Stages()}).nodes == {"w.weight": ["w", "w.2"]}
     assert len(model.graph.initializers) == sum(len(named) for named in layer.spm.numbers)
 
 
@@ -118,18 +118,18 @@ def test_products_that_are_something_else_stay(layer: FittedLayer) -> None:
         (helper.make_node("MatMul", ["h", "val_92"], ["y"]), WEIGHT.T * 1.0001),
     ):
         with pytest.raises(ExportError, match="none of the 1 fitted weights is in the graph"):
-            splice(graph(node, stored, ["n", 40]), [layer], Stages())
+            splice(graph(node, stored, ["n", 40]), [layer], {layer.name: Stages()})
 
 
 def test_a_layer_that_the_graph_does_not_use_is_named(layer: FittedLayer) -> None:
     other = fitted(WEIGHT + 1)
     other = FittedLayer(("other.weight",), *[getattr(other, f) for f in list(other.__dataclass_fields__)[1:]])
     model = graph(*[CASES["MatMul"][i] for i in (0, 1, 2)])
-    assert splice(model, [layer, other], Stages()).missing == ("other.weight",)
+    assert splice(model, [layer, other], dict.fromkeys((layer.name, other.name), Stages())).missing == ("other.weight",)
 
 
 def test_an_opset_before_13_is_refused(layer: FittedLayer) -> None:
     model = graph(*[CASES["MatMul"][i] for i in (0, 1, 2)])
     model.graph.opset_imports[""] = 12
     with pytest.raises(ExportError, match="opset 12"):
-        splice(model, [layer], Stages())
+        splice(model, [layer], {layer.name: Stages()})

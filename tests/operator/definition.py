@@ -9,12 +9,15 @@ from oracle import dense_matrix
 from torch import Tensor
 
 from spm_compress.operator import SPM, Structure
-from spm_compress.operator.pairing import Affine, Group
+from spm_compress.operator.pairing import Affine, Group, Shuffle
 
 
 def group_order(group: Group, width: int) -> np.ndarray:
     if isinstance(group.order, Affine):
         return np.array([(group.order.multiplier * i + group.order.offset) % width for i in range(width)])
+    if isinstance(group.order, Shuffle):
+        columns = width // group.order.rows
+        return np.array([i % group.order.rows * columns + i // group.order.rows for i in range(width)])
     return np.array(group.order.features)
 
 

@@ -1,0 +1,78 @@
+"""What an export wrote, how well it agrees, and why each layer runs the way it does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from spm_compress_cli.tables import bytes_text, print_json, results_console
+
+if TYPE_CHECKING:
+    from spm_compress.export import Exported
+    from spm_compress.export.choice import Choice
+
+
+def show_exported(written: Sequence[Exported], as_json: bool) -> None:
+    """Print what was written."""
+    if as_json:
+        print_json({"schema": "spm-compress/export/2", "files": [_json(each) for each in written]})
+        return
+    console = results_console()
+    choices = [choice for each in written for choice in each.choices]
+    if choices:
+        console.print(_choices(choices))
+    for each in written:
+        errors = ", ".join(f"batch {agreement.batch}: {agreement.error:.1e}" for agreement in each.agreements)
+        nodes = sum(len(nodes) for nodes in each.spliced.nodes.values())
+        console.print(
+            f"{each.path}: {nodes} SPM node{'s' if nodes > 1 else ''}, {bytes_text(each.bytes)} "
+            f"(dense {bytes_text(each.dense_bytes)}); verified, relative error to the torch operator {errors}",
+            soft_wrap=True,
+        )
+        if each.speedups:
+            ratios = ", ".join(f"batch {batch}: {ratio:.2f}x" for batch, ratio in each.speedups.items())
+            console.print(f"speed of the whole model over the dense one, timed in turns: {ratios}", soft_wrap=True)
+
+
+def _choices(choices: Sequence[Choice]) -> Table:
+    """One row for layers of which everything but the name is the same."""
+    alike: dict[str, list[Choice]] = {}
+    for choice in choices:
+        alike.setdefault(f"{choice.rows} {choice.microseconds} {choice.reason}", []).append(choice)
+    table = Table(title="lowering of each layer, microseconds at its rows", title_justify="left")
+    table.add_column("layers", overflow="fold")
+    table.add_column("rows", justify="right")
+    for name in choices[0].microseconds:
+        table.add_column(name, justify="right")
+    table.add_column("chosen, why", overflow="fold")
+    for group in alike.values():
+        first, *others = group
+        named = first.layer.removesuffix(".weight") + (f" and {len(others)} like it" if others else "")
+        times = ["\n".join(f"{time:,.0f}" for time in times) for times in first.microseconds.values()]
+        rows = "\n".join(f"{count:,}" for count in first.rows)
+        table.add_row(named, rows, *times, f"{first.lowering.name}: {first.reason}")
+    return table
+
+
+def _json(each: Exported) -> dict[str, Any]:
+    return {
+        "path": str(each.path),
+        "bytes": each.bytes,
+        "dense_bytes": each.dense_bytes,
+        "nodes": each.spliced.nodes,
+        "missing": each.spliced.missing,
+        "agreements": [{"batch": agreement.batch, "error": agreement.error} for agreement in each.agreements],
+        "choices": [
+            {
+                "layer": choice.layer,
+                "lowering": choice.lowering.name,
+                "rows": choice.rows,
+                "microseconds": choice.microseconds,
+                "reason": choice.reason,
+            }
+            for choice in each.choices
+        ],
+        "speedups": [{"batch": batch, "ratio": ratio} for batch, ratio in each.speedups.items()],
+    }

@@ -1,0 +1,159 @@
+"""ONNX models: the graph, and the matrices in it that a fit can replace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import RemoveInitializersFromInputsPass
+from torch import Tensor
+
+from spm_compress.checkpoint.files import sha256_of
+from spm_compress.checkpoint.products import Product, inline_products, products
+from spm_compress.checkpoint.tensor_info import TensorInfo
+from spm_compress.errors import SourceError, near_misses
+
+__all__ = ["OnnxSource", "open_graph", "open_onnx"]
+
+_DTYPES = {
+    ir.DataType.DOUBLE: "F64",
+    ir.DataType.FLOAT: "F32",
+    ir.DataType.FLOAT16: "F16",
+    ir.DataType.BFLOAT16: "BF16",
+    ir.DataType.INT64: "I64",
+    ir.DataType.INT32: "I32",
+    ir.DataType.INT16: "I16",
+    ir.DataType.INT8: "I8",
+    ir.DataType.UINT8: "U8",
+    ir.DataType.BOOL: "BOOL",
+}
+_QUANTIZED = {4: "Q4", 8: "Q8"}
+# Until this version every initializer had to be an input as well.
+_INITIALIZERS_ARE_INPUTS = 3
+
+
+@dataclass(frozen=True)
+class OnnxSource:
+    """A Source of one ONNX model: the matrices of its products, and its other tensors as they are.
+
+    factors: name -> product of which it is the matrix; others: name -> tensor.
+    """
+
+    path: Path
+    factors: Mapping[str, Product]
+    others: Mapping[str, ir.TensorProtocol]
+    files: tuple[Path, ...]
+    config: Mapping[str, Any] | None = None
+
+    @property
+    def graph(self) -> Path:
+        """The file itself."""
+        return self.path
+
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Return name -> shape and dtype, in the order of the names; matrices as (out_features, in_features)."""
+        infos = {name: _factor_info(product) for name, product in self.factors.items()}
+        for name, tensor in self.others.items():
+            infos[name] = TensorInfo(tuple(tensor.shape.numpy()), _DTYPES[tensor.dtype], is_factor=False)
+        return dict(sorted(infos.items()))
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor on the CPU, a matrix as (out_features, in_features)."""
+        try:
+            values = self.factors[name].matrix() if name in self.factors else self.others[name].numpy()
+        except (OSError, ValueError) as error:
+            raise SourceError(
+                f"{self.path}: tensor {name!r} cannot be read ({error}); fetch the model again"
+            ) from error
+        if values.dtype.name == "bfloat16":  # numpy has no such type of its own
+            return torch.from_numpy(np.array(values).view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(np.array(values))
+
+    def place(self, name: str) -> Path:
+        """Return the file that holds a tensor."""
+        del name
+        return self.path
+
+    def hashes(self) -> dict[str, str]:
+        """Return file name -> SHA-256 of the model and of the files with its data."""
+        return {file.relative_to(self.path.parent).as_posix(): sha256_of(file) for file in self.files}
+
+
+def open_onnx(path: Path) -> OnnxSource:
+    """Open an ONNX model. Raises SourceError as `open_graph`, and if there is no tensor in it."""
+    model = open_graph(path)
+    inline_products(model)
+    factors: dict[str, Product] = {}
+    for product in products(model):
+        if product.root.name:
+            factors.setdefault(product.root.name, product)
+    others = {
+        name: tensor
+        for name, tensor in _named_tensors(model)
+        if name not in factors and tensor.dtype in _DTYPES and (tensor.dtype.is_floating_point() or tensor.size > 1)
+    }
+    if not factors and not others:
+        raise SourceError(f"{path}: holds no tensors; there is nothing to compress")
+    data = {Path(tensor.path) for _, tensor in _all_tensors(model) if isinstance(tensor, ir.ExternalTensor)}
+    return OnnxSource(path, factors, others, (path, *sorted(data)))
+
+
+def open_graph(path: Path) -> ir.Model:
+    """Read an ONNX file.
+
+    Raises SourceError if it is missing, damaged, or keeps data outside its folder.
+    """
+    if not path.is_file():
+        beside = [p.name for p in path.parent.glob("*.onnx")] if path.parent.is_dir() else []
+        raise SourceError(f"{path}: no such ONNX file{near_misses(path.name, beside)}")
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf and onnx_ir raise many types for damaged files
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SourceError(f"{path}: is not a readable ONNX model ({first_line}); export it again") from error
+    folder = path.parent.resolve()
+    for name, tensor in _all_tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            place = (folder / tensor.location).resolve()
+            if not place.is_relative_to(folder):
+                raise SourceError(f"{path}: keeps {name} at {tensor.location!r}, outside its folder; not followed")
+            if not place.is_file():
+                raise SourceError(f"{path}: keeps {name} in {tensor.location!r}, which is missing; fetch it beside it")
+    if model.ir_version <= _INITIALIZERS_ARE_INPUTS:
+        RemoveInitializersFromInputsPass()(model)
+    return model
+
+
+def _factor_info(product: Product) -> TensorInfo:
+    shape = tuple(product.tensor.shape.numpy()[:2])
+    flips = sum(step.op_type == "Transpose" for step in product.steps) + (not product.stored_as_e)
+    dtype = _DTYPES.get(product.tensor.dtype, str(product.tensor.dtype))
+    if product.is_quantized:
+        dtype = _QUANTIZED.get(product.tensor.dtype.bitwidth, dtype)
+    return TensorInfo(shape[::-1] if flips % 2 else shape, dtype, is_factor=True)
+
+
+def _named_tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
+    return ((name, tensor) for name, tensor in _all_tensors(model) if name)
+
+
+def _all_tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
+    """Yield name and tensor of every initializer and every tensor attribute; Constants by their output's name."""
+    graphs: dict[int, ir.Graph] = {id(model.graph): model.graph}
+    nodes = [*model.graph.all_nodes(), *(node for each in model.functions.values() for node in each.all_nodes())]
+    for node in nodes:
+        if isinstance(node.graph, ir.Graph):
+            graphs[id(node.graph)] = node.graph
+    for graph in graphs.values():
+        for name, value in graph.initializers.items():
+            if value.const_value is not None:
+                yield name, value.const_value
+    for node in nodes:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.TENSOR and attribute.value is not None:
+                yield (node.outputs[0].name or "") if node.op_type == "Constant" else "", attribute.as_tensor()

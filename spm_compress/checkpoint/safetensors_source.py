@@ -1,0 +1,143 @@
+"""Safetensors files, single, sharded, or in a Hugging Face folder, read one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from spm_compress.checkpoint.files import sha256_of
+from spm_compress.checkpoint.tensor_info import TensorInfo
+from spm_compress.errors import SourceError
+
+__all__ = ["SafetensorsSource", "open_safetensors"]
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class SafetensorsSource:
+    """A Source of one or more safetensors files.
+
+    path: what the user named; files: tensor name -> file that holds it; config: the Hugging Face config.json.
+    """
+
+    path: Path
+    files: Mapping[str, Path]
+    config: Mapping[str, Any] | None
+    graph: Path | None = None
+
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Return name -> shape and dtype, in the order of the names, without reading values."""
+        infos: dict[str, TensorInfo] = {}
+        for path in sorted(set(self.files.values())):
+            with _opened(path) as file:
+                for name in file.keys():  # noqa: SIM118 (not a mapping)
+                    piece = file.get_slice(name)
+                    infos[name] = TensorInfo(tuple(piece.get_shape()), piece.get_dtype())
+        return {name: infos[name] for name in sorted(infos)}
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor on the CPU, in its stored dtype."""
+        with _opened(self.files[name]) as file:
+            try:
+                return file.get_tensor(name)  # type: ignore[no-any-return]
+            except SafetensorError as error:
+                raise SourceError(f"{self.files[name]}: tensor {name!r} cannot be read ({error})") from error
+
+    def place(self, name: str) -> Path:
+        """Return the file that holds a tensor."""
+        return self.files[name]
+
+    def hashes(self) -> dict[str, str]:
+        """Return file name -> SHA-256 of every file of the model."""
+        return {path.name: sha256_of(path) for path in sorted(set(self.files.values()))}
+
+
+def open_safetensors(path: Path) -> SafetensorsSource:
+    """Open a safetensors file, a sharded safetensors index, or a Hugging Face folder.
+
+    Raises SourceError, with what to do, for an empty, damaged or incomplete one.
+    """
+    if path.is_dir():
+        return _open_folder(path)
+    if path.name.endswith(".index.json"):
+        return _open_index(path, path, None)
+    return _checked(SafetensorsSource(path, _names_in(path), None))
+
+
+def _open_folder(path: Path) -> SafetensorsSource:
+    config = _config_in(path)
+    if (path / _INDEX).is_file():
+        return _open_index(path, path / _INDEX, config)
+    if (path / _SINGLE).is_file():
+        return _checked(SafetensorsSource(path, _names_in(path / _SINGLE), config))
+    raise SourceError(f"{path}: holds no {_SINGLE} and no {_INDEX}; name the weights file itself")
+
+
+def _config_in(folder: Path) -> Mapping[str, Any] | None:
+    file = folder / "config.json"
+    if not file.is_file():
+        return None
+    config = _json(file)
+    if not isinstance(config, dict):
+        raise SourceError(f"{file}: not a JSON object; restore the model's own config.json")
+    return config
+
+
+def _open_index(path: Path, index: Path, config: Mapping[str, Any] | None) -> SafetensorsSource:
+    content = _json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise SourceError(f"{index}: has no weight_map of tensor names to files; restore it from the model's origin")
+    files: dict[str, Path] = {}
+    held: dict[Path, Mapping[str, Path]] = {}
+    for name, shard in weight_map.items():
+        file = index.parent / shard
+        if file.resolve().parent != index.parent.resolve():
+            raise SourceError(
+                f"{index}: shard {shard!r} lies outside the model's folder; such an index is not followed"
+            )
+        if not file.is_file():
+            raise SourceError(f"{index}: names shard {shard!r}, which is missing; fetch it beside the index")
+        if file not in held:
+            held[file] = _names_in(file)
+        if name not in held[file]:
+            raise SourceError(f"{file}: does not hold tensor {name!r} that {index.name} places there")
+        files[name] = file
+    return _checked(SafetensorsSource(path, files, config))
+
+
+def _checked(source: SafetensorsSource) -> SafetensorsSource:
+    if not source.files:
+        raise SourceError(f"{source.path}: holds no tensors; there is nothing to compress")
+    return source
+
+
+def _names_in(path: Path) -> dict[str, Path]:
+    with _opened(path) as file:
+        return dict.fromkeys(file.keys(), path)
+
+
+def _opened(path: Path) -> Any:  # safetensors has no type for it
+    if path.stat().st_size == 0:
+        raise SourceError(f"{path}: is empty; fetch or save the model again")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise SourceError(
+            f"{path}: is not a whole safetensors file ({error}); fetch or save the model again"
+        ) from error
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise SourceError(f"{path}: is not readable as JSON ({error}); restore it from the model's origin") from error

@@ -1,0 +1,41 @@
+"""What is known of a stored tensor before its values are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["DTYPES", "ITEM_BYTES", "TensorInfo"]
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+# Q8 and Q4 are integers with a scale, which reading turns into float32.
+ITEM_BYTES: Mapping[str, float] = {**{name: dtype.itemsize for name, dtype in DTYPES.items()}, "Q8": 1, "Q4": 0.5}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Shape and dtype of a stored tensor; dtype in safetensors' names (F32, BF16, I64, ...), or Q8 and Q4.
+
+    is_factor: whether the model multiplies its activations by it, None where the source does not say.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    is_factor: bool | None = None
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether the values are floating-point numbers once read."""
+        return self.dtype in ITEM_BYTES
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that the values of a floating-point tensor occupy."""
+        return int(torch.Size(self.shape).numel() * ITEM_BYTES[self.dtype])

@@ -1,0 +1,176 @@
+"""Which lowering is the fastest for a layer, on this machine, at the batch that is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+
+from spm_compress.checkpoint.artifact import FittedLayer
+from spm_compress.checkpoint.files import write_whole
+from spm_compress.errors import SpmError
+from spm_compress.export.lowering import Dense, Layout, Lowering, lowerings
+from spm_compress.export.settings import ExportSettings
+from spm_compress.export.splice import layer_model, matches
+from spm_compress.export.timing import interleaved
+from spm_compress.export.verification import random_inputs, session
+
+__all__ = ["Choice", "plans", "rows_of_layers"]
+
+_REPEATS, _SECONDS = 40, 0.15
+# A lowering that is not this much faster than the dense product is not worth the risk that timing is noise.
+_MARGIN = 0.97
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a layer is to run and why.
+
+    rows: at which it was timed; microseconds: lowering name -> median of one run at each of the rows.
+    """
+
+    layer: str
+    lowering: Lowering
+    rows: tuple[int, ...]
+    microseconds: Mapping[str, tuple[float, ...]]
+    reason: str
+
+
+def rows_of_layers(
+    dense: ir.Model, layers: Sequence[FittedLayer], settings: ExportSettings
+) -> dict[str, tuple[int, ...]]:
+    """Return, layer by layer, how many rows reach it when the model is run at each of the batches."""
+    tapped = dense.clone()
+    asked: dict[str, str] = {}
+    for match in matches(tapped, layers):
+        node = match.product.node
+        if node.graph is not tapped.graph or node.op_type == "Conv" or match.layer.name in asked:
+            continue
+        shape = ir.Node("", "Shape", [node.inputs[0]])
+        tapped.graph.insert_before(node, shape)
+        output = shape.outputs[0]
+        output.name, output.type = f"rows.{len(asked)}", ir.TensorType(ir.DataType.INT64)
+        output.shape = ir.Shape([None])
+        asked[match.layer.name] = output.name
+        tapped.graph.outputs.append(output)
+    found: dict[str, tuple[int, ...]] = {layer.name: () for layer in layers}
+    runtime = session(ir.serde.serialize_model(tapped).SerializeToString())
+    for batch in settings.batches:
+        inputs = random_inputs(dense, batch, settings.sequence, seed=0)
+        shapes = dict(zip(asked, runtime.run(list(asked.values()), inputs), strict=True)) if asked else {}
+        for name in found:
+            shape_of_x = shapes.get(name, np.array([batch, 1]))
+            found[name] = (*found[name], max(1, math.prod(int(size) for size in shape_of_x[:-1])))
+    return found
+
+
+def plans(
+    layers: Sequence[FittedLayer], rows: Mapping[str, tuple[int, ...]], settings: ExportSettings
+) -> list[tuple[Choice, ...]]:
+    """Return the ways to run a model that are worth timing as a whole: a Choice for each layer.
+
+    Each layer has the lowering that is fastest over its rows, and at none of them slower than dense. The first plan takes
+    any; the others keep to one layout, as neighbours that agree save turns that a layer by itself cannot see.
+
+    Every kind of layer is timed once, in real sessions; the times are kept for this processor and version of ONNX
+    Runtime, so that the same export gives the same file again.
+    """
+    known = _Cache()
+    keys = {layer.name: _key(layer, rows[layer.name], settings) for layer in layers}
+    for layer in layers:
+        if keys[layer.name] not in known.times:
+            known.times[keys[layer.name]] = _timed(layer, rows[layer.name], settings)
+    known.save()
+    found: list[tuple[Choice, ...]] = []
+    for layouts in (set(Layout), *({layout} for layout in Layout)):
+        plan = tuple(_chosen(name, rows[name], known.times[key], layouts) for name, key in keys.items())
+        if [choice.lowering for choice in plan] not in [[choice.lowering for choice in other] for other in found]:
+            found.append(plan)
+    return found
+
+
+def _chosen(name: str, rows: tuple[int, ...], times: Mapping[str, Sequence[float]], layouts: set[Layout]) -> Choice:
+    dense = times[Dense().name]
+
+    def ratio(candidate: str) -> float:
+        """Geometric mean of the dense time over this one."""
+        return math.exp(sum(math.log(d / t) for d, t in zip(dense, times[candidate], strict=True)) / len(dense))
+
+    candidates = [each.name for each in lowerings() if each.layout in layouts]
+    never_slower = [
+        candidate
+        for candidate in candidates
+        if all(t < _MARGIN * d for t, d in zip(times[candidate], dense, strict=True))
+    ]
+    best = max(never_slower, key=ratio, default=Dense().name)
+    if best == Dense().name:
+        closest = max(candidates, key=ratio)
+        reason = f"nothing is faster at all of these rows (closest: {closest}, {ratio(closest):.2f}x)"
+    else:
+        reason = f"{ratio(best):.1f}x faster than dense"
+    lowering = next(each for each in lowerings() if each.name == best)
+    return Choice(name, lowering, rows, {key: tuple(value) for key, value in times.items()}, reason)
+
+
+def _timed(layer: FittedLayer, rows: tuple[int, ...], settings: ExportSettings) -> dict[str, list[float]]:
+    sessions = {
+        lowering.name: session(
+            ir.serde.serialize_model(layer_model(layer, lowering)).SerializeToString(),
+            settings.threads,
+            settings.provider,
+        )
+        for lowering in lowerings()
+    }
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    for count in rows:
+        x = np.random.default_rng(0).standard_normal((count, layer.shape[1])).astype(np.float32)
+        calls = {name: (lambda runtime=runtime, x=x: runtime.run(None, {"x": x})) for name, runtime in sessions.items()}
+        for name, timing in interleaved(calls, repeats=_REPEATS, seconds=_SECONDS).items():
+            times[name].append(round(timing.median * 1e6, 1))
+    return times
+
+
+def _key(layer: FittedLayer, rows: tuple[int, ...], settings: ExportSettings) -> str:
+    values = (layer.spm.structure, rows, settings.threads, settings.provider, [each.name for each in lowerings()])
+    machine = (onnxruntime.__version__, _processor(), os.cpu_count())
+    return hashlib.sha256(repr((values, machine)).encode()).hexdigest()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+class _Cache:
+    """Times of earlier runs, in the user's cache folder; a missing or damaged file is an empty one."""
+
+    def __init__(self) -> None:
+        folder = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        self.path = Path(folder) / "spm-compress" / "lowerings.json"
+        try:
+            self.times: dict[str, dict[str, list[float]]] = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self.times = {}
+        self.loaded = len(self.times)
+
+    def save(self) -> None:
+        if len(self.times) == self.loaded:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with write_whole(self.path) as temporary:
+                temporary.write_text(json.dumps(self.times, indent=1, sort_keys=True), encoding="utf-8")
+        except (OSError, SpmError):
+            return  # the next export times them again

@@ -1,0 +1,308 @@
+"""Groups of stages as batched products with their blocks.
+
+The file holds the mixers' numbers. A constant sub-graph multiplies the stages of each group out to its
+blocks; a runtime that folds constants does so once, when it loads the model, and then runs one MatMul a group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from spm_compress.export.lowering.emitter import Emitter
+from spm_compress.export.lowering.interface import Layout, write_function
+from spm_compress.operator.pairing import IDENTITY, Group, Shuffle
+from spm_compress.operator.spm import FusedPlan
+from spm_compress.operator.structure import Structure
+
+__all__ = ["Blocks", "BlocksBody"]
+
+# Keeps a row of zeros from being divided by zero.
+_LEAST_NORM = 1e-30
+Positions = Callable[[ir.Value], ir.Value]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Runs a chain group by group: a rearrangement of the features, then one batched MatMul."""
+
+    layout: Layout = Layout.FEATURE_MAJOR
+
+    @property
+    def name(self) -> str:
+        """Name in reports."""
+        return f"blocks {self.layout.value}"
+
+    def function(self, structure: Structure, dtype: ir.DataType, opset: int, name: str) -> ir.Function:
+        """Return the local function; inputs: x, then the arrays in the order of `number_names`."""
+
+        def body(op: OpBuilder, x: ir.Value, arrays: Mapping[str, ir.Value]) -> ir.Value:
+            return BlocksBody(Emitter(op, structure, arrays, dtype), self.layout).map(x)
+
+        return write_function(structure, body, opset, name)
+
+
+class BlocksBody:
+    """Emits the groups of one function, as `operator.spm.FusedPlan` runs them.
+
+    Between groups the state has one entry a *slot*: the positions of a group's blocks, block by block.
+    `where` maps positions of the current width to the slots that hold them.
+    """
+
+    def __init__(self, emit: Emitter, layout: Layout) -> None:
+        self.emit = emit
+        self.op = emit.op
+        self.layout = layout
+        self.feature_major = layout is Layout.FEATURE_MAJOR
+        self.axis = 0 if self.feature_major else 1
+        self.tables = iter(FusedPlan(emit.structure).tables)
+        self.where: Positions = lambda position: position
+        # 16-bit activations: what each slot has been divided by, to keep them in range.
+        self.carried: ir.Value | None = None
+        # How the features of a state are cut up at the moment; None: not at all.
+        self.grids: dict[ir.Value, tuple[int, ...]] = {}
+        self.is_folded = False  # the last group has summed what follows it
+
+    def map(self, state: ir.Value) -> ir.Value:
+        """Return the product of the map with a state of (in, rows), or (rows, in) by layout."""
+        structure = self.emit.structure
+        width = structure.in_features
+        for i, chain in enumerate(structure.chains):
+            state = self.resized(state, width, chain.width)
+            width = chain.width
+            stage = 0
+            for boundary, group in enumerate(chain.groups):
+                state = self.group(i, boundary, stage, state)
+                self.where = self.slots(group)
+                stage += group.stages
+        state = self.resized(state, width, structure.out_features)
+        if next(self.tables) is not None:
+            return self.gathered(state, self.where(self.emit.positions(structure.out_features)))
+        return self.cut(state, None)
+
+    def cut(self, state: ir.Value, grid: tuple[int, ...] | None) -> ir.Value:
+        """Cut the features of a state up, (a, b, rows) or (rows, a, b) by layout, or put them together (None)."""
+        now = self.grids.get(state)
+        if now == grid:
+            return state
+        sizes = grid or (math.prod(now or ()),)
+        result = self.op.Reshape(state, self.emit.integers(*((*sizes, -1) if self.feature_major else (-1, *sizes))))
+        if grid:
+            self.grids[result] = grid
+        return result
+
+    def resized(self, state: ir.Value, width: int, new: int) -> ir.Value:
+        before, emit = self.where, self.emit
+        if new > width:
+            self.where = lambda position: before(self.op.Mod(position, emit.integer(width)))
+        if new < width:
+            if next(self.tables) is not None:
+                state = self.gathered(state, before(emit.positions(width)))
+            if not self.is_folded:
+                state = emit.folded(self.cut(state, None), width, new, self.layout)
+            self.is_folded = False
+            self.where = lambda position: position
+        return state
+
+    def group(self, i: int, boundary: int, stage: int, state: ir.Value) -> ir.Value:
+        op, emit = self.op, self.emit
+        chain = emit.structure.chains[i]
+        group = chain.groups[boundary]
+        blocks, b = len(group.members(chain.width)), group.block
+        position = self.members(chain.width, group)
+        feature = emit.ordered(i, boundary, position)
+        source = self.where(feature)
+        is_moved = next(self.tables) is not None
+        product = self.product(i, stage, group)  # (blocks, b, b)
+        before, after = emit.diagonal(i, boundary), emit.diagonal(i, boundary + 1)
+        if before is not None:
+            product = op.Mul(product, op.Reshape(op.Gather(before, feature, axis=0), emit.integers(blocks, 1, b)))
+        if after is not None and boundary + 1 == len(chain.groups):
+            product = op.Mul(product, op.Reshape(op.Gather(after, position, axis=0), emit.integers(blocks, b, 1)))
+        if emit.is_narrow:
+            product = self.in_range(i, boundary, product, source)
+        product = op.Cast(product, to=emit.dtype)
+        if self.feature_major and self.repeats(i, boundary):
+            return self.repeating(product, emit.structure.widths[i], blocks, b, state)
+        if self.feature_major and self.folds(i, boundary):
+            return self.folding(product, emit.structure.widths[i + 2], blocks, b, state)
+        return self.multiplied(product, blocks, b, self.moved(i, boundary, state, source) if is_moved else state)
+
+    def repeats(self, i: int, boundary: int) -> bool:
+        """Say whether a group is the first after a widening that repeats whole blocks."""
+        before, chain = self.emit.structure.widths[i], self.emit.structure.chains[i]
+        group = chain.groups[boundary]
+        previous = self.emit.structure.chains[i - 1].groups[-1] if i else None
+        return (
+            boundary == 0
+            and chain.width > before
+            and chain.width % before == before % group.block == 0
+            and group.order == IDENTITY
+            and _is_even(group, chain.width)
+            and (previous is None or _is_even(previous, before))
+        )
+
+    def repeating(self, product: ir.Value, width: int, blocks: int, b: int, state: ir.Value) -> ir.Value:
+        """Multiply one state with the blocks of all its copies: the product's batch dimension repeats it."""
+        product = self.op.Reshape(product, self.emit.integers(blocks * b // width, width // b, b, b))
+        mixed = self.op.MatMul(product, self.cut(state, (width // b, b)))
+        self.grids[mixed] = (blocks * b // width, width // b, b)
+        return mixed
+
+    def folds(self, i: int, boundary: int) -> bool:
+        """Say whether a group is the last before a narrowing that sums whole blocks, and shuffles before."""
+        after, chain = self.emit.structure.widths[i + 2], self.emit.structure.chains[i]
+        group = chain.groups[boundary]
+        return (
+            0 < boundary == len(chain.groups) - 1
+            and chain.width > after
+            and chain.width % after == after % group.block == 0
+            and group.order == Shuffle(group.block)
+            and _is_even(group, chain.width)
+            and _is_even(chain.groups[boundary - 1], chain.width)
+        )
+
+    def folding(self, product: ir.Value, width: int, blocks: int, b: int, state: ir.Value) -> ir.Value:
+        """Multiply blocks that are summed afterwards side by side: (b, folds * b) with (folds * b, rows)."""
+        op, emit, folds = self.op, self.emit, blocks * b // width
+        beside = op.Transpose(op.Reshape(product, emit.integers(folds, width // b, b, b)), perm=[1, 2, 0, 3])
+        beside = op.Reshape(beside, emit.integers(width // b, b, folds * b))
+        shuffled = op.Transpose(self.cut(state, (b, folds, width // b)), perm=[2, 1, 0, 3])
+        self.grids[shuffled] = (width // b, folds, b)
+        mixed = op.MatMul(beside, self.cut(shuffled, (width // b, folds * b)))
+        self.grids[mixed] = (width // b, b)
+        self.is_folded = True
+        return mixed
+
+    def moved(self, i: int, boundary: int, state: ir.Value, source: ir.Value) -> ir.Value:
+        """Bring the features into the slots of a group."""
+        chain = self.emit.structure.chains[i]
+        order, width = chain.groups[boundary].order, chain.width
+        if (
+            isinstance(order, Shuffle)
+            and boundary
+            and all(_is_even(g, width) for g in chain.groups[boundary - 1 :][:2])
+        ):
+            columns = width // order.rows
+            turned = self.op.Transpose(
+                self.cut(state, (order.rows, columns)), perm=[1, 0, 2] if self.feature_major else [0, 2, 1]
+            )
+            self.grids[turned] = (columns, order.rows)
+            return turned
+        return self.gathered(state, source)
+
+    def gathered(self, state: ir.Value, source: ir.Value) -> ir.Value:
+        return self.op.Gather(self.cut(state, None), source, axis=self.axis)
+
+    def multiplied(self, product: ir.Value, blocks: int, b: int, state: ir.Value) -> ir.Value:
+        op, grid = self.op, self.cut(state, (blocks, b))
+        if self.feature_major:
+            mixed = op.MatMul(product, grid)
+        else:
+            # (rows, blocks, b) as (blocks, rows, b): ONNX Runtime reads it in place, without a copy
+            mixed = op.MatMul(op.Transpose(grid, perm=[1, 0, 2]), op.Transpose(product, perm=[0, 2, 1]))
+            mixed = op.Transpose(mixed, perm=[1, 0, 2])
+        self.grids[mixed] = (blocks, b)
+        return mixed
+
+    def members(self, width: int, group: Group) -> ir.Value:
+        """Return the position that stands in each slot; a slot of none has the last position."""
+        op, emit = self.op, self.emit
+        position = self.unclipped(width, group)
+        return position if _is_full(group, width) else op.Min(position, emit.integer(width - 1))
+
+    def unclipped(self, width: int, group: Group) -> ir.Value:
+        op, emit = self.op, self.emit
+        slot = emit.positions(group.members(width).numel())
+        if group.low == 1:
+            return slot
+        low, block, span = emit.integer(group.low), emit.integer(group.block), emit.integer(group.low * group.block)
+        inside = op.Mod(slot, span)
+        offset = op.Add(op.Div(inside, block), op.Mul(op.Mod(inside, block), low))
+        return op.Add(op.Mul(op.Div(slot, span), span), offset)
+
+    def slots(self, group: Group) -> Positions:
+        """Return the inverse of `unclipped`."""
+        if group.low == 1:
+            return lambda position: position
+        op, emit = self.op, self.emit
+        low, block, span = emit.integer(group.low), emit.integer(group.block), emit.integer(group.low * group.block)
+
+        def slot(position: ir.Value) -> ir.Value:
+            inside = op.Mod(position, span)
+            offset = op.Add(op.Mul(op.Mod(inside, low), block), op.Div(inside, low))
+            return op.Add(op.Mul(op.Div(position, span), span), offset)
+
+        return slot
+
+    def product(self, i: int, stage: int, group: Group) -> ir.Value:
+        """Multiply the stages of a group out, as `operator.blocks.group_blocks` does: (blocks, b, b)."""
+        op, emit = self.op, self.emit
+        chain = emit.structure.chains[i]
+        slots = group.members(chain.width).numel()
+        is_own = op.Equal(op.Reshape(emit.positions(2), emit.integers(2, 1, 1)), emit.positions(2))  # (2, 1, 2)
+        product: ir.Value | None = None  # (slots / t, t, t)
+        for level in range(group.stages):
+            t = 1 << level
+            joins = slots // (2 * t)
+            shape = emit.integers(joins, 2, t, 1)
+            at = stage + (group.stages - 1 - level if group.descending else level)
+            direct, cross = emit.coefficients(i, at)
+            if group.descending:  # the transposed stage has the cross entry of the partner
+                cross = op.Gather(cross, emit.partners(chain.width, chain.strides[at]), axis=0)
+            own = (
+                emit.number(1.0)
+                if direct is None
+                else op.Reshape(self.in_slots(direct, chain.width, group, 1.0), shape)
+            )
+            other = op.Reshape(self.in_slots(cross, chain.width, group, 0.0), shape)
+            factor = op.Where(is_own, own, other)  # (joins, row half, row, column half)
+            if product is not None:
+                halves = op.Transpose(op.Reshape(product, emit.integers(joins, 2, t, t)), perm=[0, 2, 1, 3])
+                below = op.Unsqueeze(halves, emit.integers(1))  # (joins, 1, row, column half, column)
+                factor = op.Mul(op.Unsqueeze(factor, emit.integers(4)), below)
+            product = op.Reshape(factor, emit.integers(joins, 2 * t, 2 * t))
+        if product is None:
+            ones = op.Cast(op.Greater(emit.positions(slots), emit.integer(-1)), to=emit.precision)
+            return op.Reshape(ones, emit.integers(slots, 1, 1))
+        return op.Transpose(product, perm=[0, 2, 1]) if group.descending else product
+
+    def in_slots(self, row: ir.Value, width: int, group: Group, filler: float) -> ir.Value:
+        """Return the entries of a row (width,) slot by slot, the filler where a slot stands for nothing."""
+        op, emit = self.op, self.emit
+        if group.low == 1 and _is_full(group, width):
+            return row
+        values = op.Gather(row, self.members(width, group), axis=0)
+        if _is_full(group, width):
+            return values
+        return op.Where(op.Less(self.unclipped(width, group), emit.integer(width)), values, emit.number(filler))
+
+    def in_range(self, i: int, boundary: int, product: ir.Value, source: ir.Value) -> ir.Value:
+        """Give the rows of a product norm one and hand their norms to the next group's columns."""
+        op, emit = self.op, self.emit
+        blocks = len(emit.structure.chains[i].groups[boundary].members(emit.structure.chains[i].width))
+        if self.carried is not None:
+            carried = op.Gather(self.carried, source, axis=0)
+            product = op.Mul(product, op.Reshape(carried, emit.integers(blocks, 1, -1)))
+        widths = emit.structure.widths
+        is_last = boundary + 1 == len(emit.structure.chains[i].groups)
+        if is_last and (i + 1 == len(emit.structure.chains) or widths[i + 2] < widths[i + 1]):
+            self.carried = None
+            return product
+        norms = op.Sqrt(op.ReduceSum(op.Mul(product, product), emit.integers(2), keepdims=1))
+        norms = op.Max(norms, emit.number(_LEAST_NORM))
+        self.carried = op.Reshape(norms, emit.integers(-1))
+        return op.Div(product, norms)
+
+
+def _is_full(group: Group, width: int) -> bool:
+    return width % (group.low * group.block) == 0
+
+
+def _is_even(group: Group, width: int) -> bool:
+    """Say whether slots are positions, and there are no others."""
+    return group.low == 1 and _is_full(group, width)
