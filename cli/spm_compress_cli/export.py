@@ -50,13 +50,13 @@ _ACTIVATIONS = ["relu", "gelu", "tanh", "sigmoid", "silu", "leaky-relu", "elu", 
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Threads to be fast with; 0 is all cores.",
+    help="Threads to be fast with, 0: all.",
 )
 @click.option(
     "--provider",
     default="CPUExecutionProvider",
     show_default=True,
-    help="ONNX Runtime's execution provider to be fast on.",
+    help="ONNX Runtime's provider to be fast on.",
 )
 @click.option(
     "--dtype",

@@ -66,7 +66,7 @@ def fit(
 ) -> None:
     """Replace every dense weight of MODEL by pairwise mixing stages.
 
-    MODEL is a .safetensors file, a .safetensors.index.json or a Hugging Face folder.
+    MODEL is a .safetensors file, a .safetensors.index.json, a Hugging Face folder or an .onnx model.
     """
     import torch
 
@@ -99,6 +99,6 @@ def fit(
 def artifact_name(model: Path) -> str:
     """Return the default name of a model's artifact: its own name with .spm.safetensors."""
     name = model.resolve().name
-    for suffix in (".safetensors.index.json", ".safetensors"):
+    for suffix in (".safetensors.index.json", ".safetensors", ".onnx"):
         name = name.removesuffix(suffix)
     return f"{name}.spm.safetensors"

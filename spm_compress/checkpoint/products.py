@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -99,7 +100,7 @@ def _is_pointwise(node: ir.Node) -> bool:
     )
 
 
-def _options(node: ir.Node) -> dict[str, object]:
+def _options(node: ir.Node) -> dict[str, Any]:
     return {name: attribute.value for name, attribute in node.attributes.items()}
 
 
@@ -125,7 +126,7 @@ def _is_step(node: ir.Node) -> bool:
         others = [value for value in node.inputs[1:] if value is not None]
         return all(_stored(value) is not None for value in others) and not _options(node).get("block_size", 0)
     if node.op_type == "Cast":
-        return ir.DataType(_options(node)["to"]).is_floating_point()  # type: ignore[arg-type]
+        return ir.DataType(_options(node)["to"]).is_floating_point()
     return node.op_type in ("Identity", "Transpose")
 
 
@@ -154,24 +155,25 @@ def _applied(step: ir.Node, values: np.ndarray) -> np.ndarray:
     options = _options(step)
     match step.op_type:
         case "Transpose":
-            return np.transpose(values, options.get("perm"))  # type: ignore[arg-type]
+            return values.transpose(options.get("perm"))
         case "Cast":
-            return values.astype(ir.DataType(options["to"]).numpy())  # type: ignore[arg-type]
+            return values.astype(ir.DataType(options["to"]).numpy())
         case "DequantizeLinear":
             return _dequantized(step, values, options)
         case _:
             return values
 
 
-def _dequantized(step: ir.Node, values: np.ndarray, options: dict[str, object]) -> np.ndarray:
+def _dequantized(step: ir.Node, values: np.ndarray, options: dict[str, Any]) -> np.ndarray:
     scale, zero = (None if value is None else _stored(value) for value in (*step.inputs[1:], None, None)[:2])
     assert scale is not None
 
     def along_axis(each: np.ndarray) -> np.ndarray:
         shape = [1] * values.ndim
         if each.size > 1:
-            shape[int(options.get("axis", 1))] = -1  # type: ignore[call-overload]
+            shape[int(options.get("axis", 1))] = -1
         return each.reshape(shape)
 
     offset = 0 if zero is None else along_axis(zero.numpy()).astype(np.int32)
-    return (values.astype(np.int32) - offset).astype(np.float32) * along_axis(scale.numpy())
+    exact: np.ndarray = (values.astype(np.int32) - offset).astype(np.float32) * along_axis(scale.numpy())
+    return exact

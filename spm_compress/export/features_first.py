@@ -6,8 +6,8 @@
    turned already or a constant along the features, they are moved there and both turns disappear.
 4. A value that is still wanted as it was is turned back once, under its own name.
 
-Tried and lost on MiniLM: to merge FeaturesLast with attention's split into heads, and its joining with FeaturesFirst. ONNX
-Runtime 1.32 takes longer for one Transpose of four axes than for two simple ones (1.80x against 2.18x the dense speed).
+Tried and lost on MiniLM: to merge FeaturesLast with attention's split into heads, and its joining with FeaturesFirst.
+ONNX Runtime 1.32 takes longer for one Transpose of four axes than for two simple ones (docs/measurements.md).
 """
 
 from __future__ import annotations
@@ -17,53 +17,28 @@ import math
 import onnx_ir as ir
 
 from spm_compress.export.lowering.interface import DOMAIN
-from spm_compress.export.turns import FIRST, LAST, before_last, is_turn
+from spm_compress.export.turns import FIRST, LAST, axis_names, before_last, is_turn, leading_dimensions
 
 __all__ = ["keep_features_first"]
 
 _STANDARD = ("", "ai.onnx")
-_UNARY = frozenset(
-    [
-        "Abs",
-        "Cast",
-        "Celu",
-        "Clip",
-        "Elu",
-        "Erf",
-        "Exp",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "Identity",
-        "LeakyRelu",
-        "Log",
-        "Mish",
-        "Neg",
-        "Reciprocal",
-        "Relu",
-        "Selu",
-        "Sigmoid",
-        "Softplus",
-        "Softsign",
-        "Sqrt",
-        "Swish",
-        "Tanh",
-        "ThresholdedRelu",
-    ]
-)
-_SEVERAL = frozenset(["Add", "Div", "Max", "Min", "Mul", "Pow", "Sub", "Where"])
+_UNARY = {"Abs", "Cast", "Celu", "Clip", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Identity"}
+_UNARY |= {"LeakyRelu", "Log", "Mish", "Neg", "Reciprocal", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt"}
+_UNARY |= {"Swish", "Tanh", "ThresholdedRelu"}
+_SEVERAL = {"Add", "Div", "Max", "Min", "Mul", "Pow", "Sub", "Where"}
 
 
 def keep_features_first(model: ir.Model) -> None:
     """Remove avoidable turns from every graph of a model, under the rules above."""
     for graph in {id(node.graph): node.graph for node in model.graph.all_nodes() if is_turn(node, FIRST)}.values():
         assert isinstance(graph, ir.Graph)
-        _Pass(graph).run()
+        _Pass(graph, axis_names(model)).run()
 
 
 class _Pass:
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, names: frozenset[str]) -> None:
         self.graph = graph
+        self.names = names
         self.turned: dict[ir.Value, ir.Value] = {}  # value -> the same features first
 
     def run(self) -> None:
@@ -104,10 +79,17 @@ class _Pass:
         for operand in node.inputs:
             if operand is None or _is_number(operand) or _is_along_features(operand, value):
                 continue
-            if operand.shape != value.shape or not self.can_turn(operand, moved):
+            if not self.are_alike(operand, value) or not self.can_turn(operand, moved):
                 return False
         moved.append(node)
         return True
+
+    def are_alike(self, operand: ir.Value, value: ir.Value) -> bool:
+        """Say whether no dimension of the operand is repeated to give those of the value."""
+        lead = leading_dimensions(operand, self.names)
+        if lead is None or operand.shape is None or value.shape is None:
+            return False
+        return lead == leading_dimensions(value, self.names) and operand.shape[-1] == value.shape[-1]
 
     def move(self, node: ir.Node, last: ir.Node) -> None:
         """Let an operator work features first; `last` turns values of its shape back."""
@@ -134,7 +116,7 @@ class _Pass:
         known = next((node.outputs[0] for node in self.graph if node.outputs[0].name == name), None)
         if known is not None:
             return known
-        shape = ir.Node("", "Constant", [], [ir.AttrInt64s("value_ints", [-1, 1])])
+        shape = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor([-1, 1]))])
         node = ir.Node("", "Reshape", [constant, shape.outputs[0]])
         shape.outputs[0].name, node.outputs[0].name = f"{name}.shape", name
         self.graph.extend([shape, node])  # the graph is sorted at the end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from spm_compress.export.settings import ExportSettings, Precision
 from spm_compress.export.splice import OPSET, Spliced, layer_model, splice, with_operator_matrices
 from spm_compress.export.timing import interleaved
 from spm_compress.export.verification import (
+    SIZES,
     TOLERANCE,
     Agreement,
     check_file,
@@ -31,6 +33,7 @@ from spm_compress.export.verification import (
     random_inputs,
     require,
     run,
+    runnable_size,
     session,
 )
 
@@ -38,7 +41,6 @@ __all__ = ["BATCHES", "Exported", "export_layers", "export_onnx", "source_of"]
 
 # Batch sizes at which every exported file is compared with the torch operator.
 BATCHES = (1, 3, 16)
-_SEQUENCE = 16
 # Float16 rounds at 5e-4, several times a layer; int8 activations jump by 1/127 of their range where float32 rounds.
 _TOLERANCES = {Precision.FLOAT32: TOLERANCE, Precision.FLOAT16: 2e-2, Precision.INT8: 2e-2}
 # A whole model that is this much slower than dense is not kept as it is; less than this is noise.
@@ -50,8 +52,8 @@ _REPEATS, _SECONDS = 30, 2.0
 class Exported:
     """One file that was written and verified.
 
-    bytes, dense_bytes: with data files, of it and of the dense graph it came from; choices: how each layer runs and why, if
-    that was measured; speedups: batch -> time of the dense graph over this one's, measured in turns.
+    bytes, dense_bytes: with data files, of it and of the dense graph it came from; choices: how each layer runs and
+    why, if that was measured; speedups: batch -> time of the dense graph over this one's, measured in turns.
     """
 
     path: Path
@@ -111,9 +113,10 @@ def export_onnx(
         with_operator_matrices(reference, layers)
         expected = save(reference, scratch / "reference.onnx")
         work = _Work(dense, layers, settings, expected, folder / path.name)
+        choices: tuple[Choice, ...] = ()
+        speedups: dict[int, float] = {}
         if settings.lowering is not None:
             spliced, agreements = work.write({layer.name: settings.lowering for layer in layers})
-            choices, speedups = (), {}
         else:
             spliced, agreements, choices, speedups = work.write_fastest(scratch)
         size, dense_size = size_of(folder / path.name), size_of(original)
@@ -217,9 +220,10 @@ def _verified(path: Path, expected: Path | bytes, name: str, settings: ExportSet
     check_file(path)
     found, right = session(path, provider=settings.provider), session(expected)
     inputs_of = ir.load(path)
+    size = runnable_size(right, inputs_of, BATCHES[0], SIZES)
     agreements = []
     for batch in BATCHES:
-        inputs = random_inputs(inputs_of, batch, _SEQUENCE, seed=batch)
+        inputs = random_inputs(inputs_of, batch, size, seed=batch)
         agreements.append(Agreement(batch, compare(run(found, inputs), run(right, inputs))))
     require(agreements, name, _TOLERANCES[settings.precision])
     return tuple(agreements)
@@ -231,8 +235,9 @@ def _speedups(paths: Sequence[Path], settings: ExportSettings) -> list[dict[int,
     inputs_of = ir.load(paths[0])
     speedups: list[dict[int, float]] = [{} for _ in paths[1:]]
     for batch in settings.batches:
-        inputs = random_inputs(inputs_of, batch, settings.sequence, seed=0)
-        calls = {str(i): (lambda runtime=runtime: run(runtime, inputs)) for i, runtime in enumerate(sessions)}
+        size = runnable_size(sessions[0], inputs_of, batch, (settings.sequence, *SIZES))
+        inputs = random_inputs(inputs_of, batch, size, seed=0)
+        calls = {str(i): functools.partial(run, runtime, inputs) for i, runtime in enumerate(sessions)}
         times = interleaved(calls, repeats=_REPEATS, seconds=_SECONDS)
         for i, reached in enumerate(speedups, 1):
             reached[batch] = times["0"].median / times[str(i)].median
@@ -240,8 +245,11 @@ def _speedups(paths: Sequence[Path], settings: ExportSettings) -> list[dict[int,
 
 
 def _kept_dense(choice: Choice, speedups: Mapping[int, float]) -> Choice:
+    if isinstance(choice.lowering, Dense):
+        return choice
     slowest = min(speedups, key=speedups.__getitem__)
     reason = (
-        f"the whole model was {speedups[slowest]:.2f}x as fast as dense at batch {slowest} with {choice.lowering.name}"
+        f"{choice.reason} by itself ({choice.lowering.name}), "
+        f"but with such layers the whole model runs at {speedups[slowest]:.2f}x at batch {slowest}"
     )
     return Choice(choice.layer, Dense(), choice.rows, choice.microseconds, reason)

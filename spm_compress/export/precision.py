@@ -32,7 +32,7 @@ def in_precision(
 ) -> tuple[ir.Model, tuple[FittedLayer, ...]]:
     """Return the graph in a precision and the layers as they are recognised in it.
 
-    float16: all of it but inputs and outputs. int8: the weights that stay dense, by ONNX Runtime's dynamic quantization.
+    float16: all but inputs and outputs. int8: the weights that stay dense, by ONNX Runtime's dynamic quantization.
     Raises ExportError for a graph of 2 GB or more, which neither converter takes.
     """
     if precision is Precision.FLOAT32:

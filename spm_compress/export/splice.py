@@ -5,7 +5,7 @@ The rules:
 1. A product x E^T (`checkpoint.products`) is recognised by the values of E (out, in), whatever way it is stored.
    If E is a fitted weight, its operator goes there; if E^T is, the transposed operator.
 2. Only the product is replaced. The bias of a Gemm or Conv stays, as an Add. A 1x1 Conv mixes its channels, so they are
-   put last for it and back afterwards.
+   put last for it and back afterwards. A lowering that makes the matrix leaves the product as it is.
 3. Everything else keeps its names; an initializer that nothing uses any more is dropped.
 4. One function a structure; one node a layer, named after it.
 """
@@ -27,15 +27,15 @@ from spm_compress.checkpoint.products import Product, inline_products, products
 from spm_compress.errors import ExportError
 from spm_compress.export.features_first import keep_features_first
 from spm_compress.export.lowering import DOMAIN, Lowering, number_arrays
-from spm_compress.export.turns import Turns
+from spm_compress.export.turns import LAST, Turns, is_turn
 from spm_compress.operator.canonical import to_canonical, transpose
 from spm_compress.operator.spm import SPM
 from spm_compress.operator.structure import Mixer, Structure
 
 __all__ = ["OPSET", "Spliced", "layer_model", "matches", "splice", "with_operator_matrices"]
 
-# Range, Mod, ReduceSum with axes as input, and local functions all exist from here on.
-LEAST_OPSET, LEAST_IR_VERSION = 13, 8
+# Range and negative axes of Flatten exist from this opset on, local functions from this IR version.
+LEAST_OPSET, LEAST_IR_VERSION = 11, 8
 # For models that are made here: read by ONNX Runtime since 1.17.
 OPSET, IR_VERSION = 20, 9
 
@@ -80,7 +80,7 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[st
         )
     keep_features_first(model)
     RemoveUnusedNodesPass()(model)
-    RemoveUnusedFunctionsPass()(model)
+    RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     model.ir_version = max(model.ir_version, LEAST_IR_VERSION)
     return Spliced(nodes, tuple(layer.name for layer in layers if layer.name not in nodes))
 
@@ -159,7 +159,9 @@ class _Writer:
         self.taken = {node.name for node in model.graph.all_nodes()}
 
     def replace(self, match: _Match, lowering: Lowering) -> str:
-        """Put the operator where the product was; return the new node's name."""
+        """Put the operator where the product was, or before it; return the new node's name."""
+        if lowering.layout is None:
+            return self._make_matrix(match, lowering)
         old, layer = match.product.node, match.layer
         x, dense, graph = old.inputs[0], old.outputs[0], old.graph
         assert x is not None and isinstance(graph, ir.Graph)
@@ -180,7 +182,7 @@ class _Writer:
             new.append(ir.Node("", "Transpose", [new[-1].outputs[0]], [perm]))
         elif dense.shape is not None:
             for node in new:  # what the axis of the features is decided by
-                if node.op_type == "Add" or node.op_type.startswith("FeaturesLast"):
+                if node.op_type == "Add" or is_turn(node, LAST):
                     node.outputs[0].shape, node.outputs[0].type = dense.shape, dense.type
         result = new[-1].outputs[0]
         for i, node in enumerate(new[:-1]):
@@ -190,27 +192,57 @@ class _Writer:
         assert call.name is not None
         return call.name
 
+    def _make_matrix(self, match: _Match, lowering: Lowering) -> str:
+        product, layer = match.product, match.layer
+        dtype = ir.DataType.from_numpy(product.matrix().dtype)
+        name = self._free_name(layer.name)
+        call = self._call(layer.name, layer.spm, lowering, [], dtype, name)
+        new = [call]
+        if product.stored_as_e == match.transposed:
+            new.append(ir.Node("", "Transpose", [call.outputs[0]], [ir.AttrInt64s("perm", [1, 0])]))
+        if product.node.op_type == "Conv":
+            shape = ir.tensor([*layer.shape[:: -1 if match.transposed else 1], *product.tensor.shape.numpy()[2:]])
+            constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", shape)])
+            new += [constant, ir.Node("", "Reshape", [new[-1].outputs[0], constant.outputs[0]])]
+        for i, node in enumerate(new):
+            node.outputs[0].name = f"{name}.matrix.{i}"
+        assert product.node.graph is not None
+        product.node.graph.insert_before(product.node, new)
+        product.node.replace_input_with(1, new[-1].outputs[0])
+        return name
+
     def layer(
         self, name: str, spm: SPM, lowering: Lowering, x: ir.Value, dtype: ir.DataType, graph: ir.Graph
     ) -> list[ir.Node]:
         """Return the call of the operator's function on x, named after the layer, between the turns that it needs.
 
-        The nodes are not in a graph yet.
+        The nodes are not in a graph yet. A lowering that makes the matrix gets the product with it.
         """
+        free = self._free_name(name)
+        if lowering.layout is None:
+            call = self._call(name, spm, lowering, [], dtype, free)
+            turned = ir.Node("", "Transpose", [call.outputs[0]], [ir.AttrInt64s("perm", [1, 0])])
+            return [call, turned, ir.Node("", "MatMul", [x, turned.outputs[0]])]
+        turns = self.turns.setdefault(graph, Turns(self.model, self.opset))
+        before = turns.into(lowering.layout, x)
+        call = self._call(name, spm, lowering, [before[-1].outputs[0] if before else x], dtype, free)
+        return [*before, call, *turns.back(lowering.layout, call.outputs[0], x, spm.shape[0])]
+
+    def _call(
+        self, name: str, spm: SPM, lowering: Lowering, x: list[ir.Value], dtype: ir.DataType, free: str
+    ) -> ir.Node:
         arrays = [
             _initializer(self.model.graph, f"{name}.spm.{array}", values)
             for array, values in number_arrays(spm).items()
         ]
+        function = self._function(spm, lowering, dtype)
+        return ir.Node(DOMAIN, function, [*x, *arrays], name=free, doc_string=_describe(name, spm, lowering))
+
+    def _free_name(self, name: str) -> str:
         plain = name.removesuffix(".weight")
         free = next(n for n in (plain, *(f"{plain}.{i}" for i in range(2, len(self.taken) + 3))) if n not in self.taken)
         self.taken.add(free)
-        turns = self.turns.setdefault(graph, Turns(self.model, self.opset))
-        before = turns.into(lowering.layout, x) if lowering.layout else []
-        inside = before[-1].outputs[0] if before else x
-        function = self._function(spm, lowering, dtype)
-        call = ir.Node(DOMAIN, function, [inside, *arrays], name=free, doc_string=_describe(name, spm, lowering))
-        after = turns.back(lowering.layout, call.outputs[0], x, spm.shape[0]) if lowering.layout else []
-        return [*before, call, *after]
+        return free
 
     def _function(self, spm: SPM, lowering: Lowering, dtype: ir.DataType) -> str:
         key = (spm.structure, lowering, dtype)

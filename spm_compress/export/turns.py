@@ -13,7 +13,7 @@ from onnxscript import OpBuilder, build_function
 
 from spm_compress.export.lowering.interface import DOMAIN, Layout
 
-__all__ = ["FIRST", "LAST", "Turns", "before_last", "is_turn"]
+__all__ = ["FIRST", "LAST", "Turns", "axis_names", "before_last", "is_turn", "leading_dimensions"]
 
 FIRST, LAST = "FeaturesFirst", "FeaturesLast"
 _ROWS, _BACK, _LEAD = "Rows", "RowsBack", "LeadingDimensions"
@@ -25,6 +25,7 @@ class Turns:
     def __init__(self, model: ir.Model, opset: int) -> None:
         self.model = model
         self.opset = opset
+        self.names = axis_names(model)
         self.leads: dict[object, ir.Value] = {}
 
     def into(self, layout: Layout, x: ir.Value) -> list[ir.Node]:
@@ -50,7 +51,7 @@ class Turns:
             return rows_back(op, op.Transpose(y, perm=[1, 0]), lead)
 
         def rows_back(op: OpBuilder, y: ir.Value, lead: ir.Value) -> ir.Value:
-            return op.Reshape(y, op.Concat(lead, op.Constant(value_ints=[features]), axis=0))
+            return op.Reshape(y, op.Concat(lead, _integers(op, features), axis=0))
 
         feature_major = layout is Layout.FEATURE_MAJOR
         if _is_matrix(like):
@@ -63,10 +64,9 @@ class Turns:
         """Return the leading dimensions of a value, and the node that finds them if none did before."""
 
         def leading(op: OpBuilder, x: ir.Value) -> ir.Value:
-            return op.Slice(op.Shape(x), op.Constant(value_ints=[0]), op.Constant(value_ints=[-1]))
+            return op.Slice(op.Shape(x), _integers(op, 0), _integers(op, -1))
 
-        dims = None if like.shape is None else [dim if isinstance(dim, int) else dim.value for dim in like.shape[:-1]]
-        key = like if dims is None or None in dims else tuple(dims)
+        key = leading_dimensions(like, self.names) or like
         if key in self.leads:
             return [], self.leads[key]
         node = self._call(_LEAD, leading, [like])
@@ -84,6 +84,25 @@ class Turns:
         return ir.Node(DOMAIN, name, list(inputs))
 
 
+def axis_names(model: ir.Model) -> frozenset[str]:
+    """Return the names of the dynamic axes of a model's inputs, the only ones that are relied upon.
+
+    Some exporters write "?" on all axes, and on inner values names that do not hold.
+    """
+    shapes = [value.shape for value in model.graph.inputs if value.shape is not None]
+    named = {dim.value for shape in shapes for dim in shape if isinstance(dim, ir.SymbolicDim) and dim.value}
+    return frozenset(named - {"?"})
+
+
+def leading_dimensions(value: ir.Value, names: frozenset[str]) -> tuple[int | str, ...] | None:
+    """Return all dimensions of a value but the features', None if one of them is not known for certain."""
+    if value.shape is None or len(value.shape) < 2:
+        return None
+    dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape[:-1]]
+    known = [dim for dim in dims if dim is not None and (dim in names if isinstance(dim, str) else dim > 0)]
+    return tuple(known) if len(known) == len(dims) else None
+
+
 def is_turn(node: ir.Node | None, name: str) -> bool:
     """Say whether a node is one of the functions of this module: FIRST or LAST."""
     return node is not None and node.domain == DOMAIN and node.op_type.startswith(name)
@@ -93,6 +112,10 @@ def before_last(value: ir.Value | None) -> ir.Value | None:
     """Return what FeaturesLast made the value of, if it did."""
     node = value.producer() if value is not None else None
     return node.inputs[0] if node is not None and is_turn(node, LAST) else None
+
+
+def _integers(op: OpBuilder, *values: int) -> ir.Value:
+    return op.Constant(value=ir.tensor(values, dtype=ir.DataType.INT64))
 
 
 def _is_matrix(value: ir.Value) -> bool:

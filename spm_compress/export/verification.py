@@ -21,6 +21,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 from spm_compress.errors import UsageError, VerificationError, near_misses
 
 __all__ = [
+    "SIZES",
     "TOLERANCE",
     "Agreement",
     "check_file",
@@ -29,11 +30,14 @@ __all__ = [
     "random_inputs",
     "require",
     "run",
+    "runnable_size",
     "session",
 ]
 
 # Float32 sums in another order differ by about 1e-7 a layer; a wrong index or number by far more than this.
 TOLERANCE = 1e-4
+# Lengths and image sizes to try for the dynamic axes of a graph.
+SIZES = (16, 32, 48, 64, 224, 320)
 _RUNTIME_ERRORS = (Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException)
 
 Outputs = Mapping[str, np.ndarray]
@@ -74,7 +78,7 @@ def session(
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is said once, by this program
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     try:
@@ -97,7 +101,9 @@ def random_inputs(model: ir.Model, batch: int, sequence: int, seed: int) -> dict
         if value.name is None or value.name in model.graph.initializers:
             continue
         dims = list(value.shape) if value.shape is not None else []
-        shape = [dim if isinstance(dim, int) else batch if i == 0 else sequence for i, dim in enumerate(dims)]
+        # Some exporters write a dynamic axis as -1 or 0.
+        fixed = [dim if isinstance(dim, int) and dim > 0 else None for dim in dims]
+        shape = [dim or (sequence if i else batch) for i, dim in enumerate(fixed)]
         dtype = (value.dtype or ir.DataType.FLOAT).numpy()
         if np.issubdtype(dtype, np.floating):
             inputs[value.name] = generator.standard_normal(shape).astype(dtype)
@@ -106,6 +112,21 @@ def random_inputs(model: ir.Model, batch: int, sequence: int, seed: int) -> dict
         else:
             inputs[value.name] = generator.integers(0, _rows_looked_up(value), shape).astype(dtype)
     return inputs
+
+
+def runnable_size(runtime: onnxruntime.InferenceSession, model: ir.Model, batch: int, sizes: Sequence[int]) -> int:
+    """Return the first of the sizes at which a model runs when all its dynamic axes but the batch have it.
+
+    Convolutions and positions set limits that a graph does not state. Raises VerificationError if none will do.
+    """
+    for size in sizes:
+        try:
+            run(runtime, random_inputs(model, batch, size, seed=0))
+        except VerificationError as error:
+            last = error
+        else:
+            return size
+    raise VerificationError(f"the dense model runs at none of the sizes {', '.join(map(str, sizes))}: {last}")
 
 
 def _rows_looked_up(value: ir.Value) -> int:

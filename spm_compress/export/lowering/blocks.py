@@ -40,8 +40,9 @@ class Blocks:
     def function(self, structure: Structure, dtype: ir.DataType, opset: int, name: str) -> ir.Function:
         """Return the local function; inputs: x, then the arrays in the order of `number_names`."""
 
-        def body(op: OpBuilder, x: ir.Value, arrays: Mapping[str, ir.Value]) -> ir.Value:
-            return BlocksBody(Emitter(op, structure, arrays, dtype), self.layout).map(x)
+        def body(op: OpBuilder, x: ir.Value | None, arrays: Mapping[str, ir.Value]) -> ir.Value:
+            assert x is not None
+            return BlocksBody(Emitter(op, structure, arrays, dtype, opset), self.layout).map(x)
 
         return write_function(structure, body, opset, name)
 
@@ -96,6 +97,7 @@ class BlocksBody:
         return result
 
     def resized(self, state: ir.Value, width: int, new: int) -> ir.Value:
+        """Repeat or fold the features; a repetition is only noted, for the group that comes next."""
         before, emit = self.where, self.emit
         if new > width:
             self.where = lambda position: before(self.op.Mod(position, emit.integer(width)))
@@ -109,6 +111,7 @@ class BlocksBody:
         return state
 
     def group(self, i: int, boundary: int, stage: int, state: ir.Value) -> ir.Value:
+        """Run one group of chain i, whose first stage is `stage`, with the diagonals beside it."""
         op, emit = self.op, self.emit
         chain = emit.structure.chains[i]
         group = chain.groups[boundary]
@@ -196,9 +199,11 @@ class BlocksBody:
         return self.gathered(state, source)
 
     def gathered(self, state: ir.Value, source: ir.Value) -> ir.Value:
+        """Take features by their slots."""
         return self.op.Gather(self.cut(state, None), source, axis=self.axis)
 
     def multiplied(self, product: ir.Value, blocks: int, b: int, state: ir.Value) -> ir.Value:
+        """Multiply each block with its slots."""
         op, grid = self.op, self.cut(state, (blocks, b))
         if self.feature_major:
             mixed = op.MatMul(product, grid)
@@ -211,11 +216,11 @@ class BlocksBody:
 
     def members(self, width: int, group: Group) -> ir.Value:
         """Return the position that stands in each slot; a slot of none has the last position."""
-        op, emit = self.op, self.emit
         position = self.unclipped(width, group)
-        return position if _is_full(group, width) else op.Min(position, emit.integer(width - 1))
+        return position if _is_full(group, width) else self.emit.at_most(position, width - 1)
 
     def unclipped(self, width: int, group: Group) -> ir.Value:
+        """Return the position of each slot, past the width where it stands for nothing."""
         op, emit = self.op, self.emit
         slot = emit.positions(group.members(width).numel())
         if group.low == 1:
@@ -263,8 +268,8 @@ class BlocksBody:
             factor = op.Where(is_own, own, other)  # (joins, row half, row, column half)
             if product is not None:
                 halves = op.Transpose(op.Reshape(product, emit.integers(joins, 2, t, t)), perm=[0, 2, 1, 3])
-                below = op.Unsqueeze(halves, emit.integers(1))  # (joins, 1, row, column half, column)
-                factor = op.Mul(op.Unsqueeze(factor, emit.integers(4)), below)
+                below = op.Reshape(halves, emit.integers(joins, 1, t, 2, t))  # (joins, 1, row, column half, column)
+                factor = op.Mul(op.Reshape(factor, emit.integers(joins, 2, t, 2, 1)), below)
             product = op.Reshape(factor, emit.integers(joins, 2 * t, 2 * t))
         if product is None:
             ones = op.Cast(op.Greater(emit.positions(slots), emit.integer(-1)), to=emit.precision)
@@ -293,7 +298,7 @@ class BlocksBody:
         if is_last and (i + 1 == len(emit.structure.chains) or widths[i + 2] < widths[i + 1]):
             self.carried = None
             return product
-        norms = op.Sqrt(op.ReduceSum(op.Mul(product, product), emit.integers(2), keepdims=1))
+        norms = op.Sqrt(emit.summed(op.Mul(product, product), 2, keepdims=1))
         norms = op.Max(norms, emit.number(_LEAST_NORM))
         self.carried = op.Reshape(norms, emit.integers(-1))
         return op.Div(product, norms)

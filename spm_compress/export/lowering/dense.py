@@ -18,21 +18,22 @@ __all__ = ["Dense"]
 
 @dataclass(frozen=True)
 class Dense:
-    """Runs as the MatMul that was replaced, from a file that holds the mixers' numbers only."""
+    """Runs as the product that was there, with a matrix made of the mixers' numbers, which are all that is stored."""
 
     name: str = "dense"
     layout: None = None
 
     def function(self, structure: Structure, dtype: ir.DataType, opset: int, name: str) -> ir.Function:
-        """Return the local function; inputs: x, then the arrays in the order of `number_names`."""
+        """Return the local function; inputs: the arrays in the order of `number_names`; returns (out, in)."""
 
-        def body(op: OpBuilder, x: ir.Value, arrays: Mapping[str, ir.Value]) -> ir.Value:
+        def body(op: OpBuilder, x: ir.Value | None, arrays: Mapping[str, ir.Value]) -> ir.Value:
+            del x
             # In the precision of the numbers: only the finished matrix is rounded to a narrow dtype.
-            precision = Emitter(op, structure, arrays, dtype).precision
-            emit = Emitter(op, structure, arrays, precision)
+            precision = Emitter(op, structure, arrays, dtype, opset).precision
+            emit = Emitter(op, structure, arrays, precision, opset)
             position = emit.positions(structure.in_features)
-            identity = op.Equal(op.Unsqueeze(position, emit.integers(1)), position)
-            matrix = BlocksBody(emit, Layout.FEATURE_MAJOR).map(op.Cast(identity, to=precision))  # (out, in)
-            return op.MatMul(x, op.Cast(op.Transpose(matrix, perm=[1, 0]), to=dtype))
+            identity = op.Equal(op.Reshape(position, emit.integers(-1, 1)), position)
+            matrix = BlocksBody(emit, Layout.FEATURE_MAJOR).map(op.Cast(identity, to=precision))
+            return op.Cast(matrix, to=dtype)
 
-        return write_function(structure, body, opset, name)
+        return write_function(structure, body, opset, name, takes_x=False)

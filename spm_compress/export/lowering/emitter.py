@@ -27,8 +27,11 @@ class Emitter:
     canonical numbers span more than 16 bits hold.
     """
 
-    def __init__(self, op: OpBuilder, structure: Structure, arrays: Mapping[str, ir.Value], dtype: ir.DataType) -> None:
+    def __init__(
+        self, op: OpBuilder, structure: Structure, arrays: Mapping[str, ir.Value], dtype: ir.DataType, opset: int
+    ) -> None:
         self.op = op
+        self.opset = opset
         self.structure = structure
         self.arrays = arrays
         self.dtype = dtype
@@ -44,17 +47,17 @@ class Emitter:
 
     def integer(self, value: int) -> ir.Value:
         """Return an int64 scalar."""
-        return self.once(("integer", value), lambda: self.op.Constant(value_int=value))
+        return self.once(("integer", value), lambda: self.op.Constant(value=ir.tensor(value, dtype=ir.DataType.INT64)))
 
     def integers(self, *values: int) -> ir.Value:
         """Return an int64 vector."""
-        return self.once(("integers", *values), lambda: self.op.Constant(value_ints=values))
+        return self.once(
+            ("integers", *values), lambda: self.op.Constant(value=ir.tensor(values, dtype=ir.DataType.INT64))
+        )
 
     def number(self, value: float) -> ir.Value:
         """Return a scalar in the precision of the coefficients."""
-        return self.once(
-            ("number", str(value)), lambda: self.op.Cast(self.op.Constant(value_float=value), to=self.precision)
-        )
+        return self.once(("number", str(value)), lambda: self.op.Constant(value=ir.tensor(value, dtype=self.precision)))
 
     def positions(self, width: int) -> ir.Value:
         """Return (width,) 0, 1, 2, ..."""
@@ -103,7 +106,7 @@ class Emitter:
                 before = sum(pair_count(width, earlier) for earlier in chain.strides[:stage])
                 return self._turned(i, width, stride, before)
             case Mixer.GENERAL:
-                direct = self.row(f"{i}.direct", stage)
+                direct: ir.Value | None = self.row(f"{i}.direct", stage)
             case Mixer.CANONICAL:
                 direct = None
         return direct, self._where_paired(width, stride, self.row(f"{i}.cross", stage))
@@ -119,7 +122,7 @@ class Emitter:
             op.Mul(op.Div(position, self.integer(2 * stride)), self.integer(stride)),
             op.Mod(position, self.integer(stride)),
         )
-        turn = op.Gather(own, op.Min(rank, self.integer(count - 1)), axis=0)
+        turn = op.Gather(own, self.at_most(rank, count - 1), axis=0)
         upper = op.Greater(position, self.partners(width, stride))
         turn = self._where_paired(width, stride, op.Where(upper, turn, op.Neg(turn)))
         return op.Cos(turn), op.Sin(turn)
@@ -152,4 +155,15 @@ class Emitter:
         if missing:
             state = op.Pad(state, self.integers(*((0, 0, missing, 0) if feature_major else (0, 0, 0, missing))))
         shaped = op.Reshape(state, self.integers(*((folds, new, -1) if feature_major else (-1, folds, new))))
-        return op.ReduceSum(shaped, self.integers(0 if feature_major else 1), keepdims=0)
+        return self.summed(shaped, 0 if feature_major else 1, keepdims=0)
+
+    def summed(self, values: ir.Value, axis: int, *, keepdims: int) -> ir.Value:
+        """Sum along an axis; which was an attribute before opset 13."""
+        if self.opset < 13:
+            return self.op.ReduceSum(values, axes=[axis], keepdims=keepdims)
+        return self.op.ReduceSum(values, self.integers(axis), keepdims=keepdims)
+
+    def at_most(self, position: ir.Value, last: int) -> ir.Value:
+        """Return positions, those past the last one as the last one."""
+        op = self.op  # Min takes no integers before opset 12
+        return op.Where(op.Less(position, self.integer(last)), position, self.integer(last))

@@ -33,12 +33,12 @@ class Lowering(Protocol):
 
     @property
     def layout(self) -> Layout | None:
-        """How x comes and y leaves; None: as the model has them, (..., in) and (..., out)."""
+        """How x comes and y leaves; None: the function has no x and returns the matrix (out, in)."""
 
     def function(self, structure: Structure, dtype: ir.DataType, opset: int, name: str) -> ir.Function:
-        """Return the local function; inputs: x, then the arrays in the order of `number_names`.
+        """Return the local function; inputs: x (if it has a layout), then the arrays of `number_names`.
 
-        dtype: of x and y. The numbers may have another one.
+        dtype: of x and y, or of the matrix. The numbers may have another one.
         """
 
 
@@ -58,17 +58,20 @@ def number_arrays(spm: SPM) -> dict[str, Any]:
 
 def write_function(
     structure: Structure,
-    body: Callable[[OpBuilder, ir.Value, Mapping[str, ir.Value]], ir.Value],
+    body: Callable[[OpBuilder, ir.Value | None, Mapping[str, ir.Value]], ir.Value],
     opset: int,
     name: str,
+    *,
+    takes_x: bool = True,
 ) -> ir.Function:
-    """Return the function whose nodes `body(op, x, name -> array)` emits."""
+    """Return the function whose nodes `body(op, x or None, name -> array)` emits."""
+    names = number_names(structure)
 
-    def emitted(op: OpBuilder, x: ir.Value, *arrays: ir.Value) -> ir.Value:
-        return body(op, x, dict(zip(number_names(structure), arrays, strict=True)))
+    def emitted(op: OpBuilder, *values: ir.Value) -> ir.Value:
+        x, arrays = (values[0], values[1:]) if takes_x else (None, values)
+        return body(op, x, dict(zip(names, arrays, strict=True)))
 
-    inputs = [ir.Value(name="x")]
-    inputs += [ir.Value(name=array.replace(".", "_")) for array in number_names(structure)]
+    inputs = [ir.Value(name=each.replace(".", "_")) for each in (("x", *names) if takes_x else names)]
     function = build_function(emitted, inputs, domain=DOMAIN, name=name, opset_imports={"": opset})
     for node in function:
         node.metadata_props.clear()  # the builder's notes on itself: 60 % of the function's bytes

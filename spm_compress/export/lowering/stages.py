@@ -30,8 +30,9 @@ class Stages:
     def function(self, structure: Structure, dtype: ir.DataType, opset: int, name: str) -> ir.Function:
         """Return the local function; inputs: x, then the arrays in the order of `number_names`."""
 
-        def body(op: OpBuilder, x: ir.Value, arrays: Mapping[str, ir.Value]) -> ir.Value:
-            return _Body(Emitter(op, structure, arrays, dtype), self.layout).map(x)
+        def body(op: OpBuilder, x: ir.Value | None, arrays: Mapping[str, ir.Value]) -> ir.Value:
+            assert x is not None
+            return _Body(Emitter(op, structure, arrays, dtype, opset), self.layout).map(x)
 
         return write_function(structure, body, opset, name)
 
@@ -117,4 +118,4 @@ class _Body:
 
     def along(self, row: ir.Value) -> ir.Value:
         """Shape (features,) so that it multiplies every row of the state."""
-        return self.op.Unsqueeze(row, self.emit.integers(1)) if self.feature_major else row
+        return self.op.Reshape(row, self.emit.integers(-1, 1)) if self.feature_major else row
