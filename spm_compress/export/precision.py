@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 import warnings
@@ -16,10 +15,11 @@ from onnxruntime.quantization import quantize_dynamic
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from spm_compress.checkpoint.artifact import FittedLayer
+from spm_compress.checkpoint.products import products
 from spm_compress.errors import ExportError
 from spm_compress.export.saving import LIMIT
 from spm_compress.export.settings import Precision
-from spm_compress.export.splice import matches
+from spm_compress.export.splice import digest_of, matches
 
 __all__ = ["in_precision"]
 
@@ -45,15 +45,18 @@ def in_precision(
 
 
 def _half(dense: ir.Model, layers: Sequence[FittedLayer]) -> tuple[ir.Model, tuple[FittedLayer, ...]]:
+    # The converter rounds in its own way (nothing to zero), so the rounded weights are found again by their names.
+    names = {match.product.root.name: match for match in matches(dense, layers)}
+    converted = ir.serde.deserialize_model(
+        convert_float_to_float16(ir.serde.serialize_model(dense), keep_io_types=True)
+    )
     rounded = {}
-    for match in matches(dense, layers):
-        e = match.product.matrix()
-        e = e.T if match.transposed else e
-        digest = hashlib.sha256(np.ascontiguousarray(e.astype(np.float16).astype(np.float32)).tobytes())
-        rounded[match.layer.name] = digest.hexdigest()
-    converted = convert_float_to_float16(ir.serde.serialize_model(dense), keep_io_types=True)
-    known = tuple(replace(layer, sha256=rounded.get(layer.name, layer.sha256)) for layer in layers)
-    return ir.serde.deserialize_model(converted), known
+    for product in products(converted):
+        match = names.get(product.root.name)
+        if match is not None:
+            e = product.matrix().astype(np.float32)
+            rounded[match.layer.name] = digest_of(e.T if match.transposed else e)
+    return converted, tuple(replace(layer, sha256=rounded.get(layer.name, layer.sha256)) for layer in layers)
 
 
 def _quantized(dense: ir.Model, layers: Sequence[FittedLayer]) -> tuple[ir.Model, tuple[FittedLayer, ...]]:

@@ -32,7 +32,7 @@ from spm_compress.operator.canonical import to_canonical, transpose
 from spm_compress.operator.spm import SPM
 from spm_compress.operator.structure import Mixer, Structure
 
-__all__ = ["OPSET", "Spliced", "layer_model", "matches", "splice", "with_operator_matrices"]
+__all__ = ["OPSET", "Spliced", "digest_of", "layer_model", "matches", "splice", "with_operator_matrices"]
 
 # Range and negative axes of Flatten exist from this opset on, local functions from this IR version.
 LEAST_OPSET, LEAST_IR_VERSION = 11, 8
@@ -125,10 +125,15 @@ def matches(model: ir.Model, layers: Sequence[FittedLayer]) -> Iterator[_Match]:
             continue
         e = product.matrix().astype(np.float32)
         for transposed, matrix in ((False, e), (True, e.T)):
-            layer = by_digest.get(hashlib.sha256(np.ascontiguousarray(matrix).tobytes()).hexdigest())
+            layer = by_digest.get(digest_of(matrix))
             if layer is not None:
                 yield _Match(product, layer, transposed)
                 break
+
+
+def digest_of(matrix: np.ndarray) -> str:
+    """Return the SHA-256 of a float32 matrix in C order, as an artifact has it of every fitted weight."""
+    return hashlib.sha256(np.ascontiguousarray(matrix).tobytes()).hexdigest()
 
 
 def _transposed(spm: SPM) -> SPM:
