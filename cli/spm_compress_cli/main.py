@@ -8,6 +8,7 @@ import click
 
 import spm_compress
 from spm_compress.errors import SpmError, UsageError
+from spm_compress_cli.bench import bench
 from spm_compress_cli.export import export
 from spm_compress_cli.fit import fit
 from spm_compress_cli.report import report
@@ -32,6 +33,7 @@ def cli() -> None:
 cli.add_command(fit)
 cli.add_command(report)
 cli.add_command(export)
+cli.add_command(bench)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from spm_compress.checkpoint.artifact import FittedLayer
 from spm_compress.checkpoint.files import write_whole
 from spm_compress.errors import SpmError
 from spm_compress.export.lowering import Dense, Layout, Lowering, lowerings
+from spm_compress.export.saving import save
 from spm_compress.export.settings import ExportSettings
 from spm_compress.export.splice import layer_model, matches
 from spm_compress.export.timing import interleaved
@@ -46,9 +47,12 @@ class Choice:
 
 
 def rows_of_layers(
-    dense: ir.Model, layers: Sequence[FittedLayer], settings: ExportSettings
+    dense: ir.Model, layers: Sequence[FittedLayer], settings: ExportSettings, scratch: Path
 ) -> dict[str, tuple[int, ...]]:
-    """Return, layer by layer, how many rows reach it when the model is run at each of the batches."""
+    """Return, layer by layer, how many rows reach it when the model is run at each of the batches.
+
+    scratch: a folder for a copy of the model. A layer inside a loop or branch is taken to see the batch.
+    """
     tapped = dense.clone()
     asked: dict[str, str] = {}
     features_at: dict[str, int] = {}
@@ -65,7 +69,7 @@ def rows_of_layers(
         features_at[match.layer.name] = 1 if node.op_type == "Conv" else -1
         tapped.graph.outputs.append(output)
     found: dict[str, tuple[int, ...]] = {layer.name: () for layer in layers}
-    runtime = session(ir.serde.serialize_model(tapped).SerializeToString())
+    runtime = session(save(tapped, scratch / "tapped.onnx"))
     for batch in settings.batches:
         size = runnable_size(runtime, dense, batch, (settings.sequence, *SIZES)) if asked else settings.sequence
         inputs = random_inputs(dense, batch, size, seed=0)

@@ -22,7 +22,7 @@ from spm_compress.export.lowering import Dense, Lowering
 from spm_compress.export.precision import in_precision
 from spm_compress.export.saving import save, size_of
 from spm_compress.export.settings import ExportSettings, Precision
-from spm_compress.export.splice import OPSET, Spliced, layer_model, splice, with_operator_matrices
+from spm_compress.export.splice import Spliced, dense_model, layer_model, splice, with_operator_matrices
 from spm_compress.export.timing import interleaved
 from spm_compress.export.verification import (
     SIZES,
@@ -140,7 +140,7 @@ def export_layers(artifact: Artifact, folder: Path, *, settings: ExportSettings 
         lowering = settings.lowering or choices[layer.name].lowering
         with write_whole(path) as temporary:
             save(layer_model(layer, lowering), temporary)
-            expected = ir.serde.serialize_model(_dense_layer(layer)).SerializeToString()
+            expected = ir.serde.serialize_model(dense_model(layer)).SerializeToString()
             agreements = _verified(temporary, expected, path.name, settings)
         out, into = layer.shape
         spliced = Spliced({layer.name: [layer.name]}, ())
@@ -164,21 +164,6 @@ def _dense_graph(source: Source | None, graph: Path | None, activation: str) -> 
     return from_module(chain, example, {"input": {0: "batch"}}, ["output"])
 
 
-def _dense_layer(layer: FittedLayer) -> ir.Model:
-    """Return y = x S^T with the torch operator's matrix as an ordinary MatMul."""
-    weight = layer.spm.to(torch.float64).to_dense().float().T.contiguous()
-    tensor = ir.tensor(weight.numpy(), name="weight")
-    value = ir.Value(
-        name="weight", shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["rows", layer.shape[1]]))
-    node = ir.Node("", "MatMul", [x, value])
-    y = node.outputs[0]
-    y.name, y.type, y.shape = "y", ir.TensorType(ir.DataType.FLOAT), ir.Shape(["rows", layer.shape[0]])
-    graph = ir.Graph([x], [y], nodes=[node], initializers=[value], opset_imports={"": OPSET}, name="dense")
-    return ir.Model(graph, ir_version=9)
-
-
 @dataclass(frozen=True)
 class _Work:
     """A dense graph whose layers are to be replaced; expected: the file that says what has to be computed."""
@@ -200,7 +185,8 @@ class _Work:
     ) -> tuple[Spliced, tuple[Agreement, ...], tuple[Choice, ...], dict[int, float]]:
         """Write the model as the plan that is fastest as a whole, or all dense where none is at every batch."""
         tried: list[Path] = [save(self.dense, scratch / "dense.onnx")]
-        found = plans(self.layers, rows_of_layers(self.dense, self.layers, self.settings), self.settings)
+        rows = rows_of_layers(self.dense, self.layers, self.settings, scratch)
+        found = plans(self.layers, rows, self.settings)
         for i, plan in enumerate(found):
             model = self.dense.clone()
             splice(model, self.layers, {choice.layer: choice.lowering for choice in plan})

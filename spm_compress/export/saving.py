@@ -14,13 +14,13 @@ LIMIT = 2**31 - 2**26
 _SMALL = 1024  # bytes; such tensors stay in the graph, where tools can see them
 
 
-def save(model: ir.Model, path: Path, *, limit: int = LIMIT) -> Path:
-    """Write a model; from `limit` bytes of tensors on, they go to NAME.<digest>.data beside it. Returns the path.
+def save(model: ir.Model, path: Path) -> Path:
+    """Write a model; from 2 GB of tensors on, they go to NAME.<digest>.data beside it. Returns the path.
 
     The digest is that of the tensors, so that a model never meets the data of another one.
     """
     tensors = [value.const_value for graph in _graphs(model) for value in graph.initializers.values()]
-    if sum(tensor.nbytes for tensor in tensors if tensor is not None) < limit:
+    if sum(tensor.nbytes for tensor in tensors if tensor is not None) < LIMIT:
         path.write_bytes(ir.serde.serialize_model(model).SerializeToString(deterministic=True))
         return path
     digest = hashlib.sha256()

@@ -32,7 +32,7 @@ from spm_compress.operator.canonical import to_canonical, transpose
 from spm_compress.operator.spm import SPM
 from spm_compress.operator.structure import Mixer, Structure
 
-__all__ = ["OPSET", "Spliced", "digest_of", "layer_model", "matches", "splice", "with_operator_matrices"]
+__all__ = ["OPSET", "Spliced", "dense_model", "digest_of", "layer_model", "matches", "splice", "with_operator_matrices"]
 
 # Range and negative axes of Flatten exist from this opset on, local functions from this IR version.
 LEAST_OPSET, LEAST_IR_VERSION = 11, 8
@@ -113,6 +113,20 @@ def layer_model(layer: FittedLayer, lowering: Lowering) -> ir.Model:
     y.name, y.type, y.shape = "y", float32, ir.Shape(["rows", layer.shape[0]])
     graph.outputs.append(y)
     return model
+
+
+def dense_model(layer: FittedLayer) -> ir.Model:
+    """Return what `layer_model` has to compute, as an ordinary MatMul with the torch operator's own matrix."""
+    float32 = ir.TensorType(ir.DataType.FLOAT)
+    x = ir.Value(name="x", type=float32, shape=ir.Shape(["rows", layer.shape[1]]))
+    graph = ir.Graph([x], [], nodes=[], opset_imports={"": OPSET}, name=layer.name)
+    matrix = layer.spm.to(torch.float64).to_dense().T
+    node = ir.Node("", "MatMul", [x, _initializer(graph, "weight", matrix, ir.DataType.FLOAT)])
+    graph.append(node)
+    y = node.outputs[0]
+    y.name, y.type, y.shape = "y", float32, ir.Shape(["rows", layer.shape[0]])
+    graph.outputs.append(y)
+    return ir.Model(graph, ir_version=IR_VERSION)
 
 
 def matches(model: ir.Model, layers: Sequence[FittedLayer]) -> Iterator[_Match]:

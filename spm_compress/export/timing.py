@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,23 +20,27 @@ class Timing:
     p90: float
 
 
-def interleaved(
-    calls: Mapping[str, Callable[[], object]], *, repeats: int, warm_up: int = 3, seconds: float | None = None
-) -> dict[str, Timing]:
-    """Time calls in turns (a, b, a, b, ...), so that what disturbs the machine disturbs all of them.
+# Timed runs in a turn, after one that is not timed.
+_BURST = 3
 
-    repeats: timed turns, at least 1; seconds: stop earlier once the turns took this long (at least 3 are timed).
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], *, repeats: int, seconds: float | None = None
+) -> dict[str, Timing]:
+    """Time calls in turns (a, a, a, b, b, b, a, ...), so that what disturbs the machine disturbs all of them.
+
+    The first run of a turn is not timed: it finds the caches as the other call has left them, which no model that runs
+    by itself does. repeats: timed runs of each, at least 1; seconds: stop earlier once the turns took this long.
     """
-    for _ in range(warm_up):
-        for call in calls.values():
-            call()
     taken: dict[str, list[float]] = {name: [] for name in calls}
     began = time.perf_counter()
-    for turn in range(max(1, repeats)):
+    for _ in range(max(1, math.ceil(repeats / _BURST))):
         for name, call in calls.items():
-            start = time.perf_counter()
             call()
-            taken[name].append(time.perf_counter() - start)
-        if seconds is not None and turn >= 2 and time.perf_counter() - began > seconds:
+            for _ in range(min(_BURST, repeats)):
+                start = time.perf_counter()
+                call()
+                taken[name].append(time.perf_counter() - start)
+        if seconds is not None and time.perf_counter() - began > seconds:
             break
     return {name: Timing(float(np.median(t)), float(np.percentile(t, 90))) for name, t in taken.items()}
