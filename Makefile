@@ -4,8 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Pinned, and installed before anything that depends on it: any looser spelling can pull CUDA builds.
 TORCH := torch==2.13.0
+# onnxruntime-openvino installs the same package as onnxruntime, so it gets an environment of its own. Python 3.11 or later.
+OPENVINO_VENV := .venv-openvino
+OPENVINO := onnxruntime-openvino==1.24.1
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test test-openvino lint format bench clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +28,17 @@ lint: $(VENV)/ready
 test: lint  ## lint, types, floor plan, tests
 	$(BIN)/pytest
 
+$(OPENVINO_VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(OPENVINO_VENV)
+	$(OPENVINO_VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(OPENVINO_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(OPENVINO_VENV)/bin/pip uninstall --quiet --yes onnxruntime
+	$(OPENVINO_VENV)/bin/pip install --quiet --disable-pip-version-check $(OPENVINO)
+	touch $@
+
+test-openvino: $(OPENVINO_VENV)/ready  ## every lowering on ONNX Runtime's OpenVINO provider
+	$(OPENVINO_VENV)/bin/pytest tests/openvino
+
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -34,4 +48,4 @@ bench: $(VENV)/ready  ## the figures of docs/measurements.md
 	$(BIN)/python benchmarks/design_choices.py
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OPENVINO_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -51,6 +51,7 @@ class Emitter:
 
     def integers(self, *values: int) -> ir.Value:
         """Return an int64 vector."""
+        # A tensor, not value_ints: up to 1.24, ONNX Runtime refuses a function whose Pad reads those.
         return self.once(
             ("integers", *values), lambda: self.op.Constant(value=ir.tensor(values, dtype=ir.DataType.INT64))
         )
