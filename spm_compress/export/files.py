@@ -15,7 +15,7 @@ from spm_compress.checkpoint.artifact import Artifact, FittedLayer
 from spm_compress.checkpoint.files import write_whole, write_whole_set
 from spm_compress.checkpoint.onnx_source import open_graph
 from spm_compress.checkpoint.source import Source, open_source
-from spm_compress.errors import ExportError
+from spm_compress.errors import ExportError, VerificationError
 from spm_compress.export.choice import Choice, plans, rows_of_layers
 from spm_compress.export.graph import WAYS, chain_of_linears, from_huggingface, from_module
 from spm_compress.export.lowering import Dense, Lowering
@@ -202,8 +202,18 @@ class _Work:
         return spliced, agreements, choices, reached
 
 
+def _passes_checker(path: Path) -> bool:
+    try:
+        check_file(path)
+    except VerificationError:
+        return False
+    return True
+
+
 def _verified(path: Path, expected: Path | bytes, name: str, settings: ExportSettings) -> tuple[Agreement, ...]:
-    check_file(path)
+    # A dense graph that the checker refuses (an output without a shape) is not made worse by this program.
+    if isinstance(expected, bytes) or _passes_checker(expected):
+        check_file(path)
     found, right = session(path, provider=settings.provider), session(expected)
     inputs_of = ir.load(path)
     size = runnable_size(right, inputs_of, BATCHES[0], SIZES)

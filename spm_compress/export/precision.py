@@ -50,6 +50,7 @@ def _half(dense: ir.Model, layers: Sequence[FittedLayer]) -> tuple[ir.Model, tup
     converted = ir.serde.deserialize_model(
         convert_float_to_float16(ir.serde.serialize_model(dense), keep_io_types=True)
     )
+    converted.graph.sort()  # the converter puts its casts at the end
     rounded = {}
     for product in products(converted):
         match = names.get(product.root.name)
