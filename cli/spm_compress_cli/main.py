@@ -8,6 +8,7 @@ import click
 
 import spm_compress
 from spm_compress.errors import SpmError, UsageError
+from spm_compress_cli.bench import bench
 from spm_compress_cli.export import export
 from spm_compress_cli.fit import fit
 from spm_compress_cli.report import report
@@ -24,6 +25,7 @@ def cli() -> None:
     spm-compress fit model.safetensors --stages 10
     spm-compress report
     spm-compress export --onnx out.onnx
+    spm-compress bench out.onnx --against dense.onnx
 
     Results go to stdout, progress and messages to stderr. Exit code 0: done; 1: failed; 2: wrong usage.
     """
@@ -32,6 +34,7 @@ def cli() -> None:
 cli.add_command(fit)
 cli.add_command(report)
 cli.add_command(export)
+cli.add_command(bench)
 
 
 def main() -> None:

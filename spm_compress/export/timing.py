@@ -24,11 +24,15 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Time calls in turns (a, b, a, b, ...), so that what disturbs the machine disturbs all of them.
 
-    repeats: timed turns, at least 1; seconds: stop earlier once the turns took this long (at least 3 are timed).
+    repeats: timed turns, at least 1; seconds: stop earlier once the turns took this long (at least 3 are timed), and
+    warm up no longer than that.
     """
+    began = time.perf_counter()
     for _ in range(warm_up):
         for call in calls.values():
             call()
+        if seconds is not None and time.perf_counter() - began > seconds:
+            break
     taken: dict[str, list[float]] = {name: [] for name in calls}
     began = time.perf_counter()
     for turn in range(max(1, repeats)):
