@@ -22,7 +22,7 @@ from transformers import BertConfig, BertModel
 
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
 from spm_compress.checkpoint import Artifact, FittedLayer
-from spm_compress.export.latency import measure
+from spm_compress.export.latency import BenchSettings, measure
 from spm_compress.export.lowering import Blocks, Layout, Stages, number_arrays
 from spm_compress.export.splice import dense_model, layer_model
 from spm_compress.export.timing import interleaved
@@ -122,11 +122,13 @@ def exported(
     print(f"\n{title}, 10 stages, {threads} thread, lowering auto ({', '.join(chosen)}): times as fast as dense")
     print("| batch x sequence | dense ms | auto | naive chain |\n|---|---|---|---|")
     for batch, sequence in sizes:
-        times = measure([dense, automatic, naive], batches=[batch], sequences=[sequence], threads=[threads], seconds=20)
-        cell = times.cells[0]
-        auto_ratio, naive_ratio = (cell.times[dense].median / cell.times[path].median for path in (automatic, naive))
-        milliseconds = cell.times[dense].median * 1e3
-        print(f"| {batch} x {sequence} | {milliseconds:.1f} | {auto_ratio:.2f}x | {naive_ratio:.2f}x |", flush=True)
+        at = BenchSettings(threads=(threads,), batches=(batch,), sequences=(sequence,), seconds=20)
+        (fast,), (slow,) = (measure(path, dense, at).latencies for path in (automatic, naive))
+        assert fast.against is not None
+        print(
+            f"| {batch} x {sequence} | {fast.against.median * 1e3:.1f} | {fast.ratio:.2f}x | {slow.ratio:.2f}x |",
+            flush=True,
+        )
 
 
 def large() -> None:

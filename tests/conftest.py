@@ -25,7 +25,8 @@ settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
 
 # Tests of one room share oracles and builders that stand beside them.
-sys.path.insert(0, str(Path(__file__).parent / "operator"))
+for room in ("operator", "export"):
+    sys.path.insert(0, str(Path(__file__).parent / room))
 
 
 def mlp(*widths: int, seed: int = 0) -> nn.Sequential:

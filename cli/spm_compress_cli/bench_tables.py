@@ -1,140 +1,105 @@
-"""What `bench` measured, as tables, JSON, or a picture."""
+"""What `bench` measured, in tables of at most 80 columns."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from rich import box
 from rich.table import Table
 
 from spm_compress_cli.tables import bytes_text, print_json, results_console
 
 if TYPE_CHECKING:
-    from spm_compress.export.break_even import BreakEven
-    from spm_compress.export.latency import Latency
-    from spm_compress.export.timing import Timing
+    from spm_compress.export.footprint import Footprint
+    from spm_compress.export.latency import Bench, Latency
 
 
-def show_latency(latency: Latency, as_json: bool) -> None:
-    """Print times and costs; the second model's over the first's where there are two."""
+def show_bench(bench: Bench, as_json: bool) -> None:
+    """Print size, load time and memory, then a table of latencies for each provider and number of threads."""
+    from spm_compress.export.footprint import PROCESSES
+    from spm_compress.export.latency import bench_json
+
     if as_json:
-        print_json(_latency_json(latency))
+        print_json(bench_json(bench))
         return
-    first, *others = (cost.path for cost in latency.costs)
-    has_sequence = any(cell.sequence for cell in latency.cells)
-    times = Table(title=f"milliseconds a run, median (p90), {latency.provider}", title_justify="left")
-    for heading in ("batch", *(["sequence"] if has_sequence else []), "threads"):
-        times.add_column(heading, justify="right")
-    for path in (first, *others):
-        times.add_column(str(path), justify="right", overflow="fold")
-    if others:
-        times.add_column("ratio", justify="right")
-    for cell in latency.cells:
-        sizes = [cell.batch, *([cell.sequence] if has_sequence else []), cell.threads]
-        row = [*map(str, sizes), *(_milliseconds(cell.times[path]) for path in (first, *others))]
-        if others:
-            row.append(f"{cell.times[others[0]].median / cell.times[first].median:.2f}x")
-        times.add_row(*row)
-    costs = Table(title="besides time", title_justify="left")
-    costs.add_column("")
-    for path in (first, *others):
-        costs.add_column(str(path), justify="right", overflow="fold")
-    if others:
-        costs.add_column("ratio", justify="right")
-    sizes_of = [cost.bytes for cost in latency.costs]
-    loads = [cost.load for cost in latency.costs]
-    memories = [cost.memory for cost in latency.costs]
-    costs.add_row("file", *map(bytes_text, sizes_of), *_ratio(sizes_of))
-    costs.add_row("time to load", *(f"{load * 1e3:.0f} ms" for load in loads), *_ratio(loads))
-    if all(memory is not None for memory in memories):
-        known = [memory for memory in memories if memory is not None]
-        costs.add_row("peak memory, largest size", *map(bytes_text, known), *_ratio(known))
     console = results_console()
-    console.print(times)
-    console.print(costs)
+    console.print(f"model    {bench.model}", soft_wrap=True, markup=False)
+    if bench.against is not None:
+        console.print(f"against  {bench.against}", soft_wrap=True, markup=False)
+        console.print("ratio    against / model: above 1, the model is faster or takes less")
+    console.print(_loads(bench))
+    largest = max(bench.latencies, key=lambda latency: (latency.batch, latency.sequence or 0))
+    sequence = "" if largest.sequence is None else f", sequence {largest.sequence}"
+    console.print(f"load: median of {PROCESSES} fresh processes; file already in the system's cache")
+    console.print("memory: peak of a fresh process that loads the model and runs it once")
+    console.print(f"(batch {largest.batch}{sequence}), less what it had before loading")
+    for (provider, threads), latencies in itertools.groupby(
+        bench.latencies, lambda each: (each.provider, each.threads)
+    ):
+        console.print()
+        console.print(_latencies(f"{provider}, {threads} thread{'s' if threads > 1 else ''}", list(latencies)))
 
 
-def _milliseconds(timing: Timing) -> str:
-    return f"{timing.median * 1e3:.3g} ({timing.p90 * 1e3:.3g})"
+def compact_table(title: str | None = None) -> Table:
+    """Return a table that spends few columns on lines."""
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
 
 
-def _ratio(values: list[int] | list[float]) -> list[str]:
-    return [f"{values[1] / values[0]:.2f}x"] if len(values) > 1 and values[0] else [""] * (len(values) - 1)
+def _loads(bench: Bench) -> Table:
+    table = compact_table()
+    table.add_column("")
+    table.add_column("model", justify="right")
+    if bench.against is not None:
+        table.add_column("against", justify="right")
+        table.add_column("ratio", justify="right")
+    for load in bench.loads:
+        for title, field in (("file size", "bytes"), ("load", "load"), ("memory", "peak_memory")):
+            if field == "bytes" and load is not bench.loads[0]:
+                continue  # the same for every provider
+            found = [_footprint_text(each, field) for each in (load.model, load.against) if each is not None]
+            ratio = [] if load.against is None else [_ratio_text(load.ratio(field))]
+            where = "" if field == "bytes" or len(bench.loads) == 1 else f", {load.provider}"
+            table.add_row(title + where, *found, *ratio)
+    return table
 
 
-def _latency_json(latency: Latency) -> dict[str, Any]:
-    first, *others = (cost.path for cost in latency.costs)
-    return {
-        "schema": "spm-compress/bench/1",
-        "provider": latency.provider,
-        "models": [
-            {
-                "path": str(cost.path),
-                "bytes": cost.bytes,
-                "load_seconds": cost.load,
-                "peak_memory_bytes": cost.memory,
-            }
-            for cost in latency.costs
-        ],
-        "cells": [
-            {
-                "batch": cell.batch,
-                "sequence": cell.sequence,
-                "threads": cell.threads,
-                "seconds": [{"median": time.median, "p90": time.p90} for time in cell.times.values()],
-                "ratio": cell.times[others[0]].median / cell.times[first].median if others else None,
-            }
-            for cell in latency.cells
-        ],
-    }
+def _latencies(title: str, latencies: Sequence[Latency]) -> Table:
+    has_sequence = any(latency.sequence is not None for latency in latencies)
+    compared = any(latency.against is not None for latency in latencies)
+    table = compact_table(title)
+    for heading in ("batch", *(["sequence"] if has_sequence else []), "model", "p90"):
+        table.add_column(heading, justify="right")
+    for heading in ("against", "p90", "ratio") if compared else ():
+        table.add_column(heading, justify="right")
+    for latency in latencies:
+        cells = [str(latency.batch), *([str(latency.sequence)] if has_sequence else [])]
+        for timing in (latency.model, latency.against):
+            if timing is not None:
+                cells += [duration_text(timing.median), duration_text(timing.p90)]
+        table.add_row(*cells, *([_ratio_text(latency.ratio)] if compared else []))
+    return table
 
 
-def show_break_even(found: BreakEven, picture: Path | None, as_json: bool) -> None:
-    """Print the map, and draw it where a picture is asked for."""
-    from spm_compress.export.break_even import DENSE
-
-    if picture:
-        _draw(found, picture)
-    if as_json:
-        cells = [
-            {
-                "features": cell.features,
-                "batch": cell.batch,
-                "seconds": cell.seconds,
-                "best": cell.best,
-                "speedup": cell.speedup(cell.best),
-            }
-            for cell in found.cells
-        ]
-        heading = {"stages": found.stages, "threads": found.threads, "provider": found.provider}
-        print_json({"schema": "spm-compress/break-even/1", **heading, "cells": cells})
-        return
-    table = Table(title=_title(found) + "; times as fast as dense float32", title_justify="left")
-    table.add_column("features", justify="right")
-    table.add_column("batch", justify="right")
-    table.add_column("dense us", justify="right")
-    ways = [name for name in found.cells[0].seconds if name != DENSE]
-    for name in ways:
-        table.add_column(name.replace(" float32", ""), justify="right")
-    for cell in found.cells:
-        fastest = max(cell.speedup(name) for name in ways)
-        ratios = [cell.speedup(name) for name in ways]
-        marked = [f"[bold]{ratio:.2f}[/]" if ratio == fastest and ratio > 1 else f"{ratio:.2f}" for ratio in ratios]
-        table.add_row(f"{cell.features:,}", f"{cell.batch:,}", f"{cell.seconds[DENSE] * 1e6:,.0f}", *marked)
-    results_console().print(table)
+def _footprint_text(footprint: Footprint, field: str) -> str:
+    return duration_text(footprint.load) if field == "load" else bytes_text(getattr(footprint, field))
 
 
-def _title(found: BreakEven) -> str:
-    threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
-    return f"square layers in {found.stages} stages, {threads}, {found.provider}"
+def duration_text(seconds: float) -> str:
+    """Three figures and a unit: 8.31 us, 83.1 ms, 1.20 s."""
+    value, unit = seconds * 1e6, "us"
+    for larger in ("ms", "s"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{_three_figures(value)} {unit}"
 
 
-def _draw(found: BreakEven, picture: Path) -> None:
-    from spm_compress.checkpoint.files import write_whole
-    from spm_compress.report.break_even import Tile, draw
+def _ratio_text(ratio: float | None) -> str:
+    return "-" if ratio is None else _three_figures(ratio)
 
-    tiles = [Tile(cell.features, cell.batch, cell.speedup(cell.best), cell.best) for cell in found.cells]
-    with write_whole(picture) as temporary:
-        drawn = temporary.with_suffix(picture.suffix)
-        draw(tiles, f"Fastest lowering over dense float32: {_title(found)}", drawn)
-        drawn.replace(temporary)
+
+def _three_figures(value: float) -> str:
+    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:,.{decimals}f}"

@@ -25,6 +25,7 @@ def cli() -> None:
     spm-compress fit model.safetensors --stages 10
     spm-compress report
     spm-compress export --onnx out.onnx
+    spm-compress bench out.onnx --against dense.onnx
 
     Results go to stdout, progress and messages to stderr. Exit code 0: done; 1: failed; 2: wrong usage.
     """

@@ -1,124 +1,249 @@
-"""What a model costs to run: time by batch, sequence and threads, memory, size, and time to load."""
+"""How fast an ONNX model answers, alone or beside another one in the same run."""
 
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
-import tempfile
-import time
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 
 from spm_compress.checkpoint.onnx_source import open_graph
-from spm_compress.errors import VerificationError
-from spm_compress.export.saving import size_of
+from spm_compress.errors import SpmError, VerificationError
+from spm_compress.export.footprint import Footprint, footprint
 from spm_compress.export.timing import Timing, interleaved
-from spm_compress.export.verification import random_inputs, run, session
+from spm_compress.export.verification import check_provider, random_inputs, run, session
 
-__all__ = ["Cell", "Cost", "Latency", "measure"]
+__all__ = ["SCHEMA", "Bench", "BenchSettings", "Latency", "Load", "bench_json", "measure"]
+
+SCHEMA = "spm-compress/bench/1"
+
+# name -> dtype and dimensions, None for a dynamic one
+_Inputs = dict[str, tuple[str, tuple[int | None, ...]]]
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a model costs besides time: bytes on disk, median seconds to load, peak bytes of memory.
+class BenchSettings:
+    """At what a model is timed: every combination of the first four.
 
-    memory: what loading and one run at the largest size add to a fresh process; None where it cannot be told.
+    threads: 0 for all cores; repeats: timed runs of each model; seconds: a combination stops repeating after this.
     """
 
-    path: Path
-    bytes: int
-    load: float
-    memory: int | None
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    threads: tuple[int, ...] = (1,)
+    batches: tuple[int, ...] = (1, 8, 64)
+    sequences: tuple[int, ...] = (16, 128)
+    repeats: int = 30
+    seconds: float = 5.0
+    seed: int = 0
 
 
 @dataclass(frozen=True)
-class Cell:
-    """Times at one size: model -> seconds a run. sequence: None where the model has no second dynamic axis."""
+class Load:
+    """What the models take before they answer; at the largest batch and sequence, the first number of threads."""
 
-    batch: int
-    sequence: int | None
-    threads: int
-    times: Mapping[Path, Timing]
+    provider: str
+    model: Footprint
+    against: Footprint | None
+
+    def ratio(self, field: str) -> float | None:
+        """Return against / model of a field of Footprint: above 1, the model takes less."""
+        if self.against is None or not getattr(self.model, field):
+            return None
+        return float(getattr(self.against, field) / getattr(self.model, field))
 
 
 @dataclass(frozen=True)
 class Latency:
-    """All that was measured of one or two models in one run, on one provider."""
+    """One combination. sequence: None for a model that has no dynamic axis but the batch."""
 
     provider: str
-    costs: tuple[Cost, ...]
-    cells: tuple[Cell, ...]
+    threads: int
+    batch: int
+    sequence: int | None
+    model: Timing
+    against: Timing | None
+
+    @property
+    def ratio(self) -> float | None:
+        """Median of against / median of the model: above 1, the model is faster."""
+        return None if self.against is None else self.against.median / self.model.median
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All that was measured; loads: one a provider; latencies: in the order of the settings."""
+
+    model: Path
+    against: Path | None
+    settings: BenchSettings
+    loads: tuple[Load, ...]
+    latencies: tuple[Latency, ...]
 
 
 def measure(
-    paths: Sequence[Path],
-    *,
-    batches: Sequence[int],
-    sequences: Sequence[int],
-    threads: Sequence[int],
-    provider: str = "CPUExecutionProvider",
-    repeats: int = 50,
-    seconds: float = 5.0,
-    told: Callable[[str], None] = lambda text: None,
-) -> Latency:
-    """Measure models side by side, on random inputs, in turns.
+    model: Path,
+    against: Path | None = None,
+    settings: BenchSettings | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Bench:
+    """Time an ONNX model with random inputs; with `against`, both in turns. progress: is told a line a step.
 
-    seconds: most for one size, once three turns are done. Raises SourceError for a file that is no ONNX model,
-    VerificationError for one that does not run, or whose inputs are not those of the first.
+    A model with fixed axes is timed at those; each combination is timed once.
+
+    Raises UsageError for a provider that is not there, SourceError for a file that cannot be read, VerificationError
+    for a model that ONNX Runtime cannot load or run, or for two models whose inputs differ.
     """
-    graphs = {path: open_graph(path) for path in paths}
-    first = graphs[paths[0]]
-    inputs_of = {path: [value.name for value in graph.graph.inputs] for path, graph in graphs.items()}
-    for path, names in inputs_of.items():
-        if names != inputs_of[paths[0]]:
-            raise VerificationError(
-                f"{path}: takes the inputs {names}, {paths[0]} takes {inputs_of[paths[0]]}; compare like with like"
-            )
-    lengths: Sequence[int | None] = sequences if _has_sequence(first) else [None]
-    told("load time and memory")
-    costs = tuple(_cost(path, first, max(batches), max(sequences), provider) for path in paths)
-    cells = []
-    for count in threads:
-        sessions = {path: session(path, count, provider) for path in paths}
-        for batch in batches:
-            for length in lengths:
-                told(f"batch {batch}" + (f", sequence {length}" if length else "") + f", {count} threads")
-                inputs = random_inputs(first, batch, length or 1, seed=0)
-                calls = {str(path): functools.partial(run, runtime, inputs) for path, runtime in sessions.items()}
-                times = interleaved(calls, repeats=repeats, seconds=seconds)
-                cells.append(Cell(batch, length, count, {path: times[str(path)] for path in paths}))
-    return Latency(provider, costs, tuple(cells))
+    settings = settings or BenchSettings()
+    for provider in settings.providers:
+        check_provider(provider)
+    paths = [model] if against is None else [model, against]
+    graphs = [open_graph(path) for path in paths]
+    if against is not None:
+        _require_same_inputs(paths, [_inputs(graph) for graph in graphs])
+    batches, sequences = _sizes(graphs[0], settings)
+    largest = random_inputs(graphs[0], max(batches), max(size or 1 for size in sequences), settings.seed)
+    loads, latencies = [], []
+    for provider in settings.providers:
+        progress(f"{provider}: load time and memory")
+        # Before they are measured by themselves: a mistake in sizes or models is then said in ONNX Runtime's words.
+        for path in paths:
+            _run_once(path, _session(path, settings.threads[0], provider), largest)
+        found = [footprint(path, largest, provider, settings.threads[0]) for path in paths]
+        loads.append(Load(provider, found[0], found[1] if against else None))
+        for threads in settings.threads:
+            sessions = [_session(path, threads, provider) for path in paths]
+            for batch, sequence in itertools.product(batches, sequences):
+                inputs = random_inputs(graphs[0], batch, sequence or 1, settings.seed)
+                for path, runtime in zip(paths, sessions, strict=True):
+                    _run_once(path, runtime, inputs)
+                timings = _in_turns(sessions, inputs, settings)
+                latency = Latency(provider, threads, batch, sequence, timings[0], timings[1] if against else None)
+                latencies.append(latency)
+                progress(f"[{len(latencies)}/{_count(settings, batches, sequences)}] {_described(latency)}")
+    return Bench(model, against, settings, tuple(loads), tuple(latencies))
 
 
-def _has_sequence(model: ir.Model) -> bool:
-    return any(
-        not isinstance(dim, int) or dim < 1
-        for value in model.graph.inputs
-        if value.shape is not None
-        for dim in list(value.shape)[1:]
-    )
+def _dynamic(graph: ir.Model) -> tuple[bool, bool]:
+    shapes = [dims for _, dims in _inputs(graph).values()]
+    return any(None in dims[:1] for dims in shapes), any(None in dims[1:] for dims in shapes)
 
 
-def _cost(path: Path, inputs_of: ir.Model, batch: int, sequence: int, provider: str) -> Cost:
-    loads = []
-    for _ in range(3):
-        start = time.perf_counter()
-        session(path, 1, provider)
-        loads.append(time.perf_counter() - start)
-    return Cost(path, size_of(path), float(np.median(loads)), _memory(path, inputs_of, batch, sequence, provider))
+def _sizes(graph: ir.Model, settings: BenchSettings) -> tuple[tuple[int, ...], tuple[int | None, ...]]:
+    batch, others = _dynamic(graph)
+    fixed = next((dims[0] for _, dims in _inputs(graph).values() if dims and dims[0]), 1)
+    return settings.batches if batch else (fixed,), settings.sequences if others else (None,)
 
 
-def _memory(path: Path, inputs_of: ir.Model, batch: int, sequence: int, provider: str) -> int | None:
-    with tempfile.TemporaryDirectory() as folder:
-        inputs = Path(folder) / "inputs.npz"
-        np.savez(inputs, **random_inputs(inputs_of, batch, sequence, seed=0))  # type: ignore[arg-type]
-        script = str(Path(__file__).with_name("peak_memory.py"))
-        done = subprocess.run(
-            [sys.executable, script, str(path), str(inputs), provider, "1"], capture_output=True, text=True, check=False
+def _inputs(graph: ir.Model) -> _Inputs:
+    found: _Inputs = {}
+    for value in graph.graph.inputs:
+        if value.name is not None and value.name not in graph.graph.initializers:
+            dims = tuple(dim if isinstance(dim, int) and dim > 0 else None for dim in value.shape or ())
+            found[value.name] = (str(value.dtype or ir.DataType.FLOAT), dims)
+    return found
+
+
+def _require_same_inputs(paths: Sequence[Path], inputs: Sequence[_Inputs]) -> None:
+    (model, against), (found, other) = paths, inputs
+    if set(found) != set(other):
+        raise VerificationError(
+            f"{model} takes {', '.join(found)}, but {against} takes {', '.join(other)}; "
+            "only models with the same inputs can be compared"
         )
-    return int(done.stdout) if done.returncode == 0 else None
+    for name in found:
+        if found[name] != other[name]:
+            raise VerificationError(
+                f"input {name} is {_text(*found[name])} in {model}, but {_text(*other[name])} in {against}; "
+                "only models with the same inputs can be compared"
+            )
+
+
+def _text(dtype: str, dims: Sequence[int | None]) -> str:
+    return f"{dtype.lower()} [{', '.join('?' if dim is None else str(dim) for dim in dims)}]"
+
+
+def _session(path: Path, threads: int, provider: str) -> onnxruntime.InferenceSession:
+    try:
+        runtime = session(path.resolve(), threads, provider)
+    except SpmError as error:
+        raise VerificationError(f"{path}: {error}; export it again") from error
+    if provider not in runtime.get_providers():
+        raise VerificationError(f"{path}: {provider} did not start, ONNX Runtime went on without it; see its log")
+    return runtime
+
+
+def _run_once(path: Path, runtime: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray]) -> None:
+    try:
+        run(runtime, inputs)
+    except SpmError as error:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+        raise VerificationError(f"{path}: {error} on {shapes}; choose other sizes with --batch, --sequence") from error
+
+
+def _in_turns(
+    sessions: Sequence[onnxruntime.InferenceSession], inputs: Mapping[str, np.ndarray], settings: BenchSettings
+) -> list[Timing]:
+    calls = {str(i): functools.partial(runtime.run, None, dict(inputs)) for i, runtime in enumerate(sessions)}
+    return list(interleaved(calls, repeats=settings.repeats, seconds=settings.seconds).values())
+
+
+def _count(settings: BenchSettings, batches: Sequence[int], sequences: Sequence[int | None]) -> int:
+    return len(settings.providers) * len(settings.threads) * len(batches) * len(sequences)
+
+
+def _described(latency: Latency) -> str:
+    sequence = "" if latency.sequence is None else f", sequence {latency.sequence}"
+    ratio = "" if latency.ratio is None else f", ratio {latency.ratio:.2f}"
+    where = f"{latency.provider}, threads {latency.threads}, batch {latency.batch}{sequence}"
+    return f"{where}: {1000 * latency.model.median:.3f} ms{ratio}"
+
+
+def bench_json(bench: Bench) -> dict[str, Any]:
+    """Return the results as JSON values, with `schema` as their version; seconds and bytes."""
+
+    def timing(each: Timing | None) -> dict[str, float] | None:
+        return None if each is None else {"median_seconds": each.median, "p90_seconds": each.p90}
+
+    def size(each: Footprint | None) -> dict[str, float] | None:
+        if each is None:
+            return None
+        return {"bytes": each.bytes, "load_seconds": each.load, "peak_memory_bytes": each.peak_memory}
+
+    return {
+        "schema": SCHEMA,
+        "model": str(bench.model),
+        "against": None if bench.against is None else str(bench.against),
+        "onnxruntime": onnxruntime.__version__,
+        "settings": asdict(bench.settings),
+        "loads": [
+            {
+                "provider": load.provider,
+                "model": size(load.model),
+                "against": size(load.against),
+                "ratio": {
+                    "bytes": load.ratio("bytes"),
+                    "load": load.ratio("load"),
+                    "peak_memory": load.ratio("peak_memory"),
+                },
+            }
+            for load in bench.loads
+        ],
+        "latencies": [
+            {
+                "provider": latency.provider,
+                "threads": latency.threads,
+                "batch": latency.batch,
+                "sequence": latency.sequence,
+                "model": timing(latency.model),
+                "against": timing(latency.against),
+                "ratio": latency.ratio,
+            }
+            for latency in bench.latencies
+        ],
+    }
