@@ -63,7 +63,8 @@ def _half(dense: ir.Model, layers: Sequence[FittedLayer]) -> tuple[ir.Model, tup
 def _quantized(dense: ir.Model, layers: Sequence[FittedLayer]) -> tuple[ir.Model, tuple[FittedLayer, ...]]:
     for i, node in enumerate(dense.graph):  # the quantizer leaves nodes out by name
         node.name = node.name or f"node_{i}"
-    replaced = [match.product.node.name for match in matches(dense, layers)]
+    names = [match.product.node.name or "" for match in matches(dense, layers)]
+    replaced = names + [f"{name}_MatMul" for name in names]  # what the quantizer makes of a Gemm before it looks
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quantized.onnx"
         previous = logging.root.manager.disable
