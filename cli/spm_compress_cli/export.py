@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import click
@@ -13,8 +14,12 @@ _ACTIVATIONS = ["relu", "gelu", "tanh", "sigmoid", "silu", "leaky-relu", "elu", 
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path), required=False)
+@click.option("--onnx", "out", type=click.Path(path_type=Path), help="File to write (a folder with --layers).")
 @click.option(
-    "--onnx", "out", type=click.Path(path_type=Path), required=True, help="File to write (a folder with --layers)."
+    "--ort",
+    "ort_path",
+    type=click.Path(path_type=Path),
+    help="Write the model in ONNX Runtime's own format here, and beside it what a minimal build needs for it.",
 )
 @click.option("--graph", type=click.Path(path_type=Path), help="ONNX file of the dense model, to put the stages into.")
 @click.option(
@@ -74,7 +79,8 @@ _ACTIVATIONS = ["relu", "gelu", "tanh", "sigmoid", "silu", "leaky-relu", "elu", 
 @click.option("--quiet", is_flag=True, help="No messages on stderr.")
 def export(
     artifact: Path | None,
-    out: Path,
+    out: Path | None,
+    ort_path: Path | None,
     graph: Path | None,
     source_path: Path | None,
     activation: str | None,
@@ -93,18 +99,38 @@ def export(
 ) -> None:
     """Write the compressed model as ONNX, and verify it against the torch operator.
 
+    \b
+    spm-compress export --onnx out.onnx
+    spm-compress export --ort out.ort
+
     Without ARTIFACT, the one *.spm.safetensors in the working directory is taken. The file appears only
     after ONNX Runtime has computed with it what torch computes.
     """
+    if out is None and ort_path is None:
+        raise click.UsageError("there is nothing to write; give --onnx out.onnx, --ort out.ort or both")
+    if layers and (out is None or ort_path is not None):
+        raise click.UsageError("--layers writes ONNX files; give --onnx FOLDER, and leave --ort out")
     if quantize and dtype != "float32":
         raise click.UsageError("--quantize int8 and --dtype float16 exclude each other; choose one")
     from spm_compress.checkpoint import find_artifact, read_artifact
-    from spm_compress.export import ExportSettings, Layout, Precision, export_layers, export_onnx, source_of
+    from spm_compress.export import (
+        ExportSettings,
+        Layout,
+        Precision,
+        check_ort_path,
+        export_layers,
+        export_onnx,
+        source_of,
+        write_ort,
+    )
     from spm_compress.export.verification import check_provider
     from spm_compress_cli.export_table import show_exported
     from spm_compress_cli.progress import message
 
     check_provider(provider)
+    if ort_path is not None:
+        check_ort_path(ort_path)
+    onnx_path = out or Path(click.get_current_context().with_resource(tempfile.TemporaryDirectory())) / "model.onnx"
     path = artifact or find_artifact(Path())
     fitted = read_artifact(path)
     settings = ExportSettings(
@@ -116,14 +142,14 @@ def export(
         precision=Precision(quantize or dtype),
     )
     if layers:
-        written = export_layers(fitted, out, settings=settings)
+        written = export_layers(fitted, onnx_path, settings=settings)
     else:
         source = None if graph else source_of(fitted, path, source_path)
         if source and source.config is None and source.graph is None and activation is None:
             message("no graph is given: assuming a chain of linears with relu between them (--activation)", quiet)
         exported = export_onnx(
             fitted,
-            out,
+            onnx_path,
             source=source,
             graph=graph,
             activation=activation or "relu",
@@ -133,4 +159,5 @@ def export(
         for name in exported.spliced.missing:
             message(f"{name}: was fitted, but the graph does not use it", quiet)
         written = [exported]
-    show_exported(written, as_json)
+    ort = write_ort(onnx_path, ort_path) if ort_path is not None else None
+    show_exported(written, ort, as_json, is_kept=out is not None)

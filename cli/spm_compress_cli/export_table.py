@@ -10,14 +10,15 @@ from rich.table import Table
 from spm_compress_cli.tables import bytes_text, print_json, results_console
 
 if TYPE_CHECKING:
-    from spm_compress.export import Exported
+    from spm_compress.export import Exported, OrtFiles
     from spm_compress.export.choice import Choice
 
 
-def show_exported(written: Sequence[Exported], as_json: bool) -> None:
-    """Print what was written."""
+def show_exported(written: Sequence[Exported], ort: OrtFiles | None, as_json: bool, *, is_kept: bool) -> None:
+    """Print what was written; is_kept: whether the ONNX files stay, or were only needed for the one in ORT format."""
     if as_json:
-        print_json({"schema": "spm-compress/export/2", "files": [_json(each) for each in written]})
+        files = [{**_json(each), "path": str(each.path) if is_kept else None} for each in written]
+        print_json({"schema": "spm-compress/export/2", "files": files, "ort": _ort_json(ort) if ort else None})
         return
     console = results_console()
     choices = [choice for each in written for choice in each.choices]
@@ -26,14 +27,22 @@ def show_exported(written: Sequence[Exported], as_json: bool) -> None:
     for each in written:
         errors = ", ".join(f"batch {agreement.batch}: {agreement.error:.1e}" for agreement in each.agreements)
         nodes = sum(len(nodes) for nodes in each.spliced.nodes.values())
+        what = each.path if is_kept else "ONNX model (not kept)"
         console.print(
-            f"{each.path}: {nodes} SPM node{'s' if nodes > 1 else ''}, {bytes_text(each.bytes)} "
+            f"{what}: {nodes} SPM node{'s' if nodes > 1 else ''}, {bytes_text(each.bytes)} "
             f"(dense {bytes_text(each.dense_bytes)}); verified, relative error to the torch operator {errors}",
             soft_wrap=True,
         )
         if each.speedups:
             ratios = ", ".join(f"batch {batch}: {ratio:.2f}x" for batch, ratio in each.speedups.items())
             console.print(f"speed of the whole model over the dense one, timed in turns: {ratios}", soft_wrap=True)
+    if ort:
+        worst = max(agreement.error for agreement in ort.agreements)
+        console.print(
+            f"{ort.path}: {bytes_text(ort.bytes)}; verified, relative error to the ONNX model {worst:.1e}\n"
+            f"{ort.config_path}: {bytes_text(ort.config_bytes)}, the operators that a minimal build needs",
+            soft_wrap=True,
+        )
 
 
 def _choices(choices: Sequence[Choice]) -> Table:
@@ -56,9 +65,18 @@ def _choices(choices: Sequence[Choice]) -> Table:
     return table
 
 
+def _ort_json(ort: OrtFiles) -> dict[str, Any]:
+    return {
+        "path": str(ort.path),
+        "bytes": ort.bytes,
+        "config_path": str(ort.config_path),
+        "config_bytes": ort.config_bytes,
+        "agreements": [{"batch": agreement.batch, "error": agreement.error} for agreement in ort.agreements],
+    }
+
+
 def _json(each: Exported) -> dict[str, Any]:
     return {
-        "path": str(each.path),
         "bytes": each.bytes,
         "dense_bytes": each.dense_bytes,
         "nodes": each.spliced.nodes,

@@ -2,6 +2,18 @@
 
 from spm_compress.export.files import Exported, export_layers, export_onnx, source_of
 from spm_compress.export.lowering import Layout
+from spm_compress.export.ort_format import OrtFiles, check_ort_path, write_ort
 from spm_compress.export.settings import ExportSettings, Precision
 
-__all__ = ["ExportSettings", "Exported", "Layout", "Precision", "export_layers", "export_onnx", "source_of"]
+__all__ = [
+    "ExportSettings",
+    "Exported",
+    "Layout",
+    "OrtFiles",
+    "Precision",
+    "check_ort_path",
+    "export_layers",
+    "export_onnx",
+    "source_of",
+    "write_ort",
+]

@@ -70,7 +70,11 @@ def check_provider(provider: str) -> None:
 
 
 def session(
-    model: Path | bytes, threads: int = 0, provider: str = "CPUExecutionProvider", optimized: Path | None = None
+    model: Path | bytes,
+    threads: int = 0,
+    provider: str = "CPUExecutionProvider",
+    optimized: Path | None = None,
+    level: onnxruntime.GraphOptimizationLevel = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
 ) -> onnxruntime.InferenceSession:
     """Open a session; threads: 0 for all cores; optimized: where to write the graph that is really run.
 
@@ -78,6 +82,7 @@ def session(
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.graph_optimization_level = level
     options.log_severity_level = 4  # what fails is said once, by this program
     # Idle threads spin on for a while: of two sessions timed in turns, each ran beside the other's (2 threads on 2
     # cores, six products of 768x768 at batch 8: 640 us in turns, 340 us alone; with this, 340 us in both).
