@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 OPENVINO_VENV := .venv-openvino
 OPENVINO := onnxruntime-openvino==1.24.1
 
-.PHONY: demo test test-openvino lint format bench clean
+.PHONY: demo test test-openvino test-web lint format bench clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,13 @@ $(OPENVINO_VENV)/ready: pyproject.toml
 test-openvino: $(OPENVINO_VENV)/ready  ## every lowering on ONNX Runtime's OpenVINO provider
 	$(OPENVINO_VENV)/bin/pytest tests/openvino
 
+examples/browser/node_modules: examples/browser/package-lock.json
+	cd examples/browser && npm ci --ignore-scripts --no-audit --no-fund --silent
+	touch $@
+
+test-web: $(VENV)/ready examples/browser/node_modules  ## the exported MiniLM in headless Chromium
+	$(BIN)/pytest tests/web --numprocesses=0 --capture=no
+
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -46,6 +53,7 @@ format: $(VENV)/ready
 bench: $(VENV)/ready  ## the figures of docs/measurements.md
 	$(BIN)/python benchmarks/fit_minilm.py
 	$(BIN)/python benchmarks/design_choices.py
+	$(BIN)/python benchmarks/latency.py
 
 clean:
-	rm -rf $(VENV) $(OPENVINO_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OPENVINO_VENV) examples/browser/node_modules build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
