@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def minilm() -> Path:
     fetched = subprocess.run(
-        [sys.executable, ROOT / "examples" / "fetch_minilm.py"], check=True, stdout=subprocess.PIPE, text=True
+        [sys.executable, ROOT / "examples" / "fetch_model.py", "minilm"], check=True, stdout=subprocess.PIPE, text=True
     )
     return Path(fetched.stdout.strip())
 

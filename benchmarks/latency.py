@@ -102,7 +102,7 @@ def transformer() -> None:
 def minilm() -> None:
     """At 1, 16, 128 and 2,048 tokens; the numbers of the fit do not matter here either."""
     root = Path(__file__).resolve().parent.parent
-    script = [sys.executable, str(root / "examples" / "fetch_minilm.py")]
+    script = [sys.executable, str(root / "examples" / "fetch_model.py"), "minilm"]
     model = Path(subprocess.run(script, capture_output=True, text=True, check=True).stdout.strip())
     with tempfile.TemporaryDirectory() as folder:
         sizes = [(1, 1), (1, 16), (1, 128), (16, 128)]

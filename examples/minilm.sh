@@ -2,7 +2,7 @@
 # The command line, end to end, on all-MiniLM-L6-v2: fit its 36 encoder matrices, report, export, run.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-model=$(python "$here/fetch_minilm.py")
+model=$(python "$here/fetch_model.py" minilm)
 work=$(dirname "$model")/demo
 mkdir -p "$work"
 cd "$work"

