@@ -219,14 +219,20 @@ def fixed_frame(groups: Sequence[Group], width: int) -> tuple[Tensor, Tensor]:
 def _spread(width: int, before: int, after: int, seed: int, salt: int) -> Order:
     """Choose a permutation that fills each new block from as many old blocks as possible.
 
-    The perfect shuffle of the old blocks, where they divide the width: it fits as well as affine orders
-    and tables drawn at random (docs/measurements.md) and needs no index at run time. Otherwise an affine one:
-    steps near width/after send consecutive positions evenly across the width. A step taken at
-    random can be degenerate (1, 2, width - 1), and where a
-    perfect spread exists the chain has a closed-form factorization (fitting/hierarchical.py).
+    The perfect shuffle of the old blocks, where they divide the width: it fits as well as affine orders and tables
+    drawn at random (benchmarks/design_choices.py) and needs no index at run time.
     """
     if width % before == 0 and before < width:
         return Shuffle(width // before)
+    return _spread_evenly(width, before, after, seed, salt)
+
+
+def _spread_evenly(width: int, before: int, after: int, seed: int, salt: int) -> Affine:
+    """Choose an affine permutation with steps near width/after: they send neighbours evenly across the width.
+
+    A step taken at random can be degenerate (1, 2, width - 1), and where a perfect spread exists the chain has a
+    closed-form factorization (fitting/hierarchical.py).
+    """
     if width < 3:
         return IDENTITY
     ideal = max(2, round(width / after))
