@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -25,7 +28,7 @@ from spm_compress.export.splice import layer_model, matches
 from spm_compress.export.timing import interleaved
 from spm_compress.export.verification import SIZES, random_inputs, runnable_size, session
 
-__all__ = ["Choice", "plans", "rows_of_layers"]
+__all__ = ["Choice", "plans", "remembered", "rows_of_layers"]
 
 _REPEATS, _SECONDS = 40, 0.15
 # A lowering that is not this much faster than the dense product is not worth the risk that timing is noise.
@@ -92,15 +95,16 @@ def plans(
     Every kind of layer is timed once, in real sessions; the times are kept for this processor and version of ONNX
     Runtime, so that the same export gives the same file again.
     """
-    known = _Cache()
-    keys = {layer.name: _key(layer, rows[layer.name], settings) for layer in layers}
-    for layer in layers:
-        if keys[layer.name] not in known.times:
-            known.times[keys[layer.name]] = _timed(layer, rows[layer.name], settings)
-    known.save()
+    times = {
+        layer.name: remembered(
+            (layer.spm.structure, rows[layer.name], settings.threads, settings.provider),
+            functools.partial(_timed, layer, rows[layer.name], settings),
+        )
+        for layer in layers
+    }
     found: list[tuple[Choice, ...]] = []
     for layouts in (set(Layout), *({layout} for layout in Layout)):
-        plan = tuple(_chosen(name, rows[name], known.times[key], layouts) for name, key in keys.items())
+        plan = tuple(_chosen(name, rows[name], measured, layouts) for name, measured in times.items())
         if [choice.lowering for choice in plan] not in [[choice.lowering for choice in other] for other in found]:
             found.append(plan)
     return found
@@ -147,10 +151,25 @@ def _timed(layer: FittedLayer, rows: tuple[int, ...], settings: ExportSettings) 
     return times
 
 
-def _key(layer: FittedLayer, rows: tuple[int, ...], settings: ExportSettings) -> str:
-    values = (layer.spm.structure, rows, settings.threads, settings.provider, [each.name for each in lowerings()])
-    machine = (onnxruntime.__version__, _processor(), os.cpu_count())
-    return hashlib.sha256(repr((values, machine)).encode()).hexdigest()
+def remembered(question: object, measure: Callable[[], Any]) -> Any:
+    """Return what was measured for a question on this machine before, or measure it and keep it (JSON values).
+
+    Kept in the user's cache folder; a missing, damaged or read-only file only costs the time to measure again.
+    """
+    machine = (onnxruntime.__version__, _processor(), os.cpu_count(), [each.name for each in lowerings()])
+    key = hashlib.sha256(repr((question, machine)).encode()).hexdigest()
+    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spm-compress" / "lowerings.json"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    if key not in known:
+        known[key] = measure()
+        with contextlib.suppress(OSError, SpmError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with write_whole(path) as temporary:
+                temporary.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
+    return known[key]
 
 
 def _processor() -> str:
@@ -159,26 +178,3 @@ def _processor() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-class _Cache:
-    """Times of earlier runs, in the user's cache folder; a missing or damaged file is an empty one."""
-
-    def __init__(self) -> None:
-        folder = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        self.path = Path(folder) / "spm-compress" / "lowerings.json"
-        try:
-            self.times: dict[str, dict[str, list[float]]] = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            self.times = {}
-        self.loaded = len(self.times)
-
-    def save(self) -> None:
-        if len(self.times) == self.loaded:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with write_whole(self.path) as temporary:
-                temporary.write_text(json.dumps(self.times, indent=1, sort_keys=True), encoding="utf-8")
-        except (OSError, SpmError):
-            return  # the next export times them again

@@ -16,7 +16,7 @@ from spm_compress.checkpoint.files import write_whole, write_whole_set
 from spm_compress.checkpoint.onnx_source import open_graph
 from spm_compress.checkpoint.source import Source, open_source
 from spm_compress.errors import ExportError, VerificationError
-from spm_compress.export.choice import Choice, plans, rows_of_layers
+from spm_compress.export.choice import Choice, plans, remembered, rows_of_layers
 from spm_compress.export.graph import WAYS, chain_of_linears, from_huggingface, from_module
 from spm_compress.export.lowering import Dense, Lowering
 from spm_compress.export.precision import in_precision
@@ -191,15 +191,22 @@ class _Work:
             model = self.dense.clone()
             splice(model, self.layers, {choice.layer: choice.lowering for choice in plan})
             tried.append(save(model, scratch / f"{i}.onnx"))
-        speedups = _speedups(tried, self.settings)
+        speedups = self.speedups([[choice.lowering.name for choice in plan] for plan in found], tried)
         best = max(range(len(found)), key=lambda i: math.prod(speedups[i].values()))
         choices, reached = found[best], speedups[best]
         if min(reached.values()) < _SLOWER:
             choices = tuple(_kept_dense(choice, reached) for choice in choices)
         spliced, agreements = self.write({choice.layer: choice.lowering for choice in choices})
         if min(reached.values()) < _SLOWER:
-            (reached,) = _speedups([tried[0], self.path], self.settings)
+            (reached,) = self.speedups([["dense"] * len(choices)], [tried[0], self.path])
         return spliced, agreements, choices, reached
+
+    def speedups(self, lowerings: Sequence[Sequence[str]], paths: Sequence[Path]) -> list[dict[int, float]]:
+        """Return `_speedups` of models with these lowerings, as they were when the same models were first timed."""
+        known = [(layer.sha256, layer.spm.structure) for layer in self.layers]
+        question = (known, lowerings, self.settings)
+        found = remembered(question, lambda: [list(each.items()) for each in _speedups(paths, self.settings)])
+        return [dict(each) for each in found]
 
 
 def _passes_checker(path: Path) -> bool:
