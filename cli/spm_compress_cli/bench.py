@@ -12,7 +12,7 @@ from spm_compress_cli.sizes import Sizes
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @click.option("--against", type=click.Path(path_type=Path), help="ONNX file to compare with, timed in the same run.")
-@click.option("--batch", "batches", type=Sizes(), help="Batch sizes.  [default: 1,8,64]")
+@click.option("--batch", "batches", type=Sizes(), help="Batch sizes.  [default: 1,8,64; with --sweep 1,16,64,256,1024]")
 @click.option("--sequence", "sequences", type=Sizes(), help="Sizes of the other dynamic axes.  [default: 16,128]")
 @click.option(
     "--provider",
@@ -23,15 +23,19 @@ from spm_compress_cli.sizes import Sizes
     help="ONNX Runtime's execution provider; repeatable.",
 )
 @click.option("--threads", type=Sizes(), default="1", show_default=True, help="Numbers of threads.")
+@click.option("--sweep", is_flag=True, help="Time layers of many sizes instead of a MODEL: where SPM breaks even.")
+@click.option("--features", type=Sizes(), help="With --sweep: widths.  [default: 256,384,768,1536,4096]")
+@click.option("--stages", type=click.IntRange(min=1), help="With --sweep: mixing stages of a layer.  [default: 10]")
+@click.option("--picture", type=click.Path(path_type=Path), help="With --sweep: draw the map (.svg or .png).")
 @click.option(
-    "--repeats", type=click.IntRange(min=3), default=30, show_default=True, help="Timed runs of each model and size."
+    "--repeats",
+    type=click.IntRange(min=3),
+    help="Timed runs of each model and size.  [default: 30, with --sweep 200]",
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
-    default=5.0,
-    show_default=True,
-    help="Stop repeating a size after this; three runs are always timed.",
+    help="Stop repeating a size after this, with three runs at least.  [default: 5, with --sweep 2]",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random inputs.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -43,8 +47,12 @@ def bench(
     sequences: tuple[int, ...] | None,
     providers: tuple[str, ...],
     threads: tuple[int, ...],
-    repeats: int,
-    seconds: float,
+    sweep: bool,
+    features: tuple[int, ...] | None,
+    stages: int | None,
+    picture: Path | None,
+    repeats: int | None,
+    seconds: float | None,
     seed: int,
     as_json: bool,
     quiet: bool,
@@ -52,9 +60,35 @@ def bench(
     """Time an ONNX MODEL with ONNX Runtime: latency, load time, memory, size.
 
     With --against, both models run in turns, and a ratio above 1 means that MODEL is faster or takes less.
+    With --sweep, the break-even map of this machine: random SPM layers against dense ones, by width and batch.
     """
+    if sweep:
+        if model or against or sequences:
+            raise click.UsageError("--sweep makes its own layers; leave out MODEL, --against and --sequence")
+        if len(providers) > 1 or len(threads) > 1:
+            raise click.UsageError("--sweep makes one map; give one --provider and one number of --threads")
+        _sweep(features, batches, stages, providers[0], threads[0], repeats, seconds, seed, picture, as_json, quiet)
+        return
+    if features or stages or picture:
+        raise click.UsageError("--features, --stages and --picture belong to --sweep")
     if model is None:
-        raise click.UsageError("name an ONNX file to time")
+        raise click.UsageError("name an ONNX file to time, or give --sweep")
+    _measure(model, against, batches, sequences, providers, threads, repeats, seconds, seed, as_json, quiet)
+
+
+def _measure(
+    model: Path,
+    against: Path | None,
+    batches: tuple[int, ...] | None,
+    sequences: tuple[int, ...] | None,
+    providers: tuple[str, ...],
+    threads: tuple[int, ...],
+    repeats: int | None,
+    seconds: float | None,
+    seed: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     from spm_compress.export.latency import BenchSettings, measure
     from spm_compress_cli.bench_tables import show_bench
     from spm_compress_cli.progress import message
@@ -65,8 +99,8 @@ def bench(
         threads=threads,
         batches=batches or default.batches,
         sequences=sequences or default.sequences,
-        repeats=repeats,
-        seconds=seconds,
+        repeats=repeats or default.repeats,
+        seconds=seconds or default.seconds,
         seed=seed,
     )
     measured = measure(model, against, settings, lambda line: message(line, quiet))
@@ -75,3 +109,48 @@ def bench(
     if batches and measured.latencies[0].batch not in batches:
         message(f"{model}: has a fixed batch of {measured.latencies[0].batch}; --batch is not used", quiet)
     show_bench(measured, as_json)
+
+
+def _sweep(
+    features: tuple[int, ...] | None,
+    batches: tuple[int, ...] | None,
+    stages: int | None,
+    provider: str,
+    threads: int,
+    repeats: int | None,
+    seconds: float | None,
+    seed: int,
+    picture: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from spm_compress.export.sweep import SweepSettings, machine, sweep
+    from spm_compress.report.break_even import BreakEven, Cell, Setting, check_picture, draw
+    from spm_compress_cli.progress import message
+    from spm_compress_cli.sweep_table import show_break_even
+
+    if picture:
+        check_picture(picture)  # a sweep takes a minute; say now what would fail at its end
+    default = SweepSettings()
+    settings = SweepSettings(
+        features=features or default.features,
+        batches=batches or default.batches,
+        stages=stages or default.stages,
+        provider=provider,
+        threads=threads,
+        repeats=repeats or default.repeats,
+        seconds=seconds or default.seconds,
+        seed=seed,
+    )
+    cells: list[Cell] = []
+    for timed in sweep(settings):
+        lowerings = {name: timing.median for name, timing in timed.lowerings.items()}
+        cell = Cell(timed.features, timed.batch, timed.float32.median, timed.int8.median, lowerings)
+        cells.append(cell)
+        place = f"[{len(cells)}/{len(settings.features) * len(settings.batches)}] n {cell.features}, batch {cell.batch}"
+        message(f"{place}: {cell.best} runs at {cell.ratio(cell.best):.2f}x of dense", quiet)
+    found = BreakEven(Setting(settings.stages, provider, threads, *machine()), tuple(cells))
+    if picture:
+        draw(found, picture)
+        message(f"{picture}: written", quiet)
+    show_break_even(found, as_json)

@@ -39,12 +39,13 @@ def show_bench(bench: Bench, as_json: bool) -> None:
         bench.latencies, lambda each: (each.provider, each.threads)
     ):
         console.print()
-        console.print(_latencies(f"{provider}, {threads} thread{'s' if threads > 1 else ''}", list(latencies)))
+        console.print(f"{provider}, {threads} thread{'s' if threads > 1 else ''}")  # a table's title wraps
+        console.print(_latencies(list(latencies)))
 
 
-def compact_table(title: str | None = None) -> Table:
+def compact_table() -> Table:
     """Return a table that spends few columns on lines."""
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    return Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
 
 
 def _loads(bench: Bench) -> Table:
@@ -59,16 +60,16 @@ def _loads(bench: Bench) -> Table:
             if field == "bytes" and load is not bench.loads[0]:
                 continue  # the same for every provider
             found = [_footprint_text(each, field) for each in (load.model, load.against) if each is not None]
-            ratio = [] if load.against is None else [_ratio_text(load.ratio(field))]
+            ratio = [] if load.against is None else [ratio_text(load.ratio(field))]
             where = "" if field == "bytes" or len(bench.loads) == 1 else f", {load.provider}"
             table.add_row(title + where, *found, *ratio)
     return table
 
 
-def _latencies(title: str, latencies: Sequence[Latency]) -> Table:
+def _latencies(latencies: Sequence[Latency]) -> Table:
     has_sequence = any(latency.sequence is not None for latency in latencies)
     compared = any(latency.against is not None for latency in latencies)
-    table = compact_table(title)
+    table = compact_table()
     for heading in ("batch", *(["sequence"] if has_sequence else []), "model", "p90"):
         table.add_column(heading, justify="right")
     for heading in ("against", "p90", "ratio") if compared else ():
@@ -78,7 +79,7 @@ def _latencies(title: str, latencies: Sequence[Latency]) -> Table:
         for timing in (latency.model, latency.against):
             if timing is not None:
                 cells += [duration_text(timing.median), duration_text(timing.p90)]
-        table.add_row(*cells, *([_ratio_text(latency.ratio)] if compared else []))
+        table.add_row(*cells, *([ratio_text(latency.ratio)] if compared else []))
     return table
 
 
@@ -96,7 +97,7 @@ def duration_text(seconds: float) -> str:
     return f"{_three_figures(value)} {unit}"
 
 
-def _ratio_text(ratio: float | None) -> str:
+def ratio_text(ratio: float | None) -> str:
     return "-" if ratio is None else _three_figures(ratio)
 
 

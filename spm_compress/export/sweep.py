@@ -1,0 +1,137 @@
+"""From which width and batch on is an SPM layer faster than the dense one on this machine?"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import torch
+
+from spm_compress.checkpoint.artifact import FittedLayer
+from spm_compress.errors import UsageError
+from spm_compress.export.choice import processor
+from spm_compress.export.lowering import lowerings
+from spm_compress.export.precision import in_precision
+from spm_compress.export.saving import LIMIT
+from spm_compress.export.settings import Precision
+from spm_compress.export.splice import OPSET, layer_model
+from spm_compress.export.timing import Timing, interleaved
+from spm_compress.export.verification import check_provider, session
+from spm_compress.operator.spm import SPM
+from spm_compress.operator.structure import Mixer, build_structure
+
+__all__ = ["SweepCell", "SweepSettings", "machine", "sweep"]
+
+_FLOAT32, _INT8 = "float32", "int8"
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """Square layers features x features of so many stages, run on `batches` rows.
+
+    threads: 0 for all cores; repeats: timed turns of a cell; seconds: a cell stops after this, with three at least.
+    """
+
+    features: tuple[int, ...] = (256, 384, 768, 1536, 4096)
+    batches: tuple[int, ...] = (1, 16, 64, 256, 1024)
+    stages: int = 10
+    provider: str = "CPUExecutionProvider"
+    threads: int = 1
+    repeats: int = 200
+    seconds: float = 2.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SweepCell:
+    """One layer on one batch, all ways to run it timed in turns.
+
+    float32: the dense product; int8: the same by ONNX Runtime's dynamic quantization; lowerings: name -> the SPM.
+    """
+
+    features: int
+    batch: int
+    float32: Timing
+    int8: Timing
+    lowerings: Mapping[str, Timing]
+
+
+def sweep(settings: SweepSettings | None = None) -> Iterator[SweepCell]:
+    """Time random layers of every width at every batch; yields each cell when it is done.
+
+    Raises UsageError, before anything is timed, for a provider that is not there or a width whose dense weight
+    does not fit into one ONNX file.
+    """
+    settings = settings or SweepSettings()
+    check_provider(settings.provider)
+    for features in settings.features:
+        if 4 * features**2 >= LIMIT:
+            raise UsageError(f"--features {features}: the dense layer would have 2 GB or more; choose smaller ones")
+    return _cells(settings)
+
+
+def machine() -> tuple[str, str]:
+    """Return the processor's name and ONNX Runtime's version, without which a sweep's figures mean nothing."""
+    return processor(), onnxruntime.__version__
+
+
+def _cells(settings: SweepSettings) -> Iterator[SweepCell]:
+    for features in settings.features:
+        runtimes = {name: _session(model, settings) for name, model in _models(features, settings)}
+        for batch in settings.batches:
+            x = np.random.default_rng(settings.seed).standard_normal((batch, features), np.float32)
+            calls = {name: functools.partial(runtime.run, None, {"x": x}) for name, runtime in runtimes.items()}
+            timings = interleaved(calls, repeats=settings.repeats, seconds=settings.seconds)
+            yield SweepCell(features, batch, timings.pop(_FLOAT32), timings.pop(_INT8), timings)
+
+
+def _models(features: int, settings: SweepSettings) -> Iterator[tuple[str, ir.Model]]:
+    dense = _dense(features, settings.seed)
+    yield _FLOAT32, dense
+    yield _INT8, in_precision(dense, (), Precision.INT8)[0]
+    layer = _layer(features, settings)
+    for lowering in lowerings():
+        yield lowering.name, layer_model(layer, lowering)
+
+
+def _session(model: ir.Model, settings: SweepSettings) -> onnxruntime.InferenceSession:
+    as_bytes = ir.serde.serialize_model(model).SerializeToString()
+    return session(as_bytes, settings.threads, settings.provider)
+
+
+def _dense(features: int, seed: int) -> ir.Model:
+    """Return y = x W for x (rows, features)."""
+    weight = np.random.default_rng(seed).standard_normal((features, features), np.float32)
+    tensor = ir.tensor(weight, name="weight")
+    float32 = ir.TensorType(ir.DataType.FLOAT)
+    w = ir.Value(name="weight", shape=ir.Shape([features, features]), type=float32, const_value=tensor)
+    x = ir.Value(name="x", shape=ir.Shape(["rows", features]), type=float32)
+    y = ir.Value(name="y", shape=ir.Shape(["rows", features]), type=float32)
+    node = ir.Node("", "MatMul", [x, w], outputs=[y])
+    graph = ir.Graph([x], [y], nodes=[node], initializers=[w], opset_imports={"": OPSET}, name="dense")
+    return ir.Model(graph, ir_version=9)
+
+
+def _layer(features: int, settings: SweepSettings) -> FittedLayer:
+    """Return a layer with random numbers: what it computes does not change how long it takes."""
+    structure = build_structure(features, features, stages=settings.stages, mixer=Mixer.CANONICAL, seed=settings.seed)
+    draw = torch.Generator().manual_seed(settings.seed)
+    numbers = [
+        {name: torch.randn(shape, generator=draw) for name, shape in named.items()} for named in structure.shapes()
+    ]
+    return FittedLayer(
+        names=("layer",),
+        shape=(features, features),
+        dtype="F32",
+        sha256="",
+        error=0.0,
+        svd_error=0.0,
+        steps=0,
+        restarts=0,
+        start="random",
+        spm=SPM(structure, numbers),
+    )
