@@ -28,7 +28,7 @@ from spm_compress.export.splice import layer_model, matches
 from spm_compress.export.timing import interleaved
 from spm_compress.export.verification import SIZES, random_inputs, runnable_size, session
 
-__all__ = ["Choice", "plans", "remembered", "rows_of_layers"]
+__all__ = ["Choice", "plans", "processor", "remembered", "rows_of_layers"]
 
 _REPEATS, _SECONDS = 40, 0.15
 # A lowering that is not this much faster than the dense product is not worth the risk that timing is noise.
@@ -156,7 +156,7 @@ def remembered(question: object, measure: Callable[[], Any]) -> Any:
 
     Kept in the user's cache folder; a missing, damaged or read-only file only costs the time to measure again.
     """
-    machine = (onnxruntime.__version__, _processor(), os.cpu_count(), [each.name for each in lowerings()])
+    machine = (onnxruntime.__version__, processor(), os.cpu_count(), [each.name for each in lowerings()])
     key = hashlib.sha256(repr((question, machine)).encode()).hexdigest()
     path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spm-compress" / "lowerings.json"
     try:
@@ -172,7 +172,8 @@ def remembered(question: object, measure: Callable[[], Any]) -> Any:
     return known[key]
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

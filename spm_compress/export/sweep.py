@@ -18,7 +18,7 @@ from spm_compress.export.lowering import lowerings
 from spm_compress.export.precision import in_precision
 from spm_compress.export.saving import LIMIT
 from spm_compress.export.settings import Precision
-from spm_compress.export.splice import OPSET, layer_model
+from spm_compress.export.splice import dense_model, layer_model
 from spm_compress.export.timing import Timing, interleaved
 from spm_compress.export.verification import check_provider, session
 from spm_compress.operator.spm import SPM
@@ -90,10 +90,10 @@ def _cells(settings: SweepSettings) -> Iterator[SweepCell]:
 
 
 def _models(features: int, settings: SweepSettings) -> Iterator[tuple[str, ir.Model]]:
-    dense = _dense(features, settings.seed)
+    layer = _layer(features, settings)
+    dense = dense_model(layer)
     yield _FLOAT32, dense
     yield _INT8, in_precision(dense, (), Precision.INT8)[0]
-    layer = _layer(features, settings)
     for lowering in lowerings():
         yield lowering.name, layer_model(layer, lowering)
 
@@ -101,19 +101,6 @@ def _models(features: int, settings: SweepSettings) -> Iterator[tuple[str, ir.Mo
 def _session(model: ir.Model, settings: SweepSettings) -> onnxruntime.InferenceSession:
     as_bytes = ir.serde.serialize_model(model).SerializeToString()
     return session(as_bytes, settings.threads, settings.provider)
-
-
-def _dense(features: int, seed: int) -> ir.Model:
-    """Return y = x W for x (rows, features)."""
-    weight = np.random.default_rng(seed).standard_normal((features, features), np.float32)
-    tensor = ir.tensor(weight, name="weight")
-    float32 = ir.TensorType(ir.DataType.FLOAT)
-    w = ir.Value(name="weight", shape=ir.Shape([features, features]), type=float32, const_value=tensor)
-    x = ir.Value(name="x", shape=ir.Shape(["rows", features]), type=float32)
-    y = ir.Value(name="y", shape=ir.Shape(["rows", features]), type=float32)
-    node = ir.Node("", "MatMul", [x, w], outputs=[y])
-    graph = ir.Graph([x], [y], nodes=[node], initializers=[w], opset_imports={"": OPSET}, name="dense")
-    return ir.Model(graph, ir_version=9)
 
 
 def _layer(features: int, settings: SweepSettings) -> FittedLayer:
