@@ -1,9 +1,10 @@
 """Latency of exported layers and models against the dense ones, as ratios within one run.
 
-    python benchmarks/latency.py [layers] [transformer] [minilm] [large]
+    python benchmarks/latency.py [layers] [transformer] [minilm] [simplifiers] [large]
 
 layers: square layers at 64 rows, one thread. transformer: two encoder layers 1024 wide with 4096-wide feedforward,
-every linear in 10 stages. minilm: all-MiniLM-L6-v2 in 10 stages. large: a model over 2 GB, loaded from elsewhere.
+every linear in 10 stages. minilm: all-MiniLM-L6-v2 in 10 stages. simplifiers: its size after onnxsim and onnxslim.
+large: a model over 2 GB, loaded from elsewhere. The last two are not among those that run without a name.
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+import onnxsim
+import onnxslim
 import torch
 from transformers import BertConfig, BertModel
 
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
 from spm_compress.checkpoint import Artifact, FittedLayer
 from spm_compress.export.latency import BenchSettings, measure
-from spm_compress.export.lowering import Blocks, Layout, Stages, number_arrays
+from spm_compress.export.lowering import Blocks, Dense, Layout, Stages, number_arrays
 from spm_compress.export.splice import dense_model, layer_model
 from spm_compress.export.timing import interleaved
-from spm_compress.export.verification import session
+from spm_compress.export.verification import compare, random_inputs, run, session
 from spm_compress.operator import SPM, Mixer, build_structure
 
 ROWS = 64
@@ -101,12 +105,37 @@ def transformer() -> None:
 
 def minilm() -> None:
     """At 1, 16, 128 and 2,048 tokens; the numbers of the fit do not matter here either."""
-    root = Path(__file__).resolve().parent.parent
-    script = [sys.executable, str(root / "examples" / "fetch_model.py"), "minilm"]
-    model = Path(subprocess.run(script, capture_output=True, text=True, check=True).stdout.strip())
     with tempfile.TemporaryDirectory() as folder:
         sizes = [(1, 1), (1, 16), (1, 128), (16, 128)]
-        exported("all-MiniLM-L6-v2", model, FitSettings(steps=0), Path(folder), sizes)
+        exported("all-MiniLM-L6-v2", fetched_minilm(), FitSettings(steps=0), Path(folder), sizes)
+
+
+def simplifiers() -> None:
+    """Size of an export after each, over its size before; outputs compared."""
+    source = open_source(fetched_minilm())
+    print("\nall-MiniLM-L6-v2, size after a simplifier over the size before")
+    print("| lowering | onnxsim | onnxslim |\n|---|---|---|")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        settings = CompressSettings(FitSettings(steps=0), include=("encoder.*",))
+        artifact = fit_model(source, settings, beside=folder)
+        for lowering in (Stages(), Blocks(), Dense()):
+            path = export_onnx(artifact, folder / "m.onnx", source=source, settings=ExportSettings(lowering)).path
+            model = onnx.load(path)
+            inputs = random_inputs(ir.load(path), 3, 16, seed=0)
+            expected = run(session(path), inputs)
+            growths = []
+            for simplified in (onnxsim.simplify(model)[0], onnxslim.slim(model)):
+                as_bytes = simplified.SerializeToString()
+                assert compare(run(session(as_bytes), inputs), expected) < 1e-6
+                growths.append(len(as_bytes) / path.stat().st_size)
+            print(f"| {lowering.name} | {growths[0]:.2f} | {growths[1]:.2f} |", flush=True)
+
+
+def fetched_minilm() -> Path:
+    root = Path(__file__).resolve().parent.parent
+    script = [sys.executable, str(root / "examples" / "fetch_model.py"), "minilm"]
+    return Path(subprocess.run(script, capture_output=True, text=True, check=True).stdout.strip())
 
 
 def exported(
@@ -167,4 +196,10 @@ def large() -> None:
 
 if __name__ == "__main__":
     for chosen in sys.argv[1:] or ["layers", "transformer", "minilm"]:
-        {"layers": layers, "transformer": transformer, "minilm": minilm, "large": large}[chosen]()
+        {
+            "layers": layers,
+            "transformer": transformer,
+            "minilm": minilm,
+            "simplifiers": simplifiers,
+            "large": large,
+        }[chosen]()

@@ -175,6 +175,7 @@ class _Writer:
         self.opset = opset
         self.functions: dict[tuple[Structure, Lowering, ir.DataType], str] = {}
         self.turns: dict[ir.Graph, Turns] = {}
+        self.matrices: dict[object, tuple[str, ir.Value]] = {}
         self.taken = {node.name for node in model.graph.all_nodes()}
 
     def replace(self, match: _Match, lowering: Lowering) -> str:
@@ -212,22 +213,28 @@ class _Writer:
         return call.name
 
     def _make_matrix(self, match: _Match, lowering: Lowering) -> str:
+        """Multiply with a made matrix instead of the stored one; products that share a weight share what is made."""
         product, layer = match.product, match.layer
         dtype = ir.DataType.from_numpy(product.matrix().dtype)
-        name = self._free_name(layer.name)
-        call = self._call(layer.name, layer.spm, lowering, [], dtype, name)
-        new = [call]
-        if product.stored_as_e == match.transposed:
-            new.append(ir.Node("", "Transpose", [call.outputs[0]], [ir.AttrInt64s("perm", [1, 0])]))
-        if product.node.op_type == "Conv":
-            shape = ir.tensor([*layer.shape[:: -1 if match.transposed else 1], *product.tensor.shape.numpy()[2:]])
-            constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", shape)])
-            new += [constant, ir.Node("", "Reshape", [new[-1].outputs[0], constant.outputs[0]])]
-        for i, node in enumerate(new):
-            node.outputs[0].name = f"{name}.matrix.{i}"
-        assert product.node.graph is not None
-        product.node.graph.insert_before(product.node, new)
-        product.node.replace_input_with(1, new[-1].outputs[0])
+        sizes = tuple(product.tensor.shape.numpy()[2:])  # ones, of a convolution's kernel
+        is_turned = product.stored_as_e == match.transposed
+        key = (layer.name, dtype, is_turned, sizes)
+        if key not in self.matrices:
+            name = self._free_name(layer.name)
+            new = [self._call(layer.name, layer.spm, lowering, [], dtype, name)]
+            if is_turned:
+                new.append(ir.Node("", "Transpose", [new[-1].outputs[0]], [ir.AttrInt64s("perm", [1, 0])]))
+            if sizes:
+                shape = ir.tensor([*(layer.shape[::-1] if is_turned else layer.shape), *sizes])
+                constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", shape)])
+                new += [constant, ir.Node("", "Reshape", [new[-1].outputs[0], constant.outputs[0]])]
+            for i, node in enumerate(new):
+                node.outputs[0].name = f"{name}.matrix.{i}"
+            # In the main graph, before all else: bodies of loops and branches see it too.
+            self.model.graph.insert_before(self.model.graph[0], new)
+            self.matrices[key] = name, new[-1].outputs[0]
+        name, matrix = self.matrices[key]
+        product.node.replace_input_with(1, matrix)
         return name
 
     def layer(

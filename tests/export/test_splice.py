@@ -140,6 +140,23 @@ def test_a_weight_used_twice_is_replaced_twice_and_stored_once(layer: FittedLaye
     assert len(model.graph.initializers) == sum(len(named) for named in layer.spm.numbers)
 
 
+def test_products_that_share_a_weight_share_the_matrix_that_is_made(layer: FittedLayer) -> None:
+    model = graph(helper.make_node("MatMul", ["h", "val_92"], ["y"]), WEIGHT.T, ["n", 40])
+    (product,) = [node for node in model.graph if node.op_type == "MatMul"]
+    second = ir.Node("", "MatMul", list(product.inputs), name="again")
+    model.graph.insert_after(product, second)
+    second.outputs[0].name, second.outputs[0].type = "y2", product.outputs[0].type
+    model.graph.outputs.append(second.outputs[0])
+    splice(model, [layer], {layer.name: Dense()})
+    assert sum(node.domain == "spm_compress" for node in model.graph) == 1
+    x = np.random.default_rng(0).standard_normal([5, 40]).astype(np.float32)
+    session = onnxruntime.InferenceSession(
+        ir.serde.serialize_model(model).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    z, y2 = session.run(["z", "y2"], {"x": x})
+    np.testing.assert_array_equal(z, np.maximum(y2, 0))
+
+
 def test_products_that_are_something_else_stay(layer: FittedLayer) -> None:
     for node, stored in (
         (helper.make_node("Gemm", ["h", "val_92"], ["y"], alpha=2.0), WEIGHT.T),
