@@ -78,7 +78,7 @@ def session(
 ) -> onnxruntime.InferenceSession:
     """Open a session; threads: 0 for all cores; optimized: where to write the graph that is really run.
 
-    Raises VerificationError if ONNX Runtime refuses the model.
+    Raises VerificationError if ONNX Runtime refuses the model, or goes on without the provider.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -90,12 +90,15 @@ def session(
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     try:
-        return onnxruntime.InferenceSession(
+        opened = onnxruntime.InferenceSession(
             model if isinstance(model, bytes) else str(model), options, providers=[provider]
         )
     except _RUNTIME_ERRORS as error:
         first_line = str(error).strip().splitlines()[0]
         raise VerificationError(f"ONNX Runtime cannot load the model ({first_line})") from error
+    if provider not in opened.get_providers():
+        raise VerificationError(f"{provider} did not start here, ONNX Runtime went on without it; check its libraries")
+    return opened
 
 
 def random_inputs(model: ir.Model, batch: int, sequence: int, seed: int) -> dict[str, np.ndarray]:
