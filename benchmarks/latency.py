@@ -26,10 +26,10 @@ from transformers import BertConfig, BertModel
 
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
 from spm_compress.checkpoint import Artifact, FittedLayer
-from spm_compress.export.latency import BenchSettings, measure
 from spm_compress.export.lowering import Blocks, Dense, Layout, Stages, number_arrays
-from spm_compress.export.splice import dense_model, layer_model
-from spm_compress.export.timing import interleaved
+from spm_compress.export.measuring.latency import BenchSettings, measure
+from spm_compress.export.measuring.timing import interleaved
+from spm_compress.export.splicing.splice import dense_model, layer_model
 from spm_compress.export.verification import compare, random_inputs, run, session
 from spm_compress.operator import SPM, Mixer, build_structure
 

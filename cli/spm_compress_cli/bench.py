@@ -89,7 +89,7 @@ def _measure(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    from spm_compress.export.latency import BenchSettings, measure
+    from spm_compress.export.measuring.latency import BenchSettings, measure
     from spm_compress_cli.bench_tables import show_bench
     from spm_compress_cli.progress import message
 
@@ -124,7 +124,7 @@ def _sweep(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    from spm_compress.export.sweep import SweepSettings, machine, sweep
+    from spm_compress.export.measuring.sweep import SweepSettings, machine, sweep
     from spm_compress.report.break_even import BreakEven, Cell, Setting, check_picture, draw
     from spm_compress_cli.progress import message
     from spm_compress_cli.sweep_table import show_break_even

@@ -12,14 +12,14 @@ from rich.table import Table
 from spm_compress_cli.tables import bytes_text, print_json, results_console
 
 if TYPE_CHECKING:
-    from spm_compress.export.footprint import Footprint
-    from spm_compress.export.latency import Bench, Latency
+    from spm_compress.export.measuring.footprint import Footprint
+    from spm_compress.export.measuring.latency import Bench, Latency
 
 
 def show_bench(bench: Bench, as_json: bool) -> None:
     """Print size, load time and memory, then a table of latencies for each provider and number of threads."""
-    from spm_compress.export.footprint import PROCESSES
-    from spm_compress.export.latency import bench_json
+    from spm_compress.export.measuring.footprint import PROCESSES
+    from spm_compress.export.measuring.latency import bench_json
 
     if as_json:
         print_json(bench_json(bench))

@@ -22,10 +22,10 @@ from spm_compress.checkpoint.artifact import FittedLayer
 from spm_compress.checkpoint.files import write_whole
 from spm_compress.errors import SpmError
 from spm_compress.export.lowering import Dense, Layout, Lowering, lowerings
+from spm_compress.export.measuring.timing import interleaved
 from spm_compress.export.saving import save
 from spm_compress.export.settings import ExportSettings
-from spm_compress.export.splice import layer_model, matches
-from spm_compress.export.timing import interleaved
+from spm_compress.export.splicing.splice import layer_model, matches
 from spm_compress.export.verification import SIZES, random_inputs, runnable_size, session
 
 __all__ = ["Choice", "plans", "processor", "remembered", "rows_of_layers"]

@@ -19,11 +19,11 @@ from spm_compress.errors import ExportError, VerificationError
 from spm_compress.export.choice import Choice, plans, remembered, rows_of_layers
 from spm_compress.export.graph import WAYS, chain_of_linears, from_huggingface, from_module
 from spm_compress.export.lowering import Dense, Lowering
+from spm_compress.export.measuring.timing import interleaved
 from spm_compress.export.precision import in_precision
 from spm_compress.export.saving import save, size_of
 from spm_compress.export.settings import ExportSettings, Precision
-from spm_compress.export.splice import Spliced, dense_model, layer_model, splice, with_operator_matrices
-from spm_compress.export.timing import interleaved
+from spm_compress.export.splicing.splice import Spliced, dense_model, layer_model, splice, with_operator_matrices
 from spm_compress.export.verification import (
     SIZES,
     TOLERANCE,

@@ -10,9 +10,9 @@ import onnx_ir as ir
 import pytest
 from onnx import parser
 
-from spm_compress.export.features_first import keep_features_first
 from spm_compress.export.lowering import Layout
-from spm_compress.export.turns import Turns
+from spm_compress.export.splicing.features_first import keep_features_first
+from spm_compress.export.splicing.turns import Turns
 from spm_compress.export.verification import session
 
 # In each graph `turn` stands for FeaturesFirst then FeaturesLast: what remains where a layer was.

@@ -14,10 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 from small_graphs import lookup, product
 
 from spm_compress.errors import SourceError, UsageError, VerificationError
-from spm_compress.export import footprint as footprint_module
-from spm_compress.export.footprint import footprint
-from spm_compress.export.latency import BenchSettings, bench_json, measure
-from spm_compress.export.timing import interleaved
+from spm_compress.export.measuring import footprint as footprint_module
+from spm_compress.export.measuring.footprint import footprint
+from spm_compress.export.measuring.latency import BenchSettings, bench_json, measure
+from spm_compress.export.measuring.timing import interleaved
 
 CPU = "CPUExecutionProvider"
 QUICK = BenchSettings(batches=(1, 4), sequences=(5, 7), repeats=3, seconds=0.5)

@@ -17,7 +17,7 @@ from spm_compress.checkpoint import FittedLayer
 from spm_compress.compress.model import digest
 from spm_compress.errors import ExportError
 from spm_compress.export.lowering import Dense, Lowering, Stages, lowerings
-from spm_compress.export.splice import splice
+from spm_compress.export.splicing.splice import splice
 from spm_compress.operator import Mixer, build_structure
 
 WEIGHT = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))  # (out, in)

@@ -17,7 +17,7 @@ import math
 import onnx_ir as ir
 
 from spm_compress.export.lowering.interface import DOMAIN
-from spm_compress.export.turns import FIRST, LAST, axis_names, before_last, is_turn, leading_dimensions
+from spm_compress.export.splicing.turns import FIRST, LAST, axis_names, before_last, is_turn, leading_dimensions
 
 __all__ = ["keep_features_first"]
 

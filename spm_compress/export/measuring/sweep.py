@@ -15,11 +15,11 @@ from spm_compress.checkpoint.artifact import FittedLayer
 from spm_compress.errors import UsageError
 from spm_compress.export.choice import processor
 from spm_compress.export.lowering import lowerings
+from spm_compress.export.measuring.timing import Timing, interleaved
 from spm_compress.export.precision import in_precision
 from spm_compress.export.saving import LIMIT
 from spm_compress.export.settings import Precision
-from spm_compress.export.splice import dense_model, layer_model
-from spm_compress.export.timing import Timing, interleaved
+from spm_compress.export.splicing.splice import dense_model, layer_model
 from spm_compress.export.verification import check_provider, session
 from spm_compress.operator.spm import SPM
 from spm_compress.operator.structure import Mixer, build_structure

@@ -15,8 +15,8 @@ import onnxruntime
 
 from spm_compress.checkpoint.onnx_source import open_graph
 from spm_compress.errors import SpmError, VerificationError
-from spm_compress.export.footprint import Footprint, footprint
-from spm_compress.export.timing import Timing, interleaved
+from spm_compress.export.measuring.footprint import Footprint, footprint
+from spm_compress.export.measuring.timing import Timing, interleaved
 from spm_compress.export.verification import check_provider, random_inputs, run, session
 
 __all__ = ["SCHEMA", "Bench", "BenchSettings", "Latency", "Load", "bench_json", "measure"]

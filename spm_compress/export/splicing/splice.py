@@ -25,9 +25,9 @@ from torch import Tensor
 from spm_compress.checkpoint.artifact import FittedLayer
 from spm_compress.checkpoint.products import Product, inline_products, products
 from spm_compress.errors import ExportError
-from spm_compress.export.features_first import keep_features_first
 from spm_compress.export.lowering import DOMAIN, Lowering, number_arrays
-from spm_compress.export.turns import LAST, Turns, is_turn
+from spm_compress.export.splicing.features_first import keep_features_first
+from spm_compress.export.splicing.turns import LAST, Turns, is_turn
 from spm_compress.operator.canonical import to_canonical, transpose
 from spm_compress.operator.spm import SPM
 from spm_compress.operator.structure import Mixer, Structure

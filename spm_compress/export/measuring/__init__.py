@@ -1,0 +1,1 @@
+"""How long exported layers and models take, and what they need."""
