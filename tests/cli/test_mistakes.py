@@ -57,6 +57,12 @@ def blocked(folder: Path) -> None:
 
 
 Prepare = Callable[[Path], None]
+
+
+def not_onnx(folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(b"no protobuf")
+
+
 MISTAKES: list[tuple[str, Prepare, int, str]] = [
     ("fit", nothing, 2, r"Missing argument 'MODEL'"),
     (
@@ -104,6 +110,22 @@ MISTAKES: list[tuple[str, Prepare, int, str]] = [
         1,
         r"model\.safetensors: is not a readable ONNX",
     ),
+    ("export --onnx out.onnx --batch 0", one_artifact, 2, r"'0' is not a list of sizes from 1 on, such as 1,8,64"),
+    ("export --onnx out.onnx --batch 1,many", one_artifact, 2, r"'1,many' is not a list of sizes"),
+    ("export --onnx out.onnx --lowering fast", one_artifact, 2, r"Invalid value for '--lowering'"),
+    (
+        "export --onnx out.onnx --quantize int8 --dtype float16",
+        one_artifact,
+        2,
+        r"--quantize int8 and --dtype float16 exclude each other; choose one",
+    ),
+    (
+        "export --onnx out.onnx --provider CPUExecutionProvidr",
+        one_artifact,
+        2,
+        r"--provider CPUExecutionProvidr: this onnxruntime has .*; near misses: CPUExecutionProvider",
+    ),
+    ("fit model.onnx", not_onnx, 1, r"model\.onnx: is not a readable ONNX model"),
     ("export --onnx out.onnx --activation swoosh", one_artifact, 2, r"Invalid value for '--activation'"),
     ("export --layers --onnx model.safetensors", one_artifact, 1, r"model\.safetensors: cannot be made a folder"),
 ]

@@ -22,7 +22,7 @@ from spm_compress.operator import Mixer, build_structure
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "spm-compress" / "lowerings.json"
 
@@ -58,7 +58,9 @@ def test_the_fastest_is_taken_that_is_never_slower(
     assert ("faster than dense" in chosen.reason) == (expected != Dense())
 
 
-def test_each_kind_of_layer_is_timed_once_and_the_times_are_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_kind_of_layer_is_timed_once_and_the_times_are_kept(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
     real = choice._timed
     monkeypatch.setattr(choice, "_timed", lambda *args: asked.append(1) or real(*args))
@@ -69,7 +71,7 @@ def test_each_kind_of_layer_is_timed_once_and_the_times_are_kept(cache: Path, mo
     assert len(asked) == 1
     plans([layer("a.weight")], {"a.weight": (2,)}, ExportSettings())
     assert len(asked) == 2, "other rows are another question"
-    cache.write_text("{")
+    own_cache.write_text("{")
     plans([layer("a.weight")], {"a.weight": (2,)}, ExportSettings())
     assert len(asked) == 3, "a damaged cache is an empty one"
 
