@@ -300,6 +300,7 @@ def _read_order(entry: Any, width: int, table: Tensor | None) -> Order:
             raise ValueError(f"a shuffle of {width} features in {rows} rows")
         return Shuffle(rows)
     multiplier, offset = (int(number) for number in entry)
-    if math.gcd(multiplier, width) != 1:
+    # In range before any arithmetic with tensors, whose integers have 64 bits.
+    if not 0 < multiplier <= width or not 0 <= offset < width or math.gcd(multiplier, width) != 1:
         raise ValueError(f"order ({multiplier}, {offset}) is not a permutation of {width} features")
     return Affine(multiplier, offset)

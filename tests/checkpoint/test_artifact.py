@@ -84,6 +84,7 @@ def first(manifest: dict[str, Any]) -> dict[str, Any]:
         lambda m: first(m)["structure"]["chains"][0]["groups"][1].update(order=[2, 0]),
         lambda m: first(m)["structure"]["chains"][0]["groups"][1].update(order="table"),
         lambda m: first(m)["structure"]["chains"][0]["groups"][1].update(order={"shuffle": 5}),
+        lambda m: first(m)["structure"]["chains"][0]["groups"][0].update(order=[1, 2**64]),
         lambda m: first(m)["structure"]["chains"][0]["groups"][0].update(stages=60),
         lambda m: first(m)["structure"]["chains"][0].update(diagonals=[0, 1]),
         lambda m: m["kept"][0].update(name="other"),
