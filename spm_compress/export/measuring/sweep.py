@@ -33,7 +33,7 @@ _FLOAT32, _INT8 = "float32", "int8"
 class SweepSettings:
     """Square layers features x features of so many stages, run on `batches` rows.
 
-    threads: 0 for all cores; repeats: timed turns of a cell; seconds: a cell stops after this, with three at least.
+    threads: 0 for all cores; repeats: timed runs of each way in a cell; seconds: a cell stops repeating after this.
     """
 
     features: tuple[int, ...] = (256, 384, 768, 1536, 4096)
