@@ -142,9 +142,12 @@ def _may_be_constant(value: ir.Value | None) -> bool:
 
 
 def _stored(value: ir.Value) -> ir.TensorProtocol | None:
-    """Return the tensor of an initializer that no input can replace, or of a Constant node."""
+    """Return the tensor of an initializer or of a Constant node.
+
+    Some exporters list every initializer as an input too, whose default it then is; nobody feeds weights that way.
+    """
     if value.is_initializer():
-        return None if value.is_graph_input() else value.const_value
+        return value.const_value
     node = value.producer()
     if node is not None and node.domain in _STANDARD and node.op_type == "Constant" and "value" in node.attributes:
         return node.attributes["value"].as_tensor()

@@ -115,6 +115,12 @@ def shared() -> onnx.ModelProto:
     return model(nodes, {"w": square}, ["batch", OUT])
 
 
+def listed_as_input() -> onnx.ModelProto:
+    made = behind(w=WEIGHT.T.copy())
+    made.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [IN, OUT]))
+    return made
+
+
 CASES: dict[str, Callable[[], onnx.ModelProto]] = {
     "MatMul": lambda: behind(w=WEIGHT.T.copy()),
     "MatMul of unknown rank": lambda: model([node("MatMul", ["x", "w"])], {"w": WEIGHT.T.copy()}, ["b", "s", "t", IN]),
@@ -135,13 +141,14 @@ CASES: dict[str, Callable[[], onnx.ModelProto]] = {
     "in Loop": in_loop,
     "in Scan": in_scan,
     "in a function": in_function,
+    "listed as an input": listed_as_input,
     "opset 11": lambda: model([node("MatMul", ["x", "w"])], {"w": WEIGHT.T.copy()}, ["batch", IN], opset=11),
 }
 
 
 def run(path: Path, batch: int) -> np.ndarray:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (x,) = session.get_inputs()
+    (x,) = session.get_inputs()  # a weight that is listed as an input has a default, and is not among them
     shape = [dim if isinstance(dim, int) else batch for dim in x.shape]
     return np.asarray(
         session.run(["y"], {"x": np.random.default_rng(batch).standard_normal(shape).astype(np.float32)})[0]

@@ -6,7 +6,7 @@ The rules:
    If E is a fitted weight, its operator goes there; if E^T is, the transposed operator.
 2. Only the product is replaced. The bias of a Gemm or Conv stays, as an Add. A 1x1 Conv mixes its channels, so they are
    put last for it and back afterwards. A lowering that makes the matrix leaves the product as it is.
-3. Everything else keeps its names; an initializer that nothing uses any more is dropped.
+3. Everything else keeps its names; an initializer that nothing uses any more is dropped, from the inputs too.
 4. One function a structure; one node a layer, named after it.
 """
 
@@ -79,6 +79,8 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[st
             "is it the graph of the model that was fitted?"
         )
     keep_features_first(model)
+    for value in [value for value in model.graph.inputs if value.is_initializer() and not value.uses()]:
+        model.graph.inputs.remove(value)  # a weight that is gone, listed as an input
     RemoveUnusedNodesPass()(model)
     RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     model.ir_version = max(model.ir_version, LEAST_IR_VERSION)
