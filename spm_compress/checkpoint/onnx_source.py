@@ -18,7 +18,7 @@ from spm_compress.checkpoint.products import Product, inline_products, products
 from spm_compress.checkpoint.tensor_info import TensorInfo
 from spm_compress.errors import SourceError, near_misses
 
-__all__ = ["OnnxSource", "open_graph", "open_onnx"]
+__all__ = ["OnnxSource", "all_tensors", "open_graph", "open_onnx"]
 
 _DTYPES = {
     ir.DataType.DOUBLE: "F64",
@@ -99,7 +99,7 @@ def open_onnx(path: Path) -> OnnxSource:
     }
     if not factors and not others:
         raise SourceError(f"{path}: holds no tensors; there is nothing to compress")
-    data = {Path(tensor.path) for _, tensor in _all_tensors(model) if isinstance(tensor, ir.ExternalTensor)}
+    data = {Path(tensor.path) for _, tensor in all_tensors(model) if isinstance(tensor, ir.ExternalTensor)}
     return OnnxSource(path, factors, others, (path, *sorted(data)))
 
 
@@ -117,7 +117,7 @@ def open_graph(path: Path) -> ir.Model:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SourceError(f"{path}: is not a readable ONNX model ({first_line}); export it again") from error
     folder = path.parent.resolve()
-    for name, tensor in _all_tensors(model):
+    for name, tensor in all_tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
             place = (folder / tensor.location).resolve()
             if not place.is_relative_to(folder):
@@ -139,10 +139,10 @@ def _factor_info(product: Product) -> TensorInfo:
 
 
 def _named_tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
-    return ((name, tensor) for name, tensor in _all_tensors(model) if name)
+    return ((name, tensor) for name, tensor in all_tensors(model) if name)
 
 
-def _all_tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
+def all_tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
     """Yield name and tensor of every initializer and every tensor attribute; Constants by their output's name."""
     graphs: dict[int, ir.Graph] = {id(model.graph): model.graph}
     nodes = [*model.graph.all_nodes(), *(node for each in model.functions.values() for node in each.all_nodes())]

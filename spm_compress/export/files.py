@@ -13,7 +13,7 @@ import torch
 
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer
 from spm_compress.checkpoint.files import write_whole, write_whole_set
-from spm_compress.checkpoint.onnx_source import open_graph
+from spm_compress.checkpoint.onnx_source import all_tensors, open_graph
 from spm_compress.checkpoint.source import Source, open_source
 from spm_compress.errors import ExportError, VerificationError
 from spm_compress.export.choice import Choice, plans, remembered, rows_of_layers
@@ -141,7 +141,7 @@ def export_layers(artifact: Artifact, folder: Path, *, settings: ExportSettings 
         with write_whole(path) as temporary:
             save(layer_model(layer, lowering), temporary)
             expected = ir.serde.serialize_model(dense_model(layer)).SerializeToString()
-            agreements = _verified(temporary, expected, path.name, settings)
+            agreements = _verified(temporary, expected, path.name, settings, TOLERANCE)
         out, into = layer.shape
         spliced = Spliced({layer.name: [layer.name]}, ())
         chosen = (choices[layer.name],) if choices else ()
@@ -178,7 +178,8 @@ class _Work:
         model = self.dense.clone()
         spliced = splice(model, self.layers, lowerings)
         save(model, self.path)
-        return spliced, _verified(self.path, self.expected, self.path.name, self.settings)
+        tolerance = _tolerance(self.dense, self.settings.precision)
+        return spliced, _verified(self.path, self.expected, self.path.name, self.settings, tolerance)
 
     def write_fastest(
         self, scratch: Path
@@ -217,7 +218,15 @@ def _passes_checker(path: Path) -> bool:
     return True
 
 
-def _verified(path: Path, expected: Path | bytes, name: str, settings: ExportSettings) -> tuple[Agreement, ...]:
+def _tolerance(dense: ir.Model, precision: Precision) -> float:
+    """Return that of the precision, or of float16 where the graph had such tensors before."""
+    is_narrow = any(tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) for _, tensor in all_tensors(dense))
+    return _TOLERANCES[Precision.FLOAT16 if is_narrow else precision]
+
+
+def _verified(
+    path: Path, expected: Path | bytes, name: str, settings: ExportSettings, tolerance: float
+) -> tuple[Agreement, ...]:
     # A dense graph that the checker refuses (an output without a shape) is not made worse by this program.
     if isinstance(expected, bytes) or _passes_checker(expected):
         check_file(path)
@@ -228,7 +237,7 @@ def _verified(path: Path, expected: Path | bytes, name: str, settings: ExportSet
     for batch in BATCHES:
         inputs = random_inputs(inputs_of, batch, size, seed=batch)
         agreements.append(Agreement(batch, compare(run(found, inputs), run(right, inputs))))
-    require(agreements, name, _TOLERANCES[settings.precision])
+    require(agreements, name, tolerance)
     return tuple(agreements)
 
 

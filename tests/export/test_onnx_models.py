@@ -229,6 +229,27 @@ def test_everything_else_stays_as_it_was(tmp_path: Path) -> None:
     assert {each.domain: each.version for each in out.opset_import}[""] == 18
 
 
+def test_a_half_precision_graph_that_says_no_shapes_is_understood(tmp_path: Path) -> None:
+    half = TensorProto.FLOAT16
+    nodes = [
+        node("Cast", ["x"], "h", to=half),
+        node("MatMul", ["h", "w"], "m"),
+        node("Add", ["m", "b"], "a"),
+        node("Relu", ["a"], "r"),
+        node("MatMul", ["r", "v"], "n"),
+        node("Cast", ["n"], to=TensorProto.FLOAT),
+    ]
+    second = np.random.default_rng(1).standard_normal((OUT, OUT)).astype(np.float16)
+    tensors = {"w": WEIGHT.T.astype(np.float16), "v": second, "b": np.ones(OUT, np.float16)}
+    path, artifact = saved(model(nodes, tensors, ["batch", "sequence", IN]), tmp_path)
+    exported = export_onnx(artifact, tmp_path / "out.onnx", source=open_source(path), settings=ExportSettings(Blocks()))
+    assert len(exported.spliced.nodes) == 2
+    out = onnx.load(exported.path)
+    kinds = [each.op_type.rstrip("0123456789") for each in out.graph.node]
+    assert (kinds.count("FeaturesFirst"), kinds.count("FeaturesLast")) == (1, 1)
+    assert not {"h", "m", "a", "r", "n"} & {each.name for each in out.graph.value_info}
+
+
 def test_external_data_is_read_and_what_leaves_the_folder_is_not(tmp_path: Path) -> None:
     inner = tmp_path / "inner"
     inner.mkdir()

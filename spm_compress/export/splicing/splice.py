@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
+from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass, ShapeInferencePass
 from torch import Tensor
 
 from spm_compress.checkpoint.artifact import FittedLayer
@@ -69,6 +69,7 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[st
             f"the graph has opset {opset}, SPM stages need {LEAST_OPSET} or later; "
             "convert it with onnx.version_converter.convert_version"
         )
+    unknown = _infer_shapes(model)
     writer = _Writer(model, opset)
     nodes: dict[str, list[str]] = {}
     for match in matches(model, layers):
@@ -79,12 +80,28 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[st
             "is it the graph of the model that was fitted?"
         )
     keep_features_first(model)
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value.name in unknown:  # what the graph did not say, it does not say afterwards
+                value.shape = value.type = None
     for value in [value for value in model.graph.inputs if value.is_initializer() and not value.uses()]:
         model.graph.inputs.remove(value)  # a weight that is gone, listed as an input
     RemoveUnusedNodesPass()(model)
     RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     model.ir_version = max(model.ir_version, LEAST_IR_VERSION)
     return Spliced(nodes, tuple(layer.name for layer in layers if layer.name not in nodes))
+
+
+def _infer_shapes(model: ir.Model) -> set[str | None]:
+    """Find shapes and dtypes of inner values, where onnx can; return the names of those that had none.
+
+    Many files have them of inputs and outputs only, while turns and dtypes are decided inside.
+    """
+    values = [value for node in model.graph.all_nodes() for value in node.outputs]
+    unknown = {value.name for value in values if value.shape is None and not value.is_graph_output()}
+    if unknown:
+        ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    return unknown
 
 
 def with_operator_matrices(model: ir.Model, layers: Sequence[FittedLayer]) -> None:
