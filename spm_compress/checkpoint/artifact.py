@@ -1,9 +1,10 @@
 """The artifact `NAME.spm.safetensors`: SPM numbers, tensors left dense, and a manifest that explains them.
 
-One safetensors file. Its metadata has one entry, `spm_compress`, a JSON manifest (version 2; 1 is read too):
+One safetensors file. Its metadata has one entry, `spm_compress`, a JSON manifest (version 3; 1 and 2 are read too):
 `source` (path, files and their SHA-256), `settings`, `versions`, `layers` and `kept`. A fitted weight W has
-its numbers under `W.spm.<chain>.<array>` and orders that follow no formula under
-`W.spm.<chain>.order.<group>`; a kept tensor has its own name.
+its numbers under `W.spm.<chain>.<array>` (a low-rank companion counts as one more chain), orders that follow no
+formula under `W.spm.<chain>.order.<group>` and what its bias is to be raised by under `W.spm.shift`; a kept
+tensor has its own name.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ __all__ = [
     "write_artifact",
 ]
 
-MANIFEST_VERSION = 2  # 2: orders can be shuffles
+MANIFEST_VERSION = 3  # 2: orders can be shuffles; 3: companions, shifts and errors of outputs
 SUFFIX = ".spm.safetensors"
 _KEY = "spm_compress"
 
@@ -49,6 +50,8 @@ class FittedLayer:
     names: the tensor's name, then those of tensors tied to it; shape: (out_features, in_features);
     dtype: of the dense weight, safetensors' name; sha256: of its values as float32, C order;
     error: relative Frobenius error of what is stored; svd_error: of a truncated SVD of as many numbers.
+    output_error, svd_output_error: the same of the outputs, weighted by the covariance of the inputs, and
+    shift: (out_features,) what the bias is raised by, (W - S) mean of the inputs, where there was calibration data.
     """
 
     names: tuple[str, ...]
@@ -61,6 +64,9 @@ class FittedLayer:
     restarts: int
     start: str
     spm: SPM
+    output_error: float | None = None
+    svd_output_error: float | None = None
+    shift: Tensor | None = None
 
     @property
     def name(self) -> str:
@@ -69,9 +75,10 @@ class FittedLayer:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of everything stored for the layer: mixers, diagonals and index tables."""
+        """Bytes of everything stored for the layer: mixers, diagonals, companion, index tables and shift."""
         numbers = sum(array.nbytes for named in self.spm.numbers for array in named.values())
-        return numbers + self.spm.structure.index_bytes
+        shift = 0 if self.shift is None else self.shift.nbytes
+        return numbers + self.spm.structure.index_bytes + shift
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,8 @@ def write_artifact(artifact: Artifact, path: Path) -> None:
         for i, g in layer.spm.structure.tables:
             order = layer.spm.structure.chains[i].groups[g].order.indices(0)
             tensors[f"{layer.name}.spm.{i}.order.{g}"] = order.to(torch.int32)
+        if layer.shift is not None:
+            tensors[f"{layer.name}.spm.shift"] = layer.shift.contiguous()
     manifest = {
         "version": MANIFEST_VERSION,
         "versions": artifact.versions,
@@ -185,6 +194,8 @@ def _layer_json(layer: FittedLayer) -> dict[str, Any]:
         "steps": layer.steps,
         "restarts": layer.restarts,
         "start": layer.start,
+        "output_error": layer.output_error,
+        "svd_output_error": layer.svd_output_error,
         "structure": _structure_json(layer.spm.structure),
     }
 
@@ -204,6 +215,9 @@ def _read_layer(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitt
     out_features, in_features = entry["shape"]
     if (out_features, in_features) != (structure.out_features, structure.in_features):
         raise ValueError(f"{name}: structure and shape differ")
+    shift = tensors.get(f"{name}.spm.shift")
+    if shift is not None and tuple(shift.shape) != (out_features,):
+        raise ValueError(f"{name}.spm.shift has shape {tuple(shift.shape)}, not {(out_features,)}")
     return FittedLayer(
         names=tuple(str(alias) for alias in entry["names"]),
         shape=(out_features, in_features),
@@ -215,7 +229,14 @@ def _read_layer(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitt
         restarts=int(entry["restarts"]),
         start=str(entry["start"]),
         spm=SPM(structure, numbers),
+        output_error=_optional(entry.get("output_error")),
+        svd_output_error=_optional(entry.get("svd_output_error")),
+        shift=shift,
     )
+
+
+def _optional(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _read_kept(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> KeptTensor:
@@ -232,6 +253,7 @@ def _structure_json(structure: Structure) -> dict[str, Any]:
         "mixer": structure.mixer.value,
         "in_features": structure.in_features,
         "out_features": structure.out_features,
+        "rank": structure.rank,
         "chains": [
             {
                 "width": chain.width,
@@ -275,9 +297,10 @@ def _read_structure(entry: Mapping[str, Any], name: str, tensors: Mapping[str, T
         if not groups or list(diagonals) != sorted(set(diagonals) & set(range(len(groups) + 1))):
             raise ValueError(f"{name}: a chain without groups, or a diagonal that stands at no boundary")
         chains.append(Chain(width, groups, diagonals))
-    if not chains:
-        raise ValueError(f"{name}: a structure without chains")
-    return Structure(Mixer(entry["mixer"]), int(entry["in_features"]), int(entry["out_features"]), tuple(chains))
+    into, out, rank = int(entry["in_features"]), int(entry["out_features"]), int(entry.get("rank", 0))
+    if not 0 <= rank <= min(into, out) or not (chains or rank):
+        raise ValueError(f"{name}: a companion of rank {rank} beside {len(chains)} chains")
+    return Structure(Mixer(entry["mixer"]), into, out, tuple(chains), rank)
 
 
 def _read_group(entry: Mapping[str, Any], width: int, table: Tensor | None) -> Group:

@@ -17,7 +17,7 @@ from spm_compress.checkpoint.source import Source
 from spm_compress.checkpoint.tensor_info import DTYPES, TensorInfo
 from spm_compress.compress.selection import select
 from spm_compress.errors import FitError, SourceError, UsageError
-from spm_compress.fitting.descent import fit_matrices, relative_error
+from spm_compress.fitting.fit import fit_matrices, relative_error
 from spm_compress.fitting.settings import FitResult, FitSettings, StepReport
 from spm_compress.fitting.truncated_svd import svd_error
 from spm_compress.operator.canonical import to_canonical
@@ -231,7 +231,8 @@ def _settings_json(settings: CompressSettings) -> dict[str, object]:
     fit = settings.fit
     return {
         "stages": fit.stages,
-        "mixer": fit.mixer.value,
+        "mixer": fit.mixer.value if fit.mixer else "auto",
+        "low_rank": "auto" if fit.rank is None else fit.rank,
         "schedule": fit.schedule.value,
         "block": fit.block,
         "steps": fit.steps,

@@ -13,7 +13,7 @@ from spm_compress.checkpoint.tensor_info import DTYPES, TensorInfo
 from spm_compress.compress.model import batches
 from spm_compress.compress.selection import select
 from spm_compress.errors import ArtifactError, FitError, UsageError
-from spm_compress.fitting.descent import fit_matrices
+from spm_compress.fitting.fit import fit_matrices
 from spm_compress.fitting.settings import FitSettings
 from spm_compress.layers.linear import SPMLinear
 
@@ -109,7 +109,7 @@ def apply_artifact(model: nn.Module, artifact: Artifact) -> None:
                 raise ArtifactError(
                     f"{tensor_name}: is {tuple(linear.weight.shape)} in the model, {layer.shape} fitted"
                 )
-            spm_linear = SPMLinear.in_place_of(linear, layer.spm)
+            spm_linear = SPMLinear.in_place_of(linear, layer.spm, layer.shift)
             if shared is not None:
                 spm_linear.chains = shared.chains
             shared = spm_linear

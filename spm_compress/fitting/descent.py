@@ -1,4 +1,4 @@
-"""Gradient descent on the reconstruction error of a batch of matrices of one shape."""
+"""Gradient descent of one structure on a batch of matrices of one shape."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spm_compress.errors import FitError
 from spm_compress.fitting import hierarchical
-from spm_compress.fitting.settings import FitResult, FitSettings, StepReport, Watch
+from spm_compress.fitting.objective import Objective, energies
+from spm_compress.fitting.settings import FitSettings, StepReport, Watch
 from spm_compress.operator.blocks import coefficients
-from spm_compress.operator.canonical import to_canonical, transpose
-from spm_compress.operator.spm import SPM, FusedPlan
-from spm_compress.operator.structure import Mixer, Structure
+from spm_compress.operator.spm import FusedPlan
+from spm_compress.operator.structure import Chain, Mixer, Structure
 
-__all__ = ["fit_matrices", "relative_error"]
+__all__ = ["Descended", "descend", "scaled"]
 
 # How often the error is read back, the best numbers kept and the watch told.
 _CHECK_EVERY = 10
@@ -38,114 +37,73 @@ _STRAYED = 1.5
 _START_GAIN = 0.1
 # From a closed form the descent only polishes; the full step would throw the start away.
 _POLISH = 0.1
+# Subspace iterations of the low-rank companion before and after the descent; during it, one a step.
+_COMPANION_SWEEPS = 16
 
-
-def relative_error(weight: Tensor, spm: SPM) -> float:
-    """Return ||W - S|| / ||W|| in float64 (Frobenius); 0 or infinity when W is zero."""
-    difference = (weight.double() - spm.to(torch.float64).to_dense()).norm().item()
-    norm = weight.double().norm().item()
-    return difference / norm if norm else (0.0 if difference == 0 else math.inf)
-
-
-def fit_matrices(weights: Tensor, settings: FitSettings, watch: Watch | None = None) -> list[FitResult]:
-    """Fit one SPM to each of weights (k, out_features, in_features).
-
-    Any floating dtype; the work is done in float32 on the device of the weights. Deterministic: the same
-    weights, settings and machine give the same numbers. `watch` is called every few steps.
-
-    Raises FitError if a weight holds NaN or infinity, or the batch is not three-dimensional.
-    """
-    if weights.dim() != 3 or not weights.numel():
-        raise FitError(f"a batch of weights has shape (k, out_features, in_features), not {tuple(weights.shape)}")
-    weights = weights.float()
-    if not bool(weights.isfinite().all()):
-        raise FitError("the weight holds NaN or infinite values; repair the model or exclude the layer")
-    out_features, in_features = weights.shape[1:]
-    structure = settings.structure(out_features, in_features)
-    # A narrowing map is fitted as its transpose: the identity it is probed with is the smaller one.
-    narrowing = in_features > out_features
-    if narrowing:
-        weights, structure = weights.mT, structure.transposed()
-    norms = torch.linalg.vector_norm(weights, dim=(1, 2), dtype=torch.float64)
-    unit = math.sqrt(min(out_features, in_features))
-    # At the norm of an orthogonal matrix the same step size serves every layer; zero weights stay zero.
-    scaled = (weights * (unit / torch.where(norms > 0, norms, 1))[:, None, None]).float()
-    descended = _with_restarts(scaled.contiguous(), structure, settings, watch)
-    results = []
-    for k, (numbers, done) in enumerate(descended):
-        batch = [{name: array[None].cpu() for name, array in named.items()} for named in numbers]
-        factor = (norms[k : k + 1] / unit).cpu() * _best_scale(scaled[k : k + 1].cpu(), structure, batch)
-        back = _times(batch, structure, factor.abs().float(), torch.where(factor < 0, -1.0, 1.0))
-        spm = SPM(structure, [{name: array[0] for name, array in named.items()} for named in back])
-        spm = transpose(spm) if narrowing else spm
-        spm = _stored(spm)
-        weight = (weights[k].mT if narrowing else weights[k]).cpu()
-        results.append(FitResult(spm, relative_error(weight, spm), done.steps, done.restarts, done.start))
-    return results
-
-
-def _best_scale(weights: Tensor, structure: Structure, numbers: list[dict[str, Tensor]]) -> Tensor:
-    """Return (k,) the factor <W, S> / <S, S> of least error: with it, no fit is worse than the zero map."""
-    plan = FusedPlan(structure)
-    dense = plan.dense(plan.blocks(numbers)).double()
-    energy = dense.square().sum((1, 2))
-    return torch.where(energy > 0, (dense * weights).sum((1, 2)) / energy, 1.0)
+Numbers = list[dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class _Done:
+class Descended:
+    """Numbers of one matrix (as `Structure.shapes`), and how they were reached."""
+
+    numbers: Numbers
+    error: float
     steps: int
     restarts: int
     start: str
 
 
-@dataclass(frozen=True)
-class _Descent:
-    """Best numbers of a batch with their relative errors (k,), and which of the batch diverged (k,)."""
-
-    numbers: list[dict[str, Tensor]]
-    errors: Tensor
-    diverged: Tensor
-    steps: int
-
-
-def _with_restarts(
-    weights: Tensor, structure: Structure, settings: FitSettings, watch: Watch | None
-) -> list[tuple[list[dict[str, Tensor]], _Done]]:
+def descend(
+    objective: Objective, structure: Structure, settings: FitSettings, watch: Watch | None = None
+) -> list[Descended]:
+    """Fit one structure, which has a chain, to each matrix of the objective; begin again smaller where it diverges."""
     start = "random"
-    if hierarchical.is_identifiable(structure):
+    weights = objective.weights
+    if objective.metric is None and not structure.rank and hierarchical.is_identifiable(structure):
         start = "hierarchical"
         numbers = hierarchical.factorize(weights.cpu(), structure)
         numbers = [{name: array.to(weights.device) for name, array in named.items()} for named in numbers]
     else:
         numbers = _random_start(weights, structure, settings.seed)
     rate = settings.learning_rate * (_POLISH if start == "hierarchical" else 1)
-    found: dict[int, tuple[list[dict[str, Tensor]], _Done]] = {}
+    found: dict[int, Descended] = {}
     open_rows = torch.arange(len(weights), device=weights.device)
     for restart in range(_RESTARTS + 1):
         begin = [{name: array[open_rows] for name, array in named.items()} for named in numbers]
-        descent = _descend(weights[open_rows], structure, begin, replace(settings, learning_rate=rate), watch)
+        ended = _descend(objective.subset(open_rows), structure, begin, replace(settings, learning_rate=rate), watch)
         last = restart == _RESTARTS
         for i, row in enumerate(open_rows.tolist()):
-            if last or not descent.diverged[i]:
-                best = [{name: array[i] for name, array in named.items()} for named in descent.numbers]
-                found[row] = best, _Done(descent.steps, restart, start)
-        open_rows = open_rows[descent.diverged]
+            if last or not ended.diverged[i]:
+                best = [{name: array[i] for name, array in named.items()} for named in ended.numbers]
+                found[row] = Descended(best, float(ended.errors[i]), ended.steps, restart, start)
+        open_rows = open_rows[ended.diverged]
         if not len(open_rows) or last:
             break
         rate /= 4
     return [found[row] for row in range(len(weights))]
 
 
+@dataclass(frozen=True)
+class _Ended:
+    """Best numbers of a batch with their relative errors (k,), and which of the batch diverged (k,)."""
+
+    numbers: Numbers
+    errors: Tensor
+    diverged: Tensor
+    steps: int
+
+
 def _descend(
-    weights: Tensor, structure: Structure, begin: list[dict[str, Tensor]], settings: FitSettings, watch: Watch | None
-) -> _Descent:
-    plan = FusedPlan(structure).to(weights.device)
+    objective: Objective, structure: Structure, begin: Numbers, settings: FitSettings, watch: Watch | None
+) -> _Ended:
+    weights, chains = objective.weights, replace(structure, rank=0)
+    plan = FusedPlan(chains).to(weights.device)
     numbers = [{name: array.clone().requires_grad_() for name, array in named.items()} for named in begin]
     parameters = [array for named in numbers for array in named.values()]
-    best = [array.detach().clone() for array in parameters]
-    norms = torch.linalg.vector_norm(weights, dim=(1, 2))
-    norms = torch.where(norms > 0, norms, math.inf)  # a zero weight is met by the scale zero: nothing to descend
+    companion = _companion_start(objective, structure.rank, settings.seed)
+    best = [array.detach().clone() for array in (*parameters, *companion)]
+    norms = objective.norms()
     errors = torch.full_like(norms, math.inf)
     broken = torch.zeros_like(norms, dtype=torch.bool)
     adam = torch.optim.Adam(parameters, lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
@@ -154,27 +112,32 @@ def _descend(
     history: list[float] = []
     step = 0
     for step in range(settings.steps + 1):
-        if step == settings.steps:  # the last step's numbers still have to be judged
-            with torch.no_grad():
-                dense = plan.dense(plan.blocks(numbers))
-        else:
+        with torch.set_grad_enabled(step < settings.steps):  # the last step's numbers only have to be judged
             dense = plan.dense(plan.blocks(numbers))
-        difference = dense.detach() - weights
+        chain = dense.detach()
+        for _ in range((1 if step < settings.steps else _COMPANION_SWEEPS) if companion else 0):
+            companion = objective.companion(chain, *companion)
+        difference = chain - weights
+        if companion:
+            difference += companion[0] @ companion[1]
         if step % _CHECK_EVERY == 0 or step == settings.steps:
-            now = torch.linalg.vector_norm(difference, dim=(1, 2)) / norms
+            energy, gradient = energies(objective, difference)
+            now = energy.sqrt() / norms
             broken |= ~now.isfinite()
             better = now < errors
             errors = torch.where(better, now, errors)
-            for kept, array in zip(best, parameters, strict=True):
+            for kept, array in zip(best, (*parameters, *companion), strict=True):
                 kept.copy_(torch.where(better.reshape(-1, *[1] * (array.dim() - 1)), array.detach(), kept))
             history.append(float(errors.mean()))
             if watch:
                 watch(StepReport(step, settings.steps, history[-1]))
             if _is_over(history, patience, float(errors.max())):
                 break
+        else:
+            gradient = objective.weighted(difference)
         if step < settings.steps:
             adam.zero_grad()
-            dense.backward(difference.mul_((2 / norms**2)[:, None, None]))  # type: ignore[no-untyped-call]
+            dense.backward(gradient.mul_((2 / norms**2)[:, None, None]))  # type: ignore[no-untyped-call]
             adam.step()
             schedule.step()
     # A NaN on the way, an end far from the best, or no more than the zero map: a smaller step may do.
@@ -182,7 +145,21 @@ def _descend(
         settings.steps > 0, device=broken.device
     )
     shaped = iter(best)
-    return _Descent([{name: next(shaped) for name in named} for named in numbers], errors, diverged, step)
+    ended = [{name: next(shaped) for name in named} for named in structure.shapes()]
+    return _Ended(ended, errors, diverged, step)
+
+
+def _companion_start(objective: Objective, rank: int, seed: int) -> tuple[Tensor, Tensor] | tuple[()]:
+    """Return left (k, out, rank) and right (k, rank, in) near the truncated SVD of the weights; () for rank 0."""
+    if not rank:
+        return ()
+    generator = torch.Generator().manual_seed(seed)
+    batch, out, into = objective.weights.shape
+    left = torch.randn(batch, out, rank, generator=generator).to(objective.weights.device)
+    right = torch.randn(batch, rank, into, generator=generator).to(objective.weights.device)
+    for _ in range(_COMPANION_SWEEPS):
+        left, right = objective.companion(None, left, right)
+    return left, right
 
 
 def _share_of_rate(step: int, steps: int) -> float:
@@ -196,56 +173,61 @@ def _is_over(history: Sequence[float], patience: int, worst: float) -> bool:
     return len(history) > patience and history[-1] > history[-1 - patience] * (1 - _LEAST_GAIN)
 
 
-def _random_start(weights: Tensor, structure: Structure, seed: int) -> list[dict[str, Tensor]]:
+def _random_start(weights: Tensor, structure: Structure, seed: int) -> Numbers:
     """Random rotations, in the form of the structure's mixer, scaled to `_START_GAIN` of the weight's norm."""
     generator = torch.Generator().manual_seed(seed)
     batch = len(weights)
+    chains = replace(structure, rank=0)
     start = []
     for chain in structure.chains:
-        # Below pi/4, so that every pair begins with a direct entry to divide by: any angle fits up to 0.3 % better,
-        # but spreads the canonical numbers too far for float16.
-        angles = torch.empty(batch, chain.pairs).uniform_(-math.pi / 4, math.pi / 4, generator=generator)
-        if structure.mixer is Mixer.GENERAL:
-            direct, cross = coefficients(chain, Mixer.ROTATION, {"angles": angles})
-            named = {"direct": direct, "cross": cross}
-        else:
-            named = {"angles": angles}
-        if chain.diagonals:
-            named["diagonals"] = torch.ones(batch, len(chain.diagonals), chain.width)
+        named = _random_rotations(batch, chain, structure.mixer, generator)
         start.append({name: array.to(weights.device) for name, array in named.items()})
-    plan = FusedPlan(structure).to(weights.device)
+    plan = FusedPlan(chains).to(weights.device)
     dense = plan.dense(plan.blocks(start))
     gain = _START_GAIN * torch.linalg.vector_norm(weights, dim=(1, 2)) / torch.linalg.vector_norm(dense, dim=(1, 2))
     # On the weight's side of zero: descent from the other side has to pass a saddle (1x1 never does).
     sign = torch.where((dense * weights).sum((1, 2)) < 0, -1.0, 1.0)
-    return _times(start, structure, gain, sign)
+    return scaled(start, chains, gain, sign)
 
 
-def _times(
-    numbers: list[dict[str, Tensor]], structure: Structure, factor: Tensor, sign: Tensor
-) -> list[dict[str, Tensor]]:
+def _random_rotations(batch: int, chain: Chain, mixer: Mixer, generator: torch.Generator) -> dict[str, Tensor]:
+    # Below pi/4, so that every pair begins with a direct entry to divide by: any angle fits up to 0.3 % better,
+    # but spreads the canonical numbers too far for float16.
+    angles = torch.empty(batch, chain.pairs).uniform_(-math.pi / 4, math.pi / 4, generator=generator)
+    if mixer is Mixer.GENERAL:
+        direct, cross = coefficients(chain, Mixer.ROTATION, {"angles": angles})
+        named = {"direct": direct, "cross": cross}
+    else:
+        named = {"angles": angles}
+    if chain.diagonals:
+        named["diagonals"] = torch.ones(batch, len(chain.diagonals), chain.width)
+    return named
+
+
+def scaled(numbers: Numbers, structure: Structure, factor: Tensor, sign: Tensor) -> Numbers:
     """Return the numbers of sign * factor times each map of a batch; both (k,), factor >= 0.
 
-    General stages share the factor evenly, which keeps them equally steep; rotations have it on one diagonal.
+    General stages share the factor evenly, which keeps them equally steep, and so do the diagonals of rotations.
     """
     numbers = [dict(named) for named in numbers]
+    if structure.rank:
+        numbers[-1]["left"] = numbers[-1]["left"] * (sign * factor)[:, None, None]
+    chains = numbers[: len(structure.chains)]
     if structure.mixer is Mixer.ROTATION:
-        scaled = next(named for named in numbers if "diagonals" in named)
-        scaled["diagonals"] = scaled["diagonals"] * (sign * factor)[:, None, None]
+        diagonals = sum(len(chain.diagonals) for chain in structure.chains)
+        for named in chains:
+            if "diagonals" in named:
+                named["diagonals"] = named["diagonals"] * (factor ** (1 / diagonals))[:, None, None]
+        first = next((named for named in chains if "diagonals" in named), None)
+        if first is not None:
+            first["diagonals"] = torch.cat(
+                (first["diagonals"][:, :1] * sign[:, None, None], first["diagonals"][:, 1:]), 1
+            )
         return numbers
-    root = (factor ** (1 / structure.stages))[:, None, None]
-    for i, named in enumerate(numbers):
+    root = (factor ** (1 / max(structure.stages, 1)))[:, None, None]
+    for i, named in enumerate(chains):
         share = root.expand(-1, named["direct"].shape[1], 1).clone()
         if i == 0:
             share[:, 0, 0] *= sign
         named["direct"], named["cross"] = named["direct"] * share, named["cross"] * share
     return numbers
-
-
-def _stored(spm: SPM) -> SPM:
-    if spm.structure.mixer is not Mixer.GENERAL:
-        return spm
-    try:
-        return to_canonical(spm)
-    except FitError:  # out of range: twice the numbers, and the count says so
-        return spm

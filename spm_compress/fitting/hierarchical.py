@@ -158,7 +158,7 @@ def _nearest_rotations(numbers: dict[str, Tensor], chain: Chain) -> dict[str, Te
         back = back[:, group.order.inverse(chain.width).indices(chain.width)]
     return {
         "angles": torch.cat([angles[stage] for stage in range(len(chain.strides))], -1),
-        "diagonals": (scale * back)[:, None],
+        "diagonals": torch.stack([scale * back, *[torch.ones_like(scale)] * (len(chain.diagonals) - 1)], 1),
     }
 
 

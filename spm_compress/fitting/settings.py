@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spm_compress.errors import UsageError
 from spm_compress.operator.pairing import Schedule
@@ -19,10 +19,13 @@ class FitSettings:
 
     stages: total number of mixing stages; steps: most gradient steps; learning_rate: Adam's step at
     the start, for a weight scaled to the norm of an orthogonal matrix; seed: of pairings and of the random start.
+    mixer: None tries general stages and rotations at the same size and keeps the better ones, matrix by matrix.
+    rank: of a low-rank companion beside the stages; None tries several shares of the size for it, up to all of it.
     """
 
     stages: int = 10
-    mixer: Mixer = Mixer.GENERAL
+    mixer: Mixer | None = Mixer.GENERAL
+    rank: int | None = 0
     schedule: Schedule = Schedule.GROUPED
     block: int = 32
     steps: int = 400
@@ -32,18 +35,24 @@ class FitSettings:
     def __post_init__(self) -> None:
         if self.mixer is Mixer.CANONICAL:
             raise UsageError("the canonical form is stored, not fitted: fit with the general mixer, which becomes it")
+        if self.rank is not None and self.rank < 0:
+            raise UsageError(f"--low-rank {self.rank}: the rank of a companion is 0 or more")
 
     def structure(self, out_features: int, in_features: int) -> Structure:
-        """Return the structure in which a weight of this shape is fitted (not yet canonical)."""
-        return build_structure(
+        """Return the structure in which a weight of this shape is fitted (not yet canonical).
+
+        Where mixer or rank are open, the one whose size all others keep to: general stages, no companion.
+        """
+        structure = build_structure(
             in_features,
             out_features,
             stages=self.stages,
-            mixer=self.mixer,
+            mixer=self.mixer or Mixer.GENERAL,
             schedule=self.schedule,
             block=self.block,
             seed=self.seed,
         )
+        return replace(structure, rank=self.rank or 0)
 
     def stored_structure(self, out_features: int, in_features: int, *, half: bool = False) -> Structure:
         """Return the structure that is stored: rotations as they are, general mixers canonical; half: for float16."""
@@ -68,6 +77,7 @@ class FitResult:
     """One fitted matrix: the operator as it is stored (float32), its error, how it was reached.
 
     error: relative Frobenius error ||W - S|| / ||W|| (0 for a zero matrix that is met exactly).
+    output_error: the same of the outputs, ||(W - S) C|| / ||W C||, where the fit was weighted.
     restarts: how often the descent began again with a smaller step because it had diverged.
     """
 
@@ -76,3 +86,4 @@ class FitResult:
     steps: int
     restarts: int
     start: str
+    output_error: float | None = None

@@ -1,4 +1,4 @@
-"""The alternative that every fit is shown beside: a truncated SVD of the same size."""
+"""The alternative that every fit is shown beside, and joined with: a truncated SVD."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["svd_error"]
+__all__ = ["low_rank_factors", "svd_error"]
 
 
-def svd_error(weight: Tensor, numbers: int) -> float:
+def svd_error(weight: Tensor, numbers: int, covariance: Tensor | None = None) -> float:
     """Return the relative Frobenius error of the best low-rank map of `numbers` stored numbers.
 
-    weight: (m, n). Rank r stores r * (m + n) numbers; between two ranks the squared error is interpolated,
+    weight: (m, n); covariance: (n, n) of the inputs, for the least error of the outputs instead.
+    Rank r stores r * (m + n) numbers; between two ranks the squared error is interpolated,
     so that neither side gains from rounding. Eckart and Young (1936).
     """
     m, n = weight.shape
-    gram = weight.double()
-    gram = gram @ gram.T if m <= n else gram.T @ gram
-    energy = torch.linalg.eigvalsh(gram).clamp(min=0).flip(0)  # squared singular values, largest first
+    energy = torch.linalg.eigvalsh(_gram(weight.double(), covariance)).clamp(min=0).flip(0)  # largest first
     total = float(energy.sum())
     if total == 0:
         return 0.0
@@ -28,3 +27,37 @@ def svd_error(weight: Tensor, numbers: int) -> float:
     left = float(energy[whole:].sum())
     part = (rank - whole) * float(energy[whole]) if whole < len(energy) else 0.0
     return math.sqrt(max(0.0, left - part) / total)
+
+
+def low_rank_factors(weight: Tensor, rank: int, covariance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return left (m, rank) and right (rank, n), float64, with the least error in the sense of `svd_error`.
+
+    left is orthonormal. The best map is Q Q^T W, Q the first left singular vectors of W C with C C^T the covariance.
+    """
+    weight = weight.double()
+    m, n = weight.shape
+    if m <= n:
+        basis = torch.linalg.eigh(_gram(weight, covariance)).eigenvectors[:, m - rank :]
+    else:
+        vectors = torch.linalg.eigh(_gram(weight, covariance)).eigenvectors[:, n - rank :]
+        seen = vectors if covariance is None else _root(covariance) @ vectors
+        basis = torch.linalg.qr(weight @ seen).Q
+    return basis, basis.T @ weight
+
+
+def _gram(weight: Tensor, covariance: Tensor | None) -> Tensor:
+    """Return the smaller of W M W^T and C^T W^T W C; its eigenvalues are the squared singular values of W C."""
+    m, n = weight.shape
+    if m <= n:
+        return weight @ weight.T if covariance is None else weight @ covariance.double() @ weight.T
+    gram = weight.T @ weight
+    if covariance is None:
+        return gram
+    root = _root(covariance)
+    return root @ gram @ root
+
+
+def _root(covariance: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(covariance.double())
+    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return root

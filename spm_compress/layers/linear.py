@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from spm_compress.errors import UsageError
-from spm_compress.fitting.descent import fit_matrices
+from spm_compress.fitting.fit import fit_matrices
 from spm_compress.fitting.settings import FitSettings
 from spm_compress.operator.balance import balanced
 from spm_compress.operator.blocks import coefficients
 from spm_compress.operator.pairing import Schedule
-from spm_compress.operator.spm import SPM, FusedPlan, apply_stages
+from spm_compress.operator.spm import SPM, FusedPlan, apply_stages, low_rank
 from spm_compress.operator.structure import Mixer, Structure, build_structure
 
 __all__ = ["SPMLinear"]
@@ -106,15 +106,18 @@ class SPMLinear(nn.Module):
         return cls.in_place_of(linear, result.spm)
 
     @classmethod
-    def in_place_of(cls, linear: nn.Linear, spm: SPM) -> SPMLinear:
+    def in_place_of(cls, linear: nn.Linear, spm: SPM, shift: Tensor | None = None) -> SPMLinear:
         """Return a layer of the operator's map with the bias, dtype, device and mode of a linear layer.
 
+        shift: (out_features,) that the bias, or a bias of zero, is raised by.
         A canonical operator is taken in its balanced form, which trains: twice the numbers, until it is stored.
         """
         spm = spm.to(torch.promote_types(torch.float32, linear.weight.dtype))
         if spm.structure.mixer is Mixer.CANONICAL:
             spm = balanced(spm)
         bias = None if linear.bias is None else linear.bias.detach()
+        if shift is not None:
+            bias = shift.to(linear.weight) if bias is None else bias + shift.to(bias)
         layer = cls.from_spm(spm.to(linear.weight.dtype), bias)
         return layer.train(linear.training).to(device=linear.weight.device)
 
@@ -136,7 +139,7 @@ class SPMLinear(nn.Module):
     def reset_parameters(self) -> None:
         """Draw numbers for training from scratch: rotations, scaled to the variance of a fresh `nn.Linear`."""
         with torch.no_grad():
-            for chain, named in zip(self.structure.chains, self._named(), strict=True):
+            for chain, named in zip(self.structure.chains, self._named(), strict=False):
                 angles = named["cross"].new_empty(chain.pairs) if "cross" in named else named["angles"]
                 angles.uniform_(-math.pi, math.pi)
                 if "direct" in named:
@@ -147,6 +150,12 @@ class SPMLinear(nn.Module):
                     named["cross"].uniform_(-0.5, 0.5)
                 if "diagonals" in named:
                     named["diagonals"].fill_(1.0)
+            companion = low_rank(self.structure, self._named())
+            if companion is not None:
+                left, right = companion
+                nn.init.orthogonal_(right)
+                # Beside a chain it begins as nothing, as in LoRA; alone it has to pass something on.
+                nn.init.zeros_(left) if self.structure.chains else nn.init.orthogonal_(left)
             # nn.Linear draws from U(-1/sqrt(in), 1/sqrt(in)): row norm sqrt(1/3) on average.
             norm = self.spm().to_dense().double().square().mean(0).sum().sqrt() if self.out_features else 1.0
             factor = float(math.sqrt(1 / 3) / norm)
@@ -156,12 +165,15 @@ class SPMLinear(nn.Module):
                 self.bias.uniform_(-bound, bound)
 
     def _scale(self, factor: float) -> None:
-        named = self._named()[-1]
-        if "direct" in named:
-            named["direct"][-1] *= factor
-            named["cross"][-1] *= factor
-        else:
-            next(n["diagonals"] for n in reversed(self._named()) if "diagonals" in n)[-1] *= factor
+        for named in reversed(self._named()):
+            if "direct" in named:
+                named["direct"][-1] *= factor
+                named["cross"][-1] *= factor
+                return
+            if "diagonals" in named:
+                named["diagonals"][-1] *= factor
+                return
+        self._named()[-1]["left"].mul_(factor)
 
     def _named(self) -> list[dict[str, Tensor]]:
         return [dict(cast(nn.ParameterDict, chain).items()) for chain in self.chains]

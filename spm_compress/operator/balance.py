@@ -10,6 +10,7 @@ next with equal energy.
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from spm_compress.operator.canonical import to_general
 from spm_compress.operator.pairing import partner
 from spm_compress.operator.spm import SPM
-from spm_compress.operator.structure import Chain, Mixer, Structure
+from spm_compress.operator.structure import Chain, Mixer
 
 __all__ = ["balanced"]
 
@@ -62,21 +63,22 @@ def balanced(spm: SPM) -> SPM:
             scale = torch.where((rows > 0) & (columns > 0), (columns / rows) ** 0.25, 1.0)
             left.scale_rows(scale[right.previous_key])
             right.scale_columns(1 / scale[right.input_key])
+    companion = general.numbers[len(general.structure.chains) :]
     chains = tuple(Chain(chain.width, chain.groups) for chain in spm.structure.chains)
     numbers = []
     for chain in chains:
         own, stages = stages[: chain.stages], stages[chain.stages :]
         direct, cross = torch.stack([s.direct for s in own]), torch.stack([s.cross for s in own])
         numbers.append({"direct": direct, "cross": cross})
-    structure = Structure(Mixer.GENERAL, spm.structure.in_features, spm.structure.out_features, chains)
-    return SPM(structure, numbers).to(dtype)
+    structure = replace(spm.structure, mixer=Mixer.GENERAL, chains=chains)
+    return SPM(structure, [*numbers, *companion]).to(dtype)
 
 
 def _stages(general: SPM) -> list[_Stage]:
     """Lay the stages out in a row, the diagonals folded into them."""
     stages: list[_Stage] = []
     leaves = torch.arange(general.structure.in_features)
-    for chain, named in zip(general.structure.chains, general.numbers, strict=True):
+    for chain, named in zip(general.structure.chains, general.numbers, strict=False):
         diagonals = dict(zip(chain.diagonals, named["diagonals"] if chain.diagonals else (), strict=True))
         numbers = iter(zip(named["direct"], named["cross"], strict=True))
         waiting = torch.ones(chain.width, dtype=torch.float64)  # scales that no stage of the chain has taken yet

@@ -50,7 +50,7 @@ def to_canonical(spm: SPM, *, half: bool = False) -> SPM:
     dtype = next(array.dtype for named in spm.numbers for array in named.values())
     scale = torch.ones(structure.in_features, dtype=torch.float64)
     numbers: list[dict[str, Tensor]] = []
-    for chain, named in zip(structure.chains, spm.numbers, strict=True):
+    for chain, named in zip(structure.chains, spm.numbers, strict=False):
         named = {name: array.detach().double().cpu() for name, array in named.items()}
         if scale.numel() > chain.width:
             if numbers and not half:
@@ -62,9 +62,9 @@ def to_canonical(spm: SPM, *, half: bool = False) -> SPM:
         numbers.append({"cross": cross})
         if half:
             numbers[-1]["diagonals"] = torch.stack(put_down)
-    if not half:
+    if numbers and not half:
         numbers[-1]["diagonals"] = scale[None]
-    exact = SPM(structure.canonical(half=half), numbers)
+    exact = SPM(structure.canonical(half=half), [*numbers, *_companion(spm.to(torch.float64))])
     if not _in_range(exact, dtype):
         raise FitError(f"the canonical form of this chain leaves the range of {dtype}; store the general form")
     return exact.to(dtype)
@@ -122,11 +122,11 @@ def _carry(
 def to_general(spm: SPM) -> SPM:
     """Return the same map with two numbers a feature and stage and the same diagonals."""
     numbers = []
-    for chain, named in zip(spm.structure.chains, spm.numbers, strict=True):
+    for chain, named in zip(spm.structure.chains, spm.numbers, strict=False):
         direct, cross = coefficients(chain, spm.structure.mixer, named)
         diagonals = {name: array for name, array in named.items() if name == "diagonals"}
         numbers.append({"direct": direct, "cross": cross, **diagonals})
-    return SPM(replace(spm.structure, mixer=Mixer.GENERAL), numbers)
+    return SPM(replace(spm.structure, mixer=Mixer.GENERAL), [*numbers, *_companion(spm)])
 
 
 def transpose(spm: SPM) -> SPM:
@@ -137,8 +137,16 @@ def transpose(spm: SPM) -> SPM:
     """
     if spm.structure.mixer is Mixer.CANONICAL:
         spm = to_general(spm)
-    numbers = [_transpose_numbers(chain, named) for chain, named in zip(spm.structure.chains, spm.numbers, strict=True)]
-    return SPM(spm.structure.transposed(), numbers[::-1])
+    numbers = [
+        _transpose_numbers(chain, named) for chain, named in zip(spm.structure.chains, spm.numbers, strict=False)
+    ]
+    companion = [{"left": named["right"].mT, "right": named["left"].mT} for named in _companion(spm)]
+    return SPM(spm.structure.transposed(), [*numbers[::-1], *companion])
+
+
+def _companion(spm: SPM) -> list[Mapping[str, Tensor]]:
+    """Return the numbers that follow those of the chains: the low-rank companion's, if it has one."""
+    return list(spm.numbers[len(spm.structure.chains) :])
 
 
 def _transpose_numbers(chain: Chain, named: Mapping[str, Tensor]) -> dict[str, Tensor]:

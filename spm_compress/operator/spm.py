@@ -12,7 +12,7 @@ from spm_compress.operator.blocks import coefficients, group_blocks
 from spm_compress.operator.pairing import partner
 from spm_compress.operator.structure import Structure
 
-__all__ = ["SPM", "FusedPlan", "Numbers", "apply_stages", "resize"]
+__all__ = ["SPM", "FusedPlan", "Numbers", "apply_stages", "low_rank", "resize"]
 
 Numbers = Sequence[Mapping[str, Tensor]]
 
@@ -34,7 +34,8 @@ def resize(x: Tensor, width: int) -> Tensor:
 
 def apply_stages(structure: Structure, numbers: Numbers, x: Tensor) -> Tensor:
     """Apply the map stage by stage, literally as it is defined: (..., in, rows) -> (..., out, rows)."""
-    for chain, named in zip(structure.chains, numbers, strict=True):
+    begin = x
+    for chain, named in zip(structure.chains, numbers, strict=False):
         x = resize(x, chain.width)
         direct, cross = coefficients(chain, structure.mixer, named)
         diagonals = named["diagonals"].unbind(-2) if chain.diagonals else ()
@@ -50,7 +51,16 @@ def apply_stages(structure: Structure, numbers: Numbers, x: Tensor) -> Tensor:
                 stage += 1
         if len(chain.groups) in scale:
             x = scale[len(chain.groups)].unsqueeze(-1) * x
-    return resize(x, structure.out_features)
+    companion = low_rank(structure, numbers)
+    if companion is None:
+        return resize(x, structure.out_features)
+    added = companion[0] @ (companion[1] @ begin)
+    return added + resize(x, structure.out_features) if structure.chains else added
+
+
+def low_rank(structure: Structure, numbers: Numbers) -> tuple[Tensor, Tensor] | None:
+    """Return the companion's left (..., out, rank) and right (..., rank, in), None where there is none."""
+    return (numbers[-1]["left"], numbers[-1]["right"]) if structure.rank else None
 
 
 class FusedPlan:
@@ -94,9 +104,9 @@ class FusedPlan:
         return self
 
     def blocks(self, numbers: Numbers) -> list[list[Tensor]]:
-        """Return, chain by chain, the groups' (..., blocks, block, block), diagonals included."""
+        """Return, chain by chain, the groups' (..., blocks, block, block), diagonals included; the companion last."""
         fused = []
-        for chain, named in zip(self.structure.chains, numbers, strict=True):
+        for chain, named in zip(self.structure.chains, numbers, strict=False):
             direct, cross = coefficients(chain, self.structure.mixer, named)
             groups = []
             diagonals = named["diagonals"].unbind(-2) if chain.diagonals else ()
@@ -115,17 +125,29 @@ class FusedPlan:
                         product = product * diagonal[..., members].unsqueeze(-1)
                 groups.append(product)
             fused.append(groups)
-        return fused
+        companion = low_rank(self.structure, numbers)
+        return fused if companion is None else [*fused, [*companion]]
 
     def apply(self, fused: list[list[Tensor]], x: Tensor, moved: Sequence[Tensor | None] | None = None) -> Tensor:
         """Apply the map group by group: (..., in, rows) -> (..., out, rows).
 
         moved: the tables where a module keeps them, on the device of x.
         """
-        return self._run(fused, x, iter(self.tables if moved is None else moved))
+        if not self.structure.rank:
+            return self._run(fused, x, iter(self.tables if moved is None else moved))
+        *chains, (left, right) = fused
+        added = left @ (right @ x)
+        return added + self._run(chains, x, iter(self.tables if moved is None else moved)) if chains else added
 
     def dense(self, fused: list[list[Tensor]], moved: Sequence[Tensor | None] | None = None) -> Tensor:
         """Return the matrix (..., out, in): as `apply` on the identity, the first group without a product."""
+        if self.structure.rank:
+            *chains, (left, right) = fused
+            added = left @ right
+            return added + self._dense(chains, moved) if chains else added
+        return self._dense(fused, moved)
+
+    def _dense(self, fused: list[list[Tensor]], moved: Sequence[Tensor | None] | None) -> Tensor:
         tables = iter(self.tables if moved is None else moved)
         width = self.structure.in_features
         first = fused[0][0]  # (..., blocks, b, b)
@@ -163,7 +185,7 @@ def _take(x: Tensor, table: Tensor | None) -> Tensor:
 class SPM:
     """One linear map as a chain of mixing stages.
 
-    structure: the layout; numbers: chain by chain, name -> array as `structure.shapes()` says.
+    structure: the layout; numbers: name -> array as `structure.shapes()` says.
     """
 
     structure: Structure

@@ -87,16 +87,18 @@ class Chain:
 
 @dataclass(frozen=True)
 class Structure:
-    """A linear map as one chain, or as two of different width.
+    """A linear map as one chain, or as two of different width, and a low-rank companion that is added.
 
     Wherever the width changes from n to m (into the first chain, between chains, out of the last),
     feature j takes feature j mod n (m > n), or the sum of all features equal to j modulo m (m < n).
+    rank: of the companion `left @ right`, 0 for none. Without chains the companion is the whole map.
     """
 
     mixer: Mixer
     in_features: int
     out_features: int
     chains: tuple[Chain, ...]
+    rank: int = 0
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -109,12 +111,15 @@ class Structure:
         return sum(chain.stages for chain in self.chains)
 
     def shapes(self) -> tuple[dict[str, tuple[int, ...]], ...]:
-        """Return, chain by chain, name -> shape of the stored numbers."""
-        return tuple(chain.shapes(self.mixer) for chain in self.chains)
+        """Return name -> shape of the stored numbers, chain by chain, then of the companion if there is one."""
+        chains = tuple(chain.shapes(self.mixer) for chain in self.chains)
+        if not self.rank:
+            return chains
+        return *chains, {"left": (self.out_features, self.rank), "right": (self.rank, self.in_features)}
 
     @property
     def parameter_count(self) -> int:
-        """Numbers stored: mixers and diagonals. Bias and index tables are not among them."""
+        """Numbers stored: mixers, diagonals and the companion. Bias and index tables are not among them."""
         return sum(math.prod(shape) for named in self.shapes() for shape in named.values())
 
     @property
@@ -148,7 +153,8 @@ class Structure:
     def multiply_adds(self) -> int:
         """Multiply-adds for one row, stage by stage: 1 a feature in canonical form, 2 otherwise."""
         per_feature = 1 if self.mixer is Mixer.CANONICAL else 2
-        return sum(per_feature * 2 * chain.pairs + len(chain.diagonals) * chain.width for chain in self.chains)
+        chains = sum(per_feature * 2 * chain.pairs + len(chain.diagonals) * chain.width for chain in self.chains)
+        return chains + self.rank * (self.in_features + self.out_features)
 
     def transposed(self) -> Structure:
         """Return the structure of the transposed map (numbers: `canonical.transpose`).
@@ -158,7 +164,7 @@ class Structure:
         if self.mixer is Mixer.CANONICAL:
             raise ValueError("the canonical form is not closed under transposition; use the general form")
         chains = tuple(chain.transposed() for chain in reversed(self.chains))
-        return Structure(self.mixer, self.out_features, self.in_features, chains)
+        return Structure(self.mixer, self.out_features, self.in_features, chains, self.rank)
 
     def canonical(self, *, half: bool = False) -> Structure:
         """Return the structure of the same map in canonical form (numbers and `half`: `canonical.to_canonical`)."""
@@ -169,7 +175,7 @@ class Structure:
             # A sum does not let a scale pass, so a diagonal stays before a narrowing.
             ends = (groups,) if i + 1 == len(after) or chain.width > after[i] else ()
             chains.append(replace(chain, diagonals=tuple(range(1, groups + 1)) if half else ends))
-        return Structure(Mixer.CANONICAL, self.in_features, self.out_features, tuple(chains))
+        return replace(self, mixer=Mixer.CANONICAL, chains=tuple(chains))
 
 
 def build_structure(
@@ -185,8 +191,8 @@ def build_structure(
     """Lay out an SPM of `stages` stages for a weight of shape (out_features, in_features).
 
     A square map is one chain. A rectangular one has a chain at its larger width and, once there are
-    more stages than two groups, one at its smaller width too (`_wide_stages`). Rotations get the one
-    diagonal without which they reach orthogonal maps only: in the middle, at the larger width.
+    more stages than two groups, one at its smaller width too (`_wide_stages`). Rotations get
+    diagonals, without which they reach orthogonal maps only, after every second group.
     The structure of a narrowing map is the transposed one of the widening map.
 
     Raises UsageError for sizes below 1 or a block that is not a power of two.
@@ -206,10 +212,11 @@ def build_structure(
     groups = schedule.groups(out_features, share, block=block, seed=seed)
     rotation = mixer is Mixer.ROTATION
     if share == stages:
-        middle = (len(groups) // 2,) if rotation else ()
-        return Structure(mixer, in_features, out_features, (Chain(out_features, groups, middle),))
-    inner = Chain(in_features, schedule.groups(in_features, stages - share, block=block, seed=seed + 1))
-    outer = Chain(out_features, groups, (0,) if rotation else ())
+        between = (tuple(range(1, len(groups), 2)) or (0,)) if rotation else ()
+        return Structure(mixer, in_features, out_features, (Chain(out_features, groups, between),))
+    narrow = schedule.groups(in_features, stages - share, block=block, seed=seed + 1)
+    inner = Chain(in_features, narrow, tuple(range(1, len(narrow), 2)) if rotation else ())
+    outer = Chain(out_features, groups, tuple(range(0, len(groups), 2)) if rotation else ())
     return Structure(mixer, in_features, out_features, (inner, outer))
 
 

@@ -2,12 +2,14 @@
 
     python tests/checkpoint/make_golden.py
 
-It holds canonical, rotation and random-schedule layers, a wide and a tall one, tied names and kept tensors.
+It holds canonical, rotation and random-schedule layers, a wide and a tall one, low-rank companions with and without a
+chain, shifts, tied names and kept tensors.
 `v<N>.expected.safetensors` has the dense matrices that those layers were on the day.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +17,7 @@ from safetensors.torch import save_file
 
 from spm_compress.checkpoint import Artifact, FittedLayer, KeptTensor, write_artifact
 from spm_compress.checkpoint.artifact import MANIFEST_VERSION
-from spm_compress.operator import SPM, Mixer, Schedule, build_structure
+from spm_compress.operator import SPM, Mixer, Schedule, Structure, build_structure
 
 FOLDER = Path(__file__).parent / "golden"
 KINDS = {
@@ -28,18 +30,30 @@ KINDS = {
 }
 
 
+def random_numbers(structure: Structure, generator: torch.Generator) -> list[dict[str, torch.Tensor]]:
+    return [
+        {key: torch.randn(shape, generator=generator) for key, shape in named.items()} for named in structure.shapes()
+    ]
+
+
+def fitted(name: str, spm: SPM) -> FittedLayer:
+    names = (name, "tied.weight") if name == "canonical.weight" else (name,)
+    return FittedLayer(names, spm.shape, "F32", "0" * 64, 0.5, 0.6, 400, 0, "random", spm)
+
+
 def main() -> None:
     generator = torch.Generator().manual_seed(0)
     layers, expected = [], {}
     for name, (out, into, mixer, schedule, stages) in KINDS.items():
         structure = build_structure(into, out, stages=stages, mixer=mixer, schedule=schedule, block=8)
-        numbers = [
-            {key: torch.randn(shape, generator=generator) for key, shape in named.items()}
-            for named in structure.shapes()
-        ]
-        spm = SPM(structure, numbers)
-        names = (name, "tied.weight") if name == "canonical.weight" else (name,)
-        layers.append(FittedLayer(names, (out, into), "F32", "0" * 64, 0.5, 0.6, 400, 0, "random", spm))
+        spm = SPM(structure, random_numbers(structure, generator))
+        layers.append(fitted(name, spm))
+        expected[name] = spm.to_dense()
+    for name, rank, stages in (("companion.weight", 3, 5), ("svd.weight", 2, 0)):
+        structure = build_structure(24, 40, stages=stages or 1, mixer=Mixer.CANONICAL, block=8)
+        structure = replace(structure, rank=rank, chains=structure.chains if stages else ())
+        spm = SPM(structure, random_numbers(structure, generator))
+        layers.append(replace(fitted(name, spm), output_error=0.4, svd_output_error=0.5, shift=torch.arange(40.0)))
         expected[name] = spm.to_dense()
     kept = torch.arange(6, dtype=torch.float16).reshape(2, 3)
     artifact = Artifact(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from spm_compress.checkpoint import FittedLayer
 from spm_compress.export.lowering import Lowering, lowerings
 from spm_compress.export.splicing.splice import layer_model
-from spm_compress.operator import SPM, Mixer, Schedule, build_structure
+from spm_compress.operator import SPM, Mixer, Schedule, Structure, build_structure
 
 # Float32 over at most 23 stages and sums of a few hundred terms; a 0.1 % error in one number is above it.
 TOLERANCE = 1e-5
@@ -43,16 +45,25 @@ def relative_error(spm: SPM, lowering: Lowering, rows: int, expected_of: SPM | N
     st.sampled_from(list(Schedule)),
     st.sampled_from(lowerings()),
     st.sampled_from([1, 5, 512]),
+    st.sampled_from([0, 1]),
 )
 def test_a_lowering_equals_the_dense_product(
-    shape: tuple[int, int], stages: int, mixer: Mixer, schedule: Schedule, lowering: Lowering, rows: int
+    shape: tuple[int, int], stages: int, mixer: Mixer, schedule: Schedule, lowering: Lowering, rows: int, rank: int
 ) -> None:
     structure = build_structure(shape[1], shape[0], stages=stages, mixer=mixer, schedule=schedule, block=8)
+    structure = replace(structure, rank=rank)
     spm = random_spm(structure, dtype=torch.float32)
     # Random numbers cancel: what float32 can do at all is measured on the torch operator.
     exact = spm.to(torch.float64).to_dense()
     reachable = float((spm.to_dense().double() - exact).norm() / exact.norm())
     assert relative_error(spm, lowering, rows) < max(TOLERANCE, 10 * reachable)
+
+
+@pytest.mark.parametrize("lowering", lowerings(), ids=lambda lowering: lowering.name)
+@pytest.mark.parametrize("shape", [(24, 48), (48, 24), (5, 1)])
+def test_a_companion_without_a_chain_is_lowered_too(shape: tuple[int, int], lowering: Lowering) -> None:
+    spm = random_spm(Structure(Mixer.CANONICAL, shape[1], shape[0], (), 1), dtype=torch.float32)
+    assert relative_error(spm, lowering, 5) < TOLERANCE
 
 
 @pytest.mark.parametrize("lowering", lowerings(), ids=lambda lowering: lowering.name)

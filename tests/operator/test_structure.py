@@ -61,16 +61,16 @@ def test_the_stages_asked_for_are_the_stages_there_are(
     [
         (64, 64, Mixer.GENERAL, 2 * 64 * 12),
         (64, 64, Mixer.CANONICAL, 64 * 12 + 64),
-        (64, 64, Mixer.ROTATION, 32 * 12 + 64),
+        (64, 64, Mixer.ROTATION, 32 * 12 + 2 * 64),
         # block 8: half the stages, in whole groups of 3, stand at each width
         (32, 64, Mixer.GENERAL, 2 * (6 * 64 + 6 * 32)),
         (64, 32, Mixer.GENERAL, 2 * (6 * 64 + 6 * 32)),
         (32, 64, Mixer.CANONICAL, 6 * 64 + 6 * 32 + 64),
         # a fold lets no scale pass: one diagonal before it and one at the end
         (64, 32, Mixer.CANONICAL, 6 * 64 + 6 * 32 + 64 + 32),
-        (32, 64, Mixer.ROTATION, 6 * 32 + 6 * 16 + 64),
-        (64, 32, Mixer.ROTATION, 6 * 32 + 6 * 16 + 64),
-        (1, 1, Mixer.ROTATION, 1),
+        (32, 64, Mixer.ROTATION, 6 * 32 + 6 * 16 + 64 + 32),
+        (64, 32, Mixer.ROTATION, 6 * 32 + 6 * 16 + 64 + 32),
+        (1, 1, Mixer.ROTATION, 6),
         (1, 1, Mixer.GENERAL, 2 * 12),
     ],
 )
@@ -91,6 +91,7 @@ def test_multiply_adds_are_the_entries_that_pairs_and_diagonals_have(structure: 
                 paired = [i for i in range(chain.width) if i ^ stride < chain.width]
                 entries += len(paired) * (1 if structure.mixer is Mixer.CANONICAL else 2)
         entries += len(chain.diagonals) * chain.width
+    entries += structure.rank * (structure.in_features + structure.out_features)
     assert structure.multiply_adds == entries
 
 

@@ -15,6 +15,7 @@ from onnxscript import OpBuilder
 
 from spm_compress.export.lowering.emitter import Emitter
 from spm_compress.export.lowering.interface import Layout, write_function
+from spm_compress.export.lowering.low_rank import with_companion
 from spm_compress.operator.pairing import IDENTITY, Group, Shuffle
 from spm_compress.operator.spm import FusedPlan
 from spm_compress.operator.structure import Structure
@@ -42,7 +43,8 @@ class Blocks:
 
         def body(op: OpBuilder, x: ir.Value | None, arrays: Mapping[str, ir.Value]) -> ir.Value:
             assert x is not None
-            return BlocksBody(Emitter(op, structure, arrays, dtype, opset), self.layout).map(x)
+            emit = Emitter(op, structure, arrays, dtype, opset)
+            return with_companion(emit, x, self.layout, lambda: BlocksBody(emit, self.layout).map(x))
 
         return write_function(structure, body, opset, name)
 

@@ -11,6 +11,7 @@ from onnxscript import OpBuilder
 from spm_compress.export.lowering.blocks import BlocksBody
 from spm_compress.export.lowering.emitter import Emitter
 from spm_compress.export.lowering.interface import Layout, write_function
+from spm_compress.export.lowering.low_rank import with_companion
 from spm_compress.operator.structure import Structure
 
 __all__ = ["Dense"]
@@ -31,9 +32,12 @@ class Dense:
             # In the precision of the numbers: only the finished matrix is rounded to a narrow dtype.
             precision = Emitter(op, structure, arrays, dtype, opset).precision
             emit = Emitter(op, structure, arrays, precision, opset)
-            position = emit.positions(structure.in_features)
-            identity = op.Equal(op.Reshape(position, emit.integers(-1, 1)), position)
-            matrix = BlocksBody(emit, Layout.FEATURE_MAJOR).map(op.Cast(identity, to=precision))
-            return op.Cast(matrix, to=dtype)
+
+            def chains() -> ir.Value:
+                position = emit.positions(structure.in_features)
+                identity = op.Equal(op.Reshape(position, emit.integers(-1, 1)), position)
+                return BlocksBody(emit, Layout.FEATURE_MAJOR).map(op.Cast(identity, to=precision))
+
+            return op.Cast(with_companion(emit, None, None, chains), to=dtype)
 
         return write_function(structure, body, opset, name, takes_x=False)

@@ -4,7 +4,8 @@ The rules:
 
 1. A product x E^T (`checkpoint.products`) is recognised by the values of E (out, in), whatever way it is stored.
    If E is a fitted weight, its operator goes there; if E^T is, the transposed operator.
-2. Only the product is replaced. The bias of a Gemm or Conv stays, as an Add. A 1x1 Conv mixes its channels, so they are
+2. Only the product is replaced. The bias of a Gemm or Conv stays, as an Add; a layer's shift goes into the bias
+   (`splicing.shifts`). A 1x1 Conv mixes its channels, so they are
    put last for it and back afterwards. A lowering that makes the matrix leaves the product as it is.
 3. Everything else keeps its names; an initializer that nothing uses any more is dropped, from the inputs too.
 4. One function a structure; one node a layer, named after it.
@@ -27,6 +28,7 @@ from spm_compress.checkpoint.products import Product, inline_products, products
 from spm_compress.errors import ExportError
 from spm_compress.export.lowering import DOMAIN, Lowering, number_arrays
 from spm_compress.export.splicing.features_first import keep_features_first
+from spm_compress.export.splicing.shifts import shift_output
 from spm_compress.export.splicing.turns import LAST, Turns, is_turn
 from spm_compress.operator.canonical import to_canonical, transpose
 from spm_compress.operator.spm import SPM
@@ -73,6 +75,7 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[st
     writer = _Writer(model, opset)
     nodes: dict[str, list[str]] = {}
     for match in matches(model, layers):
+        _shift(model, match)
         nodes.setdefault(match.layer.name, []).append(writer.replace(match, lowerings[match.layer.name]))
     if not nodes:
         raise ExportError(
@@ -110,6 +113,7 @@ def with_operator_matrices(model: ir.Model, layers: Sequence[FittedLayer]) -> No
     The graph stays dense: it says what a spliced one has to compute, without sharing a lowering with it.
     """
     for match in matches(model, layers):
+        _shift(model, match)
         matrix, product = match.layer.spm.to(torch.float64).to_dense(), match.product
         stored = matrix if product.stored_as_e != match.transposed else matrix.T
         if product.node.op_type == "Conv":
@@ -167,6 +171,12 @@ def matches(model: ir.Model, layers: Sequence[FittedLayer]) -> Iterator[_Match]:
 def digest_of(matrix: np.ndarray) -> str:
     """Return the SHA-256 of a float32 matrix in C order, as an artifact has it of every fitted weight."""
     return hashlib.sha256(np.ascontiguousarray(matrix).tobytes()).hexdigest()
+
+
+def _shift(model: ir.Model, match: _Match) -> None:
+    # A product with the transposed weight sees other inputs than those that the shift is the mean of.
+    if match.layer.shift is not None and not match.transposed:
+        shift_output(model, match.product, match.layer.shift.double().numpy(), f"{match.layer.name}.spm.shift")
 
 
 def _transposed(spm: SPM) -> SPM:

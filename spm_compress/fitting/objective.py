@@ -1,0 +1,101 @@
+"""What a fit minimizes: the relative error of a batch of matrices, plain or weighted by their inputs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Objective", "output_error", "regularized"]
+
+# Share of the mean eigenvalue that is added to every one. A direction without samples would cost nothing to
+# get wrong: with n / rows times as much, few samples give a nearly plain fit.
+_RIDGE = 1e-4
+
+
+def regularized(covariance: Tensor, rows: int) -> Tensor:
+    """Return (n, n) float32: the covariance of `rows` samples plus a ridge scaled to its trace.
+
+    The identity, hence a plain fit, where the samples do not vary at all.
+    """
+    n = len(covariance)
+    mean = float(covariance.diagonal().double().mean())
+    if not mean > 0:
+        return torch.eye(n)
+    ridge = _RIDGE * (1 + n / max(rows, 1))
+    return (covariance.double() / mean + ridge * torch.eye(n, dtype=torch.float64)).float()
+
+
+def output_error(weight: Tensor, matrix: Tensor, covariance: Tensor) -> float:
+    """Return ||(W - S) C|| / ||W C||, C C^T the covariance (in, in) of the inputs: relative error of the outputs.
+
+    weight, matrix: (out, in). In float64; 0 or infinity where the layer's outputs do not vary.
+    """
+    covariance = covariance.double()
+    difference, whole = weight.double() - matrix.double(), weight.double()
+    energy = float(((difference @ covariance) * difference).sum().clamp(min=0))
+    total = float(((whole @ covariance) * whole).sum().clamp(min=0))
+    return math.sqrt(energy / total) if total else (0.0 if energy == 0 else math.inf)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """tr(D M D^T) / tr(W M W^T) with D = S - W, for each of a batch; M is the identity if there is no metric.
+
+    weights: (k, out, in); metric: (k, in, in), or (k, out, out) of maps that are fitted as their
+    transpose, where it stands on the other side (`is_transposed`).
+    """
+
+    weights: Tensor
+    metric: Tensor | None = None
+    is_transposed: bool = False
+
+    def weighted(self, difference: Tensor) -> Tensor:
+        """Return D M (M D if transposed): half the gradient of the squared error."""
+        if self.metric is None:
+            return difference
+        return self.metric @ difference if self.is_transposed else difference @ self.metric
+
+    def norms(self) -> Tensor:
+        """Return (k,) the norm of each weight; infinite for zero, which the scale zero meets exactly."""
+        norms = _energy(self.weights, self.weighted(self.weights)).sqrt()
+        return torch.where(norms > 0, norms, math.inf)
+
+    def best_scale(self, dense: Tensor) -> Tensor:
+        """Return (k,) the factor <W, S> / <S, S> of least error: with it, no fit is worse than the zero map."""
+        weighted = self.weighted(dense)
+        energy = _energy(dense, weighted)
+        return torch.where(energy > 0, _energy(self.weights, weighted) / energy, 1.0)
+
+    def subset(self, rows: Tensor) -> Objective:
+        """Return the objective of some of the batch."""
+        metric = None if self.metric is None else self.metric[rows]
+        return Objective(self.weights[rows], metric, self.is_transposed)
+
+    def companion(self, chain: Tensor | None, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Return left (k, out, r) and right (k, r, in) nearer to the best companion of the chain's matrix.
+
+        One step of subspace iteration on W - S. For a fixed chain the best companion is the truncated SVD of what
+        the chain leaves (Eckart and Young 1936; weighted: of its product with the metric's root).
+        """
+        rest = self.weights if chain is None else self.weights - chain
+        if self.is_transposed:
+            seen = left if self.metric is None else self.metric @ left
+            basis = torch.linalg.qr(rest.mT @ seen).Q
+            return rest @ basis, basis.mT
+        seen = right.mT if self.metric is None else self.metric @ right.mT
+        basis = torch.linalg.qr(rest @ seen).Q
+        return basis, basis.mT @ rest
+
+
+def energies(objective: Objective, difference: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (k,) the squared errors of differences (k, out, in), and half their gradient."""
+    weighted = objective.weighted(difference)
+    return _energy(difference, weighted), weighted
+
+
+def _energy(a: Tensor, b: Tensor) -> Tensor:
+    energy: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1)).clamp(min=0)
+    return energy
