@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from spm_compress.compress import CompressSettings
+
+# Fits at several sizes are kept here, in the working directory, for the next target.
+_CACHE = Path(".spm-compress")
 
 
 @click.command()
@@ -12,13 +19,21 @@ import click
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Artifact to write.  [default: NAME.spm.safetensors here]"
 )
-@click.option("--stages", type=click.IntRange(min=1), default=10, show_default=True, help="Mixing stages per weight.")
+@click.option("--stages", metavar="N|auto", help="Mixing stages per weight; auto with a target.  [default: 10]")
+@click.option("--budget", type=float, metavar="SHARE", help="Choose stages so that all weights take this share.")
+@click.option("--max-error", type=float, metavar="E", help="Choose stages so that each weight's error is at most this.")
 @click.option(
     "--mixer",
-    type=click.Choice(["general", "rotation"]),
-    default="general",
+    type=click.Choice(["general", "rotation", "auto"]),
+    help="What a stage does to a pair; auto: the better one at the same size.  [default: general]",
+)
+@click.option("--low-rank", metavar="R|auto", help="Low-rank companion; auto: a share of the size.  [default: 0]")
+@click.option(
+    "--effort",
+    type=click.Choice(["fast", "balanced", "best"]),
+    default="balanced",
     show_default=True,
-    help="What a stage does to a pair.",
+    help="100, 400 or 1500 steps; best: --mixer auto --low-rank auto too.",
 )
 @click.option(
     "--schedule",
@@ -28,12 +43,11 @@ import click
     help="How features are paired.",
 )
 @click.option("--block", type=int, default=32, show_default=True, help="Width of a group's blocks, a power of two.")
-@click.option(
-    "--steps", type=click.IntRange(min=0), default=400, show_default=True, help="Most gradient steps per weight."
-)
+@click.option("--steps", type=click.IntRange(min=0), help="Most gradient steps per weight.  [default: by --effort]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of pairings and starts.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Fit only weights of this name; repeatable.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave weights of this name dense; repeatable.")
+@click.option("--layer", "layers", multiple=True, metavar="GLOB:KEY=VALUE,...", help="Other settings for some weights.")
 @click.option(
     "--min-features", type=click.IntRange(min=1), default=32, show_default=True, help="Leave narrower weights dense."
 )
@@ -44,56 +58,115 @@ import click
     show_default=True,
     help="Dtype of the stored numbers.",
 )
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Fit the outputs on real inputs: .npz or .safetensors of model inputs, or .txt.",
+)
+@click.option("--sequential", is_flag=True, help="Fit each layer to what it gets from those already replaced.")
 @click.option("--device", default="cpu", show_default=True, help="Where to fit: cpu, cuda, cuda:1, ...")
+@click.option("--dry-run", is_flag=True, help="Print the plan with predicted bytes, errors, time and memory; no fit.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def fit(
     model: Path,
     output: Path | None,
-    stages: int,
-    mixer: str,
-    schedule: str,
-    block: int,
-    steps: int,
-    seed: int,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    min_features: int,
-    store: str,
+    calibration: Path | None,
     device: str,
+    dry_run: bool,
     as_json: bool,
     quiet: bool,
+    **options: Any,
 ) -> None:
     """Replace every dense weight of MODEL by pairwise mixing stages.
 
     MODEL is a .safetensors file, a .safetensors.index.json, a Hugging Face folder or an .onnx model.
     """
-    import torch
-
     from spm_compress.checkpoint import open_source, write_artifact
-    from spm_compress.compress import CompressSettings, check_device, fit_model
-    from spm_compress.fitting import FitSettings
-    from spm_compress.operator import Mixer, Schedule
+    from spm_compress.compress import check_device, fit_model, plan_model
     from spm_compress.report import summarize
+    from spm_compress_cli.plan_table import show_plan
     from spm_compress_cli.progress import follow
     from spm_compress_cli.tables import show_totals
 
-    settings = CompressSettings(
-        fit=FitSettings(
-            stages=stages, mixer=Mixer(mixer), schedule=Schedule(schedule), block=block, steps=steps, seed=seed
-        ),
+    settings = _settings(**options)
+    check_device(device)
+    source = open_source(model)
+    if dry_run:
+        with follow(quiet) as progress:
+            selected, forecast = plan_model(
+                source, settings, device=device, progress=progress, data=calibration, cache=_CACHE
+            )
+        show_plan(selected, forecast, as_json)
+        return
+    path = output or Path(artifact_name(model))
+    with follow(quiet) as progress:
+        artifact = fit_model(
+            source, settings, beside=path.parent, device=device, progress=progress, data=calibration, cache=_CACHE
+        )
+    write_artifact(artifact, path)
+    show_totals(summarize(artifact, path), path, as_json)
+
+
+def _settings(
+    *,
+    stages: str | None,
+    budget: float | None,
+    max_error: float | None,
+    mixer: str | None,
+    low_rank: str | None,
+    effort: str,
+    schedule: str,
+    block: int,
+    steps: int | None,
+    seed: int,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    layers: tuple[str, ...],
+    min_features: int,
+    store: str,
+    sequential: bool,
+) -> CompressSettings:
+    import torch
+
+    from spm_compress.compress import CompressSettings, parse_override
+    from spm_compress.fitting import EFFORTS, FitSettings
+    from spm_compress.operator import Mixer, Schedule
+
+    has_target = budget is not None or max_error is not None
+    if stages == "auto" and not has_target:
+        raise click.UsageError("--stages auto needs a target: give --budget SHARE or --max-error E")
+    if stages not in (None, "auto") and has_target:
+        raise click.UsageError("--stages N and a target exclude each other; leave --stages out, or say auto")
+    chosen: dict[str, Any] = {"schedule": Schedule(schedule), "block": block, "seed": seed, **EFFORTS[effort]}
+    if stages not in (None, "auto"):
+        chosen["stages"] = _count("--stages", stages, least=1)
+    if mixer is not None:
+        chosen["mixer"] = None if mixer == "auto" else Mixer(mixer)
+    if low_rank is not None:
+        chosen["rank"] = None if low_rank == "auto" else _count("--low-rank", low_rank, least=0)
+    if steps is not None:
+        chosen["steps"] = steps
+    return CompressSettings(
+        fit=FitSettings(**chosen),
         include=include,
         exclude=exclude,
         min_features=min_features,
         store={"float32": torch.float32, "float16": torch.float16}[store],
+        overrides=tuple(parse_override(text) for text in layers),
+        budget=budget,
+        max_error=max_error,
+        is_sequential=sequential,
     )
-    check_device(device)
-    source = open_source(model)
-    path = output or Path(artifact_name(model))
-    with follow(quiet) as progress:
-        artifact = fit_model(source, settings, beside=path.parent, device=device, progress=progress)
-    write_artifact(artifact, path)
-    show_totals(summarize(artifact, path), path, as_json)
+
+
+def _count(option: str, text: str, *, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise click.BadParameter(
+            f"{text!r} is neither auto nor an integer of {least} or more", param_hint=f"'{option}'"
+        )
+    return int(text)
 
 
 def artifact_name(model: Path) -> str:

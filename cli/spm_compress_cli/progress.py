@@ -52,7 +52,7 @@ class _Lines:
         self.layers = self.done = 0
 
     def begin(self, layers: int) -> None:
-        self.layers = layers
+        self.layers, self.done = layers, 0
 
     def batch(self, names: Sequence[str], shape: tuple[int, int]) -> None:
         pass  # the layers of the batch are about to be told one by one
@@ -63,9 +63,10 @@ class _Lines:
     def layer(self, layer: FittedLayer) -> None:
         self.done += 1
         out, into = layer.shape
+        outputs = "" if layer.output_error is None else f", of its outputs {layer.output_error:.3f}"
         self.console.print(
             f"[{self.done}/{self.layers}] {layer.name} {out}x{into} error {layer.error:.3f} "
-            f"(same-size SVD {layer.svd_error:.3f})",
+            f"(same-size SVD {layer.svd_error:.3f}){outputs}",
             soft_wrap=True,
             markup=False,
         )
@@ -80,7 +81,7 @@ class _Bars:
         self.hand = bars.add_task("", total=None, note="")
 
     def begin(self, layers: int) -> None:
-        self.bars.update(self.model, total=layers)
+        self.bars.reset(self.model, total=layers)
 
     def batch(self, names: Sequence[str], shape: tuple[int, int]) -> None:
         others = f" +{len(names) - 1}" if len(names) > 1 else ""

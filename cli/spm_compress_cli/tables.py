@@ -57,27 +57,41 @@ def show_totals(savings: Savings, path: Path, as_json: bool) -> None:
         f"mean relative weight error {savings.mean_error:.3f}; "
         f"truncated SVD of the same size {savings.mean_svd_error:.3f}"
     )
+    if savings.mean_output_error is not None:
+        console.print(
+            f"mean relative error of the outputs {savings.mean_output_error:.3f}; "
+            f"truncated SVD of the same size, weighted in the same way, {savings.mean_svd_output_error:.3f}"
+        )
     console.print(savings.verdict)
 
 
 def _layers(savings: Savings) -> Table:
     table = Table(title="fitted weights", title_justify="left")
     table.add_column("weight", overflow="fold")
-    for heading in ("shape", "stages", "parameters", "bytes", "kept", "multiply-adds", "error", "SVD error"):
+    headings = ["shape", "stages", "rank", "parameters", "bytes", "kept", "multiply-adds", "error", "SVD error"]
+    if savings.mean_output_error is not None:
+        headings += ["output error", "SVD"]
+    for heading in headings:
         table.add_column(heading, justify="right")
     for layer in savings.layers:
         table.add_row(
             layer.name,
             f"{layer.shape[0]}x{layer.shape[1]}",
             str(layer.stages),
+            str(layer.rank or "-"),
             f"{layer.parameters.before:,} > {layer.parameters.after:,}",
             f"{layer.bytes.before:,} > {layer.bytes.after:,}",
             f"{layer.bytes.kept:.1%}",
             f"{layer.multiply_adds.before:,} > {layer.multiply_adds.after:,}",
             f"{layer.error:.3f}",
             f"{layer.svd_error:.3f}",
+            *([] if savings.mean_output_error is None else map(_figure, (layer.output_error, layer.svd_output_error))),
         )
     return table
+
+
+def _figure(error: float | None) -> str:
+    return "-" if error is None else f"{error:.3f}"
 
 
 def _kept(savings: Savings) -> Table:

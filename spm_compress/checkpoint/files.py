@@ -12,7 +12,7 @@ from pathlib import Path
 
 from spm_compress.errors import SpmError
 
-__all__ = ["sha256_of", "write_whole", "write_whole_set"]
+__all__ = ["make_folder", "sha256_of", "write_whole", "write_whole_set"]
 
 
 @contextmanager
@@ -60,6 +60,15 @@ def write_whole_set(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_folder(folder: Path) -> Path:
+    """Return the folder, made if it was not there. Raises SpmError where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpmError(f"{folder}: cannot be made ({error.strerror}); check the folder's permissions") from error
+    return folder
 
 
 def sha256_of(path: Path) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-__all__ = ["Product", "inline_products", "products"]
+__all__ = ["Product", "inline_products", "products", "replace_matrix"]
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
 _STANDARD = ("", "ai.onnx")
@@ -72,6 +72,19 @@ def products(model: ir.Model) -> Iterator[Product]:
             continue
         if steps or tensor.dtype.is_floating_point():
             yield Product(node, root, tensor, steps)
+
+
+def replace_matrix(model: ir.Model, product: Product, matrix: np.ndarray, name: str) -> None:
+    """Let a product compute with another E (out, in), under a new initializer of that name if there is none yet."""
+    stored = matrix if product.stored_as_e else matrix.T
+    if product.node.op_type == "Conv":
+        stored = stored.reshape(*stored.shape, *[1] * (len(product.tensor.shape) - 2))
+    if name not in model.graph.initializers:
+        tensor = ir.tensor(np.ascontiguousarray(stored.astype(product.matrix().dtype)), name=name)
+        model.graph.register_initializer(
+            ir.Value(name=name, shape=ir.Shape(stored.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        )
+    product.node.replace_input_with(1, model.graph.initializers[name])
 
 
 def inline_products(model: ir.Model) -> None:

@@ -1,15 +1,23 @@
 """Floor 4: a whole model, as files or as a live module."""
 
-from spm_compress.compress.model import CompressSettings, Progress, Silent, check_device, fit_model
+from spm_compress.compress.layers import Progress, Silent
+from spm_compress.compress.model import Selected, check_device, fit_model, plan_model
 from spm_compress.compress.module import Compressed, apply_artifact, compress_model
+from spm_compress.compress.planned import Forecast
+from spm_compress.compress.settings import CompressSettings, LayerOverride, parse_override
 
 __all__ = [
     "CompressSettings",
     "Compressed",
+    "Forecast",
+    "LayerOverride",
     "Progress",
+    "Selected",
     "Silent",
     "apply_artifact",
     "check_device",
     "compress_model",
     "fit_model",
+    "parse_override",
+    "plan_model",
 ]

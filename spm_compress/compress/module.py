@@ -10,7 +10,7 @@ from torch import nn
 
 from spm_compress.checkpoint.artifact import Artifact
 from spm_compress.checkpoint.tensor_info import DTYPES, TensorInfo
-from spm_compress.compress.model import batches
+from spm_compress.compress.layers import batches
 from spm_compress.compress.selection import select
 from spm_compress.errors import ArtifactError, FitError, UsageError
 from spm_compress.fitting.fit import fit_matrices

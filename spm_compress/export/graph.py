@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import io
-import json
-import logging
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from spm_compress.checkpoint.huggingface import load_huggingface, quiet
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import ExportError
 
@@ -42,9 +38,9 @@ WAYS = (
 def from_huggingface(source: Source) -> tuple[nn.Module, ir.Model]:
     """Load a Hugging Face folder as a torch module (float32) and export it with dynamic axes.
 
-    Raises ExportError where transformers is missing or does not know the architecture.
+    Raises SourceError where transformers is missing or does not know the architecture.
     """
-    model = _load_huggingface(source)
+    model = load_huggingface(source)
     example = _example_inputs(model, source.config or {})
     with torch.no_grad():
         outputs = model(**example)
@@ -59,7 +55,7 @@ def from_module(
     model: nn.Module, example: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, str]], outputs: list[str]
 ) -> ir.Model:
     """Export a module called with keyword tensors. axes: input -> {dimension: name} of the dynamic ones."""
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             model.eval(),
             kwargs=dict(example),
@@ -116,31 +112,6 @@ def _linear(source: Source, name: str, shape: tuple[int, ...]) -> nn.Linear:
     return layer
 
 
-def _load_huggingface(source: Source) -> nn.Module:
-    try:
-        with _quiet():
-            import transformers
-    except ImportError as error:
-        raise ExportError(
-            f"{source.path}: is a Hugging Face folder, and exporting it needs transformers; "
-            "install it with: pip install 'spm-compress[hf]'"
-        ) from error
-    names = (source.config or {}).get("architectures") or []
-    architecture = getattr(transformers, names[0], None) if names and isinstance(names[0], str) else None
-    if architecture is None or not hasattr(architecture, "from_pretrained"):
-        raise ExportError(
-            f"{source.path / 'config.json'}: architectures {names!r} name no class of transformers "
-            f"{transformers.__version__}; give the dense graph with --graph dense.onnx"
-        )
-    try:
-        with _quiet():
-            model = architecture.from_pretrained(source.path, local_files_only=True, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise ExportError(f"{source.path}: transformers cannot load it ({first_line}); check the folder") from error
-    return model.eval()  # type: ignore[no-any-return]
-
-
 def _example_inputs(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Tensor]:
     accepted = inspect.signature(model.forward).parameters
     if getattr(model, "main_input_name", "input_ids") == "pixel_values":
@@ -153,20 +124,3 @@ def _example_inputs(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Te
     if "token_type_ids" in accepted and config.get("type_vocab_size", 0):
         example["token_type_ids"] = torch.zeros_like(tokens)
     return example
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's and transformers' own chatter off both streams."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)

@@ -37,6 +37,9 @@ _STRAYED = 1.5
 _START_GAIN = 0.1
 # From a closed form the descent only polishes; the full step would throw the start away.
 _POLISH = 0.1
+# Every general stage scales what the others do, so the step falls as one over the root of their number beyond these:
+# 80 stages on 1536x384 end at the zero map in 100 steps of full size.
+_SHALLOW = 20
 # Subspace iterations of the low-rank companion before and after the descent; during it, one a step.
 _COMPANION_SWEEPS = 16
 
@@ -67,6 +70,8 @@ def descend(
     else:
         numbers = _random_start(weights, structure, settings.seed)
     rate = settings.learning_rate * (_POLISH if start == "hierarchical" else 1)
+    if structure.mixer is Mixer.GENERAL:
+        rate *= min(1.0, math.sqrt(_SHALLOW / structure.stages))
     found: dict[int, Descended] = {}
     open_rows = torch.arange(len(weights), device=weights.device)
     for restart in range(_RESTARTS + 1):

@@ -84,13 +84,14 @@ def _best_of(
 ) -> list[tuple[Structure, Descended]]:
     """Fit each matrix in the structure that a short trial finds best for it; structures as of the untransposed map."""
     turned = [structure.transposed() if objective.is_transposed else structure for structure in structures]
+    alone = next((structure for structure in turned if not structure.chains), None)
+    turned = [structure for structure in turned if structure.chains] or turned
     chosen = [0] * len(objective.weights)
     if len(turned) > 1:
         trial = replace(settings, steps=math.ceil(settings.steps * _TRIAL))
         errors = torch.tensor([[each.error for each in _fit(objective, one, trial, watch)] for one in turned])
         chosen = errors.argmin(0).tolist()
     found: dict[int, tuple[Structure, Descended]] = {}
-    alone = next((structure for structure in turned if not structure.chains), None)
     for choice in sorted(set(chosen)):
         rows = [i for i, each in enumerate(chosen) if each == choice]
         part = objective.subset(torch.tensor(rows, device=objective.weights.device))

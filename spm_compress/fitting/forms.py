@@ -10,7 +10,7 @@ from spm_compress.operator.structure import Mixer, Structure
 __all__ = ["forms"]
 
 # Shares of the numbers that `rank=None` gives to the low-rank companion, besides all of them.
-_SHARES = (0.0, 0.25, 0.5)
+_SHARES = (0.0, 0.25, 0.5, 0.75)
 
 
 def forms(settings: FitSettings, out_features: int, in_features: int) -> list[Structure]:

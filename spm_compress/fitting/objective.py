@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Objective", "output_error", "regularized"]
+__all__ = ["Objective", "energies", "output_error", "regularized", "scale_and_ridge"]
 
 # Share of the mean eigenvalue that is added to every one. A direction without samples would cost nothing to
 # get wrong: with n / rows times as much, few samples give a nearly plain fit.
@@ -20,12 +20,15 @@ def regularized(covariance: Tensor, rows: int) -> Tensor:
 
     The identity, hence a plain fit, where the samples do not vary at all.
     """
+    scale, ridge = scale_and_ridge(covariance, rows)
+    return (covariance.double() / scale + ridge * torch.eye(len(covariance), dtype=torch.float64)).float()
+
+
+def scale_and_ridge(covariance: Tensor, rows: int) -> tuple[float, float]:
+    """Return the mean eigenvalue of a covariance (n, n) and the ridge beside it once that is one."""
     n = len(covariance)
     mean = float(covariance.diagonal().double().mean())
-    if not mean > 0:
-        return torch.eye(n)
-    ridge = _RIDGE * (1 + n / max(rows, 1))
-    return (covariance.double() / mean + ridge * torch.eye(n, dtype=torch.float64)).float()
+    return (mean, _RIDGE * (1 + n / max(rows, 1))) if mean > 0 else (math.inf, 1.0)
 
 
 def output_error(weight: Tensor, matrix: Tensor, covariance: Tensor) -> float:

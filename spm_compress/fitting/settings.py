@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from spm_compress.errors import UsageError
 from spm_compress.operator.pairing import Schedule
 from spm_compress.operator.spm import SPM
 from spm_compress.operator.structure import Mixer, Structure, build_structure
 
-__all__ = ["FitResult", "FitSettings", "StepReport", "Watch"]
+__all__ = ["EFFORTS", "FitResult", "FitSettings", "StepReport", "Watch"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,14 @@ class FitSettings:
         """Return the structure that is stored: rotations as they are, general mixers canonical; half: for float16."""
         structure = self.structure(out_features, in_features)
         return structure.canonical(half=half) if structure.mixer is Mixer.GENERAL else structure
+
+
+# Fields of FitSettings by how long a fit may take; what each reaches on MiniLM is in docs/measurements.md.
+EFFORTS: Mapping[str, Mapping[str, Any]] = {
+    "fast": {"steps": 100},
+    "balanced": {"steps": 400},
+    "best": {"steps": 1500, "mixer": None, "rank": None},
+}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,11 @@ class Size:
 
 @dataclass(frozen=True)
 class LayerSavings:
-    """One fitted weight. multiply_adds: for one row; error, svd_error: relative Frobenius error."""
+    """One fitted weight. multiply_adds: for one row; error, svd_error: relative Frobenius error.
+
+    output_error, svd_output_error: the same of the outputs on calibration data, where there was any.
+    rank: of the low-rank companion; a weight of no stages is that companion alone, a truncated SVD.
+    """
 
     name: str
     shape: tuple[int, int]
@@ -53,6 +58,9 @@ class LayerSavings:
     multiply_adds: Size
     error: float
     svd_error: float
+    output_error: float | None
+    svd_output_error: float | None
+    rank: int
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,8 @@ class Savings:
     model_bytes: Size
     mean_error: float
     mean_svd_error: float
+    mean_output_error: float | None
+    mean_svd_output_error: float | None
     verdict: str
 
 
@@ -84,8 +94,9 @@ def summarize(artifact: Artifact, path: Path) -> Savings:
     # Integer buffers (position ids) take bytes but are no parameters.
     kept_parameters = sum(math.prod(kept.shape) for kept in artifact.kept if kept.dtype in ITEM_BYTES)
     kept_bytes = sum(kept.bytes for kept in artifact.kept)
-    mean_error = sum(layer.error for layer in layers) / max(1, len(layers))
-    mean_svd = sum(layer.svd_error for layer in layers) / max(1, len(layers))
+    mean_error = _mean([layer.error for layer in layers]) or 0.0
+    outputs = [layer.output_error for layer in layers if layer.output_error is not None]
+    svd_outputs = [layer.svd_output_error for layer in layers if layer.svd_output_error is not None]
     return Savings(
         layers=layers,
         kept=artifact.kept,
@@ -95,9 +106,15 @@ def summarize(artifact: Artifact, path: Path) -> Savings:
         model_parameters=parameters + Size(kept_parameters, kept_parameters),
         model_bytes=Size(size.before + kept_bytes, path.stat().st_size),
         mean_error=mean_error,
-        mean_svd_error=mean_svd,
-        verdict=_verdict(mean_error, max((layer.error for layer in layers), default=0.0)),
+        mean_svd_error=_mean([layer.svd_error for layer in layers]) or 0.0,
+        mean_output_error=_mean(outputs),
+        mean_svd_output_error=_mean(svd_outputs),
+        verdict=_verdict(mean_error, max((layer.error for layer in layers), default=0.0), outputs),
     )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _layer(layer: FittedLayer) -> LayerSavings:
@@ -115,11 +132,16 @@ def _layer(layer: FittedLayer) -> LayerSavings:
         multiply_adds=Size(out * into, structure.multiply_adds),
         error=layer.error,
         svd_error=layer.svd_error,
+        output_error=layer.output_error,
+        svd_output_error=layer.svd_output_error,
+        rank=structure.rank,
     )
 
 
-def _verdict(mean: float, worst: float) -> str:
+def _verdict(mean: float, worst: float, outputs: Sequence[float]) -> str:
     measured = f"the mean relative weight error is {mean:.2f} (worst layer {worst:.2f})"
+    if outputs:
+        return _output_verdict(sum(outputs) / len(outputs), max(outputs))
     if worst < _CLOSE:
         return f"The weights are recovered closely: {measured}. Check the model's accuracy before use."
     if mean < _BROKEN:
@@ -128,6 +150,22 @@ def _verdict(mean: float, worst: float) -> str:
         )
     return (
         f"The weights are not recovered: {measured}, where 1.00 is what all zeros reach. "
+        "The model will not work without recovery: train its SPM layers further before use, or use more stages."
+    )
+
+
+def _output_verdict(mean: float, worst: float) -> str:
+    measured = (
+        f"the mean relative error of the layers' outputs on the calibration data is {mean:.2f} (worst {worst:.2f})"
+    )
+    if worst < _CLOSE:
+        return f"The outputs are recovered closely: {measured}. Check the model's accuracy before use."
+    if mean < _BROKEN:
+        return (
+            f"The outputs are recovered in part: {measured}. Expect the model to lose accuracy; measure it before use."
+        )
+    return (
+        f"The outputs are not recovered: {measured}, where 1.00 is what their mean alone reaches. "
         "The model will not work without recovery: train its SPM layers further before use, or use more stages."
     )
 
@@ -148,6 +186,8 @@ def to_json(savings: Savings) -> dict[str, Any]:
             "multiply_adds": size(savings.fitted_multiply_adds),
             "mean_error": savings.mean_error,
             "mean_svd_error": savings.mean_svd_error,
+            "mean_output_error": savings.mean_output_error,
+            "mean_svd_output_error": savings.mean_svd_output_error,
         },
         "model": {"parameters": size(savings.model_parameters), "bytes": size(savings.model_bytes)},
         "layers": [
@@ -161,6 +201,9 @@ def to_json(savings: Savings) -> dict[str, Any]:
                 "multiply_adds": size(layer.multiply_adds),
                 "error": layer.error,
                 "svd_error": layer.svd_error,
+                "output_error": layer.output_error,
+                "svd_output_error": layer.svd_output_error,
+                "rank": layer.rank,
             }
             for layer in savings.layers
         ],

@@ -5,7 +5,7 @@ The rules:
 1. A product x E^T (`checkpoint.products`) is recognised by the values of E (out, in), whatever way it is stored.
    If E is a fitted weight, its operator goes there; if E^T is, the transposed operator.
 2. Only the product is replaced. The bias of a Gemm or Conv stays, as an Add; a layer's shift goes into the bias
-   (`splicing.shifts`). A 1x1 Conv mixes its channels, so they are
+   (`checkpoint.shifts`). A 1x1 Conv mixes its channels, so they are
    put last for it and back afterwards. A lowering that makes the matrix leaves the product as it is.
 3. Everything else keeps its names; an initializer that nothing uses any more is dropped, from the inputs too.
 4. One function a structure; one node a layer, named after it.
@@ -24,11 +24,11 @@ from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPa
 from torch import Tensor
 
 from spm_compress.checkpoint.artifact import FittedLayer
-from spm_compress.checkpoint.products import Product, inline_products, products
+from spm_compress.checkpoint.products import Product, inline_products, products, replace_matrix
+from spm_compress.checkpoint.shifts import shift_output
 from spm_compress.errors import ExportError
 from spm_compress.export.lowering import DOMAIN, Lowering, number_arrays
 from spm_compress.export.splicing.features_first import keep_features_first
-from spm_compress.export.splicing.shifts import shift_output
 from spm_compress.export.splicing.turns import LAST, Turns, is_turn
 from spm_compress.operator.canonical import to_canonical, transpose
 from spm_compress.operator.spm import SPM
@@ -115,12 +115,10 @@ def with_operator_matrices(model: ir.Model, layers: Sequence[FittedLayer]) -> No
     for match in matches(model, layers):
         _shift(model, match)
         matrix, product = match.layer.spm.to(torch.float64).to_dense(), match.product
-        stored = matrix if product.stored_as_e != match.transposed else matrix.T
-        if product.node.op_type == "Conv":
-            stored = stored.reshape(*stored.shape, *[1] * (len(product.tensor.shape) - 2))
-        dtype = ir.DataType.from_numpy(product.matrix().dtype)
-        name = f"{match.layer.name}.operator.{int(product.stored_as_e)}{int(match.transposed)}{stored.dim()}"
-        product.node.replace_input_with(1, _initializer(model.graph, name, stored.contiguous(), dtype))
+        e = (matrix.T if match.transposed else matrix).numpy()
+        rank = len(product.tensor.shape)
+        name = f"{match.layer.name}.operator.{int(product.stored_as_e)}{int(match.transposed)}{rank}"
+        replace_matrix(model, product, e, name)
     RemoveUnusedNodesPass()(model)
 
 

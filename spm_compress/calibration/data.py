@@ -1,0 +1,121 @@
+"""Calibration data: files of named model inputs, or of text, as batches."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from spm_compress.checkpoint.huggingface import quiet
+from spm_compress.checkpoint.source import Source
+from spm_compress.errors import SourceError, UsageError, near_misses
+
+__all__ = ["Batch", "check_names", "read_batches"]
+
+Batch = Mapping[str, np.ndarray]
+
+_BATCH = 16
+_FORMATS = "give a .npz or .safetensors of named model inputs, or a .txt of one text a line"
+# A tokenizer that knows no limit says 10**30.
+_LONGEST = 512
+
+
+def read_batches(source: Source, data: Path, size: int | None = None) -> list[Batch]:
+    """Return the batches of a file: name -> array whose first axis is the samples.
+
+    data: .npz or .safetensors of named inputs, or .txt (UTF-8, one text a line, blank lines skipped) for a Hugging
+    Face folder with its tokenizer. size: samples a batch, where the model has a fixed one.
+    Raises SourceError or UsageError for a file that is missing, damaged, empty, of another format, or not finite.
+    """
+    if not data.is_file():
+        beside = [path.name for path in data.parent.iterdir()] if data.parent.is_dir() else []
+        raise SourceError(f"{data}: no such calibration file{near_misses(data.name, beside)}")
+    if data.suffix == ".txt":
+        return _text_batches(source, data)
+    if data.suffix not in (".npz", ".safetensors"):
+        raise UsageError(f"{data}: not a format of calibration data; {_FORMATS}")
+    arrays = _arrays(data)
+    counts = {name: array.shape[0] if array.ndim else 0 for name, array in arrays.items()}
+    if not arrays or not all(counts.values()):
+        empty = next((name for name, count in counts.items() if not count), None)
+        what = f"input {empty!r} has no samples" if empty else "holds no inputs"
+        raise SourceError(f"{data}: {what}; the first axis of every array is the samples")
+    if len(set(counts.values())) > 1:
+        raise SourceError(f"{data}: its inputs have different numbers of samples ({counts}); make them equal")
+    for name, array in arrays.items():
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise SourceError(f"{data}: input {name!r} holds NaN or infinite values; remove those samples")
+    samples = next(iter(counts.values()))
+    step = size or _BATCH
+    return [{name: array[i : i + step] for name, array in arrays.items()} for i in range(0, samples, step)]
+
+
+def check_names(batches: Sequence[Batch], data: Path, known: Sequence[str], required: Sequence[str]) -> None:
+    """Raise UsageError for an input that the model does not have, or one that it needs and the data lacks."""
+    for name in batches[0]:
+        if name not in known:
+            raise UsageError(
+                f"{data}: the model has no input {name!r}{near_misses(name, known)}; its inputs: {', '.join(known)}"
+            )
+    missing = [name for name in required if name not in batches[0]]
+    if missing:
+        raise UsageError(f"{data}: lacks the input {', '.join(map(repr, missing))} that the model needs")
+
+
+def _arrays(data: Path) -> dict[str, np.ndarray]:
+    try:
+        if data.suffix == ".safetensors":
+            return load_file(data)
+        with np.load(data, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (SafetensorError, zipfile.BadZipFile, OSError, ValueError, EOFError, KeyError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SourceError(f"{data}: cannot be read as {data.suffix} ({first_line}); {_FORMATS}") from error
+
+
+def _text_batches(source: Source, data: Path) -> list[Batch]:
+    if source.config is None:
+        raise UsageError(
+            f"{data}: text needs the tokenizer of a Hugging Face folder, which {source.path} is not; "
+            "give the model's named inputs as .npz or .safetensors"
+        )
+    try:
+        texts = [line.strip() for line in data.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{data}: is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from error
+    if not texts:
+        raise SourceError(f"{data}: holds no text; give one text a line")
+    tokenizer = _tokenizer(source)
+    longest = min(int(tokenizer.model_max_length), int(source.config.get("max_position_embeddings", _LONGEST)))
+    # Texts of one length share a batch, so that little of it is padding.
+    texts.sort(key=lambda text: (len(text), text))
+    batches: list[Batch] = []
+    for i in range(0, len(texts), _BATCH):
+        tokens = tokenizer(
+            texts[i : i + _BATCH], padding=True, truncation=True, max_length=longest, return_tensors="np"
+        )
+        batches.append({name: np.asarray(array) for name, array in tokens.items()})
+    return batches
+
+
+def _tokenizer(source: Source) -> Any:
+    try:
+        with quiet():
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
+    except ImportError as error:
+        raise SourceError(
+            f"{source.path}: reading text needs transformers; install it with: pip install 'spm-compress[hf]'"
+        ) from error
+    except Exception as error:  # transformers raises many types for what is missing in a folder
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SourceError(f"{source.path}: its tokenizer cannot be loaded ({first_line}); check the folder") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

@@ -1,0 +1,117 @@
+"""Hugging Face folders, watched by hooks before their linear layers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spm_compress.calibration.data import Batch, check_names, read_batches
+from spm_compress.calibration.padding import real_rows
+from spm_compress.checkpoint.huggingface import load_huggingface, quiet
+from spm_compress.checkpoint.source import Source
+from spm_compress.errors import SourceError
+
+__all__ = ["TorchRunner", "open_torch_runner"]
+
+
+@dataclass(frozen=True)
+class TorchRunner:
+    """A Runner of a torch module that is called with keyword tensors. layers: tensor name -> the layers with it."""
+
+    path: Path
+    model: nn.Module
+    batches: Sequence[Batch]
+    layers: Mapping[str, Sequence[nn.Linear]]
+    _biases: dict[int, nn.Parameter | None] = field(default_factory=dict)
+
+    def order(self, names: Sequence[str]) -> list[tuple[str, ...]]:
+        """Return the names as the model uses them; those that are given the same tensor together."""
+        groups: dict[int, list[str]] = {}
+        kept: list[Tensor] = []  # alive while their identities are compared
+
+        def watch(name: str, x: Tensor) -> None:
+            kept.append(x)
+            groups.setdefault(id(x), []).append(name)
+
+        self._run(names, self.batches[0], watch)
+        seen: set[str] = set()
+        ordered = []
+        for group in groups.values():
+            new = tuple(dict.fromkeys(name for name in group if name not in seen))
+            seen.update(new)
+            if new:
+                ordered.append(new)
+        return ordered
+
+    def inputs(self, names: Sequence[str], batch: Batch) -> dict[str, list[Tensor]]:
+        """Run one batch; return name -> (rows, n) float32 at each use. Raises SourceError if the model cannot run."""
+        found: dict[str, list[Tensor]] = {}
+        rows: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def watch(name: str, x: Tensor) -> None:
+            if id(x) not in rows:
+                rows[id(x)] = x, real_rows(x, batch)
+            found.setdefault(name, []).append(rows[id(x)][1])
+
+        self._run(names, batch, watch)
+        return found
+
+    def replace(self, name: str, weight: Tensor, shift: Tensor) -> None:
+        """From now on compute with another weight (out, in) and add shift (out,)."""
+        with torch.no_grad():
+            for layer in self.layers[name]:
+                layer.weight = nn.Parameter(weight.to(layer.weight))
+                # Tied names reach the same layer: the shift is always that of the bias it came with.
+                own = self._biases.setdefault(id(layer), layer.bias)
+                bias = torch.zeros_like(shift) if own is None else own
+                layer.bias = nn.Parameter((bias + shift).to(layer.weight))
+
+    def _run(self, names: Sequence[str], batch: Batch, watch: Callable[[str, Tensor], None]) -> None:
+        def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            return lambda module, arguments: watch(name, arguments[0])
+
+        handles = [layer.register_forward_pre_hook(hook(name)) for name in names for layer in self.layers.get(name, ())]
+        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+        tensors = {name: x.float() if x.is_floating_point() else x.long() for name, x in tensors.items()}
+        try:
+            with torch.no_grad(), quiet():
+                self.model(**tensors)
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise SourceError(f"{self.path}: does not run on the calibration data ({first_line})") from error
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def open_torch_runner(source: Source, data: Path) -> TorchRunner:
+    """Load a Hugging Face folder. Raises SourceError or UsageError as `load_huggingface` and `read_batches`."""
+    batches = read_batches(source, data)
+    model = load_huggingface(source)
+    parameters = inspect.signature(model.forward).parameters.values()
+    known = [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    if data.suffix == ".txt":  # tokenizers may say more than the model takes
+        batches = [{name: array for name, array in batch.items() if name in known} for batch in batches]
+    required = [each.name for each in parameters if each.default is each.empty and each.name in known]
+    check_names(batches, data, known, required)
+    return TorchRunner(source.path, model, batches, _layers(model, source))
+
+
+def _layers(model: nn.Module, source: Source) -> dict[str, list[nn.Linear]]:
+    """Return tensor name -> linear layers; names may differ by the module's `base_model_prefix`."""
+    prefix = getattr(model, "base_model_prefix", "") + "."
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    found: dict[str, list[nn.Linear]] = {}
+    for tensor in source.tensors():
+        plain = tensor.removesuffix(".weight")
+        name = next((n for n in (plain, prefix + plain, plain.removeprefix(prefix)) if n in linears), None)
+        if name is not None:
+            weight = linears[name].weight
+            found[tensor] = [layer for layer in linears.values() if layer.weight is weight]
+    return found

@@ -1,0 +1,64 @@
+"""Hugging Face folders as live torch modules."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from spm_compress.checkpoint.source import Source
+from spm_compress.errors import SourceError
+
+__all__ = ["load_huggingface", "quiet"]
+
+
+def load_huggingface(source: Source) -> nn.Module:
+    """Return the model in float32, in evaluation mode; only files of the folder, no code from it.
+
+    Raises SourceError where transformers is missing, or does not know or cannot load the architecture.
+    """
+    try:
+        with quiet():
+            import transformers
+    except ImportError as error:
+        raise SourceError(
+            f"{source.path}: is a Hugging Face folder, and running it needs transformers; "
+            "install it with: pip install 'spm-compress[hf]'"
+        ) from error
+    names = (source.config or {}).get("architectures") or []
+    architecture = getattr(transformers, names[0], None) if names and isinstance(names[0], str) else None
+    if architecture is None or not hasattr(architecture, "from_pretrained"):
+        raise SourceError(
+            f"{source.path / 'config.json'}: architectures {names!r} name no class of transformers "
+            f"{transformers.__version__}; give the dense graph with --graph dense.onnx, or fit that ONNX file"
+        )
+    try:
+        with quiet():
+            model = architecture.from_pretrained(source.path, local_files_only=True, dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise SourceError(f"{source.path}: transformers cannot load it ({first_line}); check the folder") from error
+    return model.eval()  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' and the exporter's own chatter off both streams."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

@@ -1,0 +1,187 @@
+"""Sizes chosen weight by weight: fit each at several, keep those fits, and take the best plan."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from spm_compress.checkpoint.artifact import FittedLayer
+from spm_compress.checkpoint.source import Source
+from spm_compress.compress.cache import FitCache
+from spm_compress.compress.layers import Job, Progress, digest, fit_layers
+from spm_compress.compress.plan import Choice, Curve, Plan, Point, within_budget, within_error
+from spm_compress.compress.settings import CompressSettings
+from spm_compress.fitting.settings import FitSettings
+
+__all__ = ["Forecast", "Planned", "fit_planned", "forecast"]
+
+# Sizes double from one group of stages on; for a budget only those this far from its share are fitted.
+_REACH = 3
+# No chain of more than this share of the dense bytes is tried: int8 has an error of 0.01 at half as much.
+_LARGEST = 0.5
+# Descents of a forecast: enough to order weights and sizes, an eighth of the default.
+_PROBE_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan and the fitted layers that it takes, by name."""
+
+    plan: Plan
+    layers: dict[str, FittedLayer]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A plan from short descents. seconds: that all fits for it would take here; bytes: of memory while fitting."""
+
+    plan: Plan
+    seconds: float
+    bytes: int
+
+
+def fit_planned(
+    source: Source, jobs: Sequence[Job], settings: CompressSettings, device: str, progress: Progress, cache: FitCache
+) -> Planned:
+    """Fit the jobs at the sizes that the target needs, choose, and return the chosen fits.
+
+    Fits that the cache holds are not made again, so a second target costs only the sizes that are new to it.
+    Raises UsageError for a budget that is too small.
+    """
+    found: dict[tuple[str, int], FittedLayer] = {}
+    remaining = {job.names[0]: _rungs(job, settings) for job in jobs}
+    while any(remaining.values()):
+        rung = _next_rung(jobs, remaining)
+        for job, layer, _ in _fitted(source, rung, settings, device, progress, cache):
+            found[job.names[0], job.fit.stages] = layer
+            if settings.max_error is not None and _error(layer) <= settings.max_error:
+                remaining[job.names[0]] = []
+    plan = _plan(jobs, found, settings)
+    chosen = {
+        choice.curve.name: found[choice.curve.name, choice.point.stages]
+        for choice in plan.choices
+        if choice.point is not None
+    }
+    return Planned(plan, chosen)
+
+
+def forecast(
+    source: Source, jobs: Sequence[Job], settings: CompressSettings, device: str, progress: Progress, cache: FitCache
+) -> Forecast:
+    """Return the plan that short descents lead to, and what the real fits would cost. Raises UsageError as a fit."""
+    found: dict[tuple[str, int], FittedLayer] = {}
+    seconds, memory = 0.0, 0
+    remaining = {job.names[0]: _rungs(job, settings) for job in jobs}
+    while any(remaining.values()):
+        short = []
+        for job in _next_rung(jobs, remaining):
+            memory = max(memory, _working_bytes(job))
+            known = cache.get(job, digest(source.read(job.names[0])), settings.store)
+            if known is not None:
+                found[job.names[0], job.fit.stages] = known[0]
+            else:
+                short.append(replace(job, fit=replace(job.fit, steps=min(job.fit.steps, _PROBE_STEPS))))
+        for job, layer, spent in _fitted(source, short, settings, device, progress, cache):
+            found[job.names[0], job.fit.stages] = layer
+            seconds += spent * settings.fit_of(job.names[0]).steps / max(1, job.fit.steps)
+    return Forecast(_plan(jobs, found, settings), seconds, memory)
+
+
+def _next_rung(jobs: Sequence[Job], remaining: dict[str, list[int]]) -> list[Job]:
+    """Take the next size of every job that has one."""
+    return [
+        replace(job, fit=replace(job.fit, stages=remaining[job.names[0]].pop(0)))
+        for job in jobs
+        if remaining[job.names[0]]
+    ]
+
+
+def _fitted(
+    source: Source,
+    jobs: Sequence[Job],
+    settings: CompressSettings,
+    device: str,
+    progress: Progress,
+    cache: FitCache,
+) -> list[tuple[Job, FittedLayer, float]]:
+    """Return job, layer and seconds; from the cache where it has them."""
+    done: list[tuple[Job, FittedLayer, float]] = []
+    missing = []
+    for job in jobs:
+        known = cache.get(job, digest(source.read(job.names[0])), settings.store)
+        if known is None:
+            missing.append(job)
+        else:
+            done.append((job, *known))
+    progress.begin(len(missing))
+    by_name = {job.names[0]: job for job in missing}
+    before = time.perf_counter()
+    for layer in fit_layers(source, missing, settings.store, device, progress):
+        # The first layer of a batch has the time of all of it; only sums are used.
+        now = time.perf_counter()
+        seconds, before = now - before, now
+        cache.put(by_name[layer.name], layer, settings.store, seconds)
+        done.append((by_name[layer.name], layer, seconds))
+    return done
+
+
+def _rungs(job: Job, settings: CompressSettings) -> list[int]:
+    """Return the numbers of stages to fit, rising. One that an override fixes is the only one."""
+    if not settings.is_planned or "stages" in settings.override_of(job.names[0]):
+        return [job.fit.stages]
+    itemsize = settings.store.itemsize
+    group = job.fit.block.bit_length() - 1
+    shares: dict[int, float] = {}
+    stages = group
+    while True:
+        share = _stored(replace(job.fit, stages=stages), job, itemsize) / job.dense_bytes
+        if shares and share > _LARGEST:
+            break
+        shares[stages] = share
+        stages *= 2
+    budget = settings.budget
+    if budget is None:
+        return list(shares)
+    near = [stages for stages, share in shares.items() if budget / _REACH <= share <= budget * _REACH]
+    return near or [min(shares, key=lambda stages: abs(math.log(shares[stages] / budget)))]
+
+
+def _stored(fit: FitSettings, job: Job, itemsize: int) -> int:
+    return fit.stored_structure(*job.shape, half=itemsize == 2).stored_bytes(itemsize)
+
+
+def _working_bytes(job: Job) -> int:
+    """Estimate the memory of a descent: the state before every group for the gradient, and six matrices beside."""
+    out, into = job.shape
+    structure = job.fit.structure(out, into)
+    states = sum(len(chain.groups) * chain.width * min(out, into) for chain in structure.chains)
+    return 4 * (states + 6 * out * into)
+
+
+def _error(layer: FittedLayer) -> float:
+    return layer.error if layer.output_error is None else layer.output_error
+
+
+def _curves(jobs: Sequence[Job], found: dict[tuple[str, int], FittedLayer]) -> list[Curve]:
+    curves = []
+    for job in jobs:
+        name = job.names[0]
+        points = [
+            Point(stages, layer.stored_bytes, _error(layer))
+            for (owner, stages), layer in found.items()
+            if owner == name
+        ]
+        smaller = tuple(point for point in points if point.bytes < job.dense_bytes)
+        curves.append(Curve(name, math.prod(job.shape), job.dense_bytes, smaller))
+    return curves
+
+
+def _plan(jobs: Sequence[Job], found: dict[tuple[str, int], FittedLayer], settings: CompressSettings) -> Plan:
+    curves = _curves(jobs, found)
+    if settings.max_error is not None:
+        return within_error(curves, settings.max_error)
+    if settings.budget is not None:
+        return within_budget(curves, math.floor(settings.budget * sum(curve.dense_bytes for curve in curves)))
+    return Plan(tuple(Choice(curve, curve.points[0], f"{curve.points[0].stages} stages") for curve in curves))

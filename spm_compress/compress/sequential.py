@@ -1,0 +1,52 @@
+"""Layer after layer: each fitted to the inputs that the layers before it, already replaced, give it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from spm_compress.calibration.collect import paired_moments
+from spm_compress.calibration.runner import open_runner
+from spm_compress.checkpoint.artifact import FittedLayer
+from spm_compress.checkpoint.source import Source
+from spm_compress.compress.layers import Job, Progress, fit_layers
+from spm_compress.errors import UsageError
+
+__all__ = ["fit_sequential"]
+
+
+def fit_sequential(
+    source: Source, jobs: Sequence[Job], data: Path, store: torch.dtype, device: str, progress: Progress
+) -> Iterator[FittedLayer]:
+    """Fit the jobs in the order in which the model uses them and yield each.
+
+    Inputs come from a model in which the layers before are replaced, targets from the original one. Layers of one
+    input are fitted together. Raises UsageError for a weight whose inputs cannot be watched, and what
+    `open_runner` and `fit_layers` raise.
+    """
+    original, now = open_runner(source, data), open_runner(source, data)
+    by_name = {name: job for job in jobs for name in job.names}
+    order = original.order(list(by_name))
+    unseen = set(by_name) - {name for group in order for name in group}
+    hidden = [job.names[0] for job in jobs if set(job.names) <= unseen]
+    if hidden:
+        raise UsageError(
+            f"{source.path}: the input of {hidden[0]} cannot be watched; leave it out with --exclude, or --sequential"
+        )
+    done: set[str] = set()
+    for group in order:
+        # A weight that the model uses again, or under another name, is fitted at its first use.
+        first = [by_name[name].names[0] for name in group]
+        names = [name for name in dict.fromkeys(first) if name not in done]
+        seen = {by_name[name].names[0]: name for name in group}
+        paired = paired_moments(original, now, [seen[name] for name in names])
+        ready = [replace(by_name[name], paired=paired[seen[name]], moments=paired[seen[name]].now) for name in names]
+        for layer in fit_layers(source, ready, store, device, progress):
+            done.add(layer.name)
+            assert layer.shift is not None
+            for name in layer.names:
+                now.replace(name, layer.spm.to(torch.float64).to_dense(), layer.shift)
+            yield layer

@@ -1,0 +1,134 @@
+"""What a compression is asked for: which weights, how each is fitted, and how large all may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+
+from spm_compress.checkpoint.tensor_info import DTYPES
+from spm_compress.errors import UsageError
+from spm_compress.fitting.settings import FitSettings
+from spm_compress.operator.structure import Mixer
+
+__all__ = ["CompressSettings", "LayerOverride", "parse_override"]
+
+_KEYS = ("stages", "mixer", "block", "low-rank", "steps", "seed")
+
+
+@dataclass(frozen=True)
+class LayerOverride:
+    """Other fit settings for the weights whose names match a glob; values by the names of FitSettings' fields."""
+
+    pattern: str
+    values: tuple[tuple[str, Any], ...]
+
+
+def parse_override(text: str) -> LayerOverride:
+    """Read 'GLOB:stages=20,mixer=rotation'. Raises UsageError for anything else."""
+    pattern, colon, rest = text.rpartition(":")
+    if not colon or not pattern or not rest:
+        raise UsageError(f"--layer {text!r}: write it as 'GLOB:stages=20,mixer=rotation'")
+    values: list[tuple[str, Any]] = []
+    for part in rest.split(","):
+        key, _, value = part.partition("=")
+        if key not in _KEYS:
+            raise UsageError(f"--layer {text!r}: {key!r} is none of {', '.join(_KEYS)}")
+        try:
+            values.append(_value(key, value))
+        except ValueError as error:
+            raise UsageError(f"--layer {text!r}: {value!r} is no value for {key}") from error
+    return LayerOverride(pattern, tuple(values))
+
+
+def _value(key: str, value: str) -> tuple[str, Any]:
+    if key == "mixer":
+        return key, None if value == "auto" else Mixer(value)
+    if key == "low-rank":
+        return "rank", None if value == "auto" else _count(value, 0)
+    return key, _count(value, 0 if key in ("steps", "seed") else 1)
+
+
+def _count(value: str, least: int) -> int:
+    count = int(value)
+    if count < least:
+        raise ValueError(value)
+    return count
+
+
+@dataclass(frozen=True)
+class CompressSettings:
+    """How a model is compressed: the fit, which tensors (see `select`), and the dtype that is stored.
+
+    overrides: other settings for some weights; where several match, the later one wins.
+    budget: share of the selected weights' dense bytes that all of them together may take; max_error: relative
+    error that each may have. With either of them the number of stages is chosen weight by weight (`compress.plan`).
+    is_sequential: each layer is fitted to what it gets from those already replaced (`compress.sequential`).
+    """
+
+    fit: FitSettings = field(default_factory=FitSettings)
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    min_features: int = 32
+    store: torch.dtype = torch.float32
+    overrides: tuple[LayerOverride, ...] = ()
+    budget: float | None = None
+    max_error: float | None = None
+    is_sequential: bool = False
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and self.max_error is not None:
+            raise UsageError("--budget and --max-error: give one target, the other follows from it")
+        if self.is_sequential and self.is_planned:
+            raise UsageError(
+                "--sequential: sizes are planned for all layers at once; give --stages instead of a target"
+            )
+        if self.budget is not None and not 0 < self.budget < 1:
+            raise UsageError(f"--budget {self.budget}: the share of the dense bytes lies between 0 and 1")
+        if self.max_error is not None and not 0 < self.max_error < 1:
+            raise UsageError(f"--max-error {self.max_error}: a relative error lies between 0 and 1")
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether the number of stages is chosen weight by weight."""
+        return self.budget is not None or self.max_error is not None
+
+    def override_of(self, name: str) -> Mapping[str, Any]:
+        """Return the fields of FitSettings that are overridden for a weight."""
+        values: dict[str, Any] = {}
+        for override in self.overrides:
+            if fnmatchcase(name, override.pattern):
+                values.update(override.values)
+        return values
+
+    def fit_of(self, name: str) -> FitSettings:
+        """Return how a weight is fitted."""
+        return replace(self.fit, **self.override_of(name))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the artifact's manifest says of the settings."""
+        fit = self.fit
+        return {
+            "stages": "auto" if self.is_planned else fit.stages,
+            "budget": self.budget,
+            "max_error": self.max_error,
+            "sequential": self.is_sequential,
+            "mixer": fit.mixer.value if fit.mixer else "auto",
+            "low_rank": "auto" if fit.rank is None else fit.rank,
+            "schedule": fit.schedule.value,
+            "block": fit.block,
+            "steps": fit.steps,
+            "learning_rate": fit.learning_rate,
+            "seed": fit.seed,
+            "include": self.include,
+            "exclude": self.exclude,
+            "min_features": self.min_features,
+            "layers": [
+                [each.pattern, {k: v.value if isinstance(v, Mixer) else v for k, v in each.values}]
+                for each in self.overrides
+            ],
+            "store": next(name for name, dtype in DTYPES.items() if dtype == self.store),
+        }
