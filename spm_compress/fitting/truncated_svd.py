@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor
+
+from spm_compress.fitting.spectrum import spectra
 
 __all__ = ["svd_error"]
 
 
-def svd_error(weight: Tensor, numbers: int) -> float:
+def svd_error(weight: Tensor, numbers: float) -> float:
     """Return the relative Frobenius error of the best low-rank map of `numbers` stored numbers.
 
-    weight: (m, n). Rank r stores r * (m + n) numbers; between two ranks the squared error is interpolated,
-    so that neither side gains from rounding. Eckart and Young (1936).
+    weight: (m, n). How ranks are counted: `Spectrum.svd_error`. Raises FitError for NaN or infinite values.
     """
-    m, n = weight.shape
-    gram = weight.double()
-    gram = gram @ gram.T if m <= n else gram.T @ gram
-    energy = torch.linalg.eigvalsh(gram).clamp(min=0).flip(0)  # squared singular values, largest first
-    total = float(energy.sum())
-    if total == 0:
-        return 0.0
-    rank = numbers / (m + n)
-    whole = min(math.floor(rank), len(energy))
-    left = float(energy[whole:].sum())
-    part = (rank - whole) * float(energy[whole]) if whole < len(energy) else 0.0
-    return math.sqrt(max(0.0, left - part) / total)
+    return spectra(weight[None])[0].svd_error(numbers)
