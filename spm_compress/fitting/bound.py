@@ -77,15 +77,24 @@ def _cuts(structure: Structure) -> Iterator[_Cut]:
         torch.stack((torch.arange(chain.width).expand_as(partners), partners)) + starts[i + 1]  # (2, stages, width)
         for i, (chain, (partners, _)) in enumerate(zip(structure.chains, frames, strict=True))
     ]
-    nodes = starts[-1]
+    nodes = torch.arange(starts[-1])
     for i, pairs in enumerate(pairings):
-        earlier = [link for link in links[: i + 1]] + [each.flatten(1) for each in pairings[:i]]
-        later = [link for link in links[i + 1 :]] + [each.flatten(1) for each in pairings[i + 1 :]]
-        features = torch.arange(starts[i + 1], starts[i + 2])
-        for cut in range(pairs.shape[1] + 1):
-            before = _components(nodes, torch.cat([*earlier, pairs[:, :cut].flatten(1)], 1))
-            after = _components(nodes, torch.cat([*later, pairs[:, cut:].flatten(1)], 1))
+        earlier = [*links[: i + 1], *(each.flatten(1) for each in pairings[:i])]
+        later = [*links[i + 1 :], *(each.flatten(1) for each in pairings[i + 1 :])]
+        features = slice(starts[i + 1], starts[i + 2])
+        stages = list(pairs.unbind(1))  # each (2, width)
+        befores = _growing(_components(nodes, torch.cat(earlier, 1)), stages)
+        afters = _growing(_components(nodes, torch.cat(later, 1)), stages[::-1])[::-1]
+        for before, after in zip(befores, afters, strict=True):
             yield _cut(before[: widths[0]], after[starts[-2] :], before[features], after[features])
+
+
+def _growing(label: Tensor, stages: list[Tensor]) -> list[Tensor]:
+    """Return the components with none, one, two, ... all of the stages."""
+    labels = [label]
+    for edges in stages:
+        labels.append(_components(labels[-1], edges))
+    return labels
 
 
 def _cut(inputs: Tensor, outputs: Tensor, before: Tensor, after: Tensor) -> _Cut:
@@ -103,16 +112,17 @@ def _resizing(leaving: Tensor, start: int, n: int, m: int) -> Tensor:
     return torch.stack((leaving[index % n], start + index % m))
 
 
-def _components(nodes: int, edges: Tensor) -> Tensor:
-    """Return (nodes,) int64: the smallest node that each node is connected with."""
-    label = torch.arange(nodes)
+def _components(label: Tensor, edges: Tensor) -> Tensor:
+    """Return (nodes,) int64: components, by their smallest node, once edges (2, e) join those of `label`."""
+    ends = label[edges]  # only the components that were have to be joined
+    joined = torch.arange(len(label))
     while True:
-        lower = torch.minimum(label[edges[0]], label[edges[1]])
-        joined = label.scatter_reduce(0, edges[0], lower, "amin").scatter_reduce(0, edges[1], lower, "amin")
-        joined = joined[joined]
-        if torch.equal(joined, label):
-            return label
-        label = joined
+        lower = joined[ends].amin(0)
+        next_ = joined.scatter_reduce(0, ends[0], lower, "amin").scatter_reduce(0, ends[1], lower, "amin")
+        next_ = next_[next_]
+        if torch.equal(next_, joined):
+            return joined[label]
+        joined = next_
 
 
 def _lost(weights: Tensor, cut: _Cut) -> Tensor:
