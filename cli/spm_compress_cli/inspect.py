@@ -17,7 +17,7 @@ import click
 @click.option(
     "--probe-steps",
     type=click.IntRange(min=0),
-    default=40,
+    default=60,
     show_default=True,
     help="Gradient steps of the probe of every shape and size; 0: none.",
 )

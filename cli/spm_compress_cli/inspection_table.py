@@ -33,8 +33,8 @@ def _spectra(inspection: Inspection, path: Path) -> Table:
     table = Table(
         title=f"{path}: {len(inspection.layers)} dense weights",
         title_justify="left",
-        caption="effective rank: exp of the entropy of the squared singular values; energy: what the first 1 % and 10 % "
-        "of them hold; decay: the first singular value over the median one",
+        caption="effective rank: exp of the entropy of the squared singular values; energy: what the first 1 % and "
+        "10 % of them hold; decay: the first singular value over the median one",
         caption_justify="left",
     )
     table.add_column("weight", overflow="fold")
@@ -59,8 +59,8 @@ def _errors(inspection: Inspection) -> Table:
     table = Table(
         title="relative errors; 1.000 is what all zeros reach",
         title_justify="left",
-        caption="SVD: truncated, at that share of the bytes. bound: fit's chain of that size cannot go below. butterfly: "
-        "log2 n stages at the larger width, with its size, the SVD of that size, its closed form before "
+        caption="SVD: truncated, at that share of the bytes. bound: fit's chain of that size cannot go below. "
+        "butterfly: log2 n stages at the larger width, with its size, the SVD of that size, its closed form before "
         "descent, and the bound that holds for every such butterfly.",
         caption_justify="left",
     )
@@ -89,7 +89,7 @@ def _error(error: float | None) -> str:
 
 def _probes(inspection: Inspection) -> Table:
     table = Table(
-        title="probes: a short descent on one weight of every shape; fit, with 400 steps, goes lower",
+        title="probes: a short descent on one weight of every shape; fit takes more steps and goes lower",
         title_justify="left",
     )
     table.add_column("weight", overflow="fold")

@@ -28,7 +28,7 @@ def verdict(spectrum: Spectrum, rank: int, svd: Sequence[tuple[float, float]], c
     if spectrum.root_mean_square < _NEAR_ZERO:
         return f"near zero: the root mean square of its entries is {spectrum.root_mean_square:.1e}"
     largest = svd[-1][0]
-    if rank * (m + n) <= largest * m * n or rank == 1:
+    if rank * (m + n) <= largest * m * n or (rank == 1 and m + n < m * n):
         return f"already low rank: rank {rank} holds everything, in {rank * (m + n) / (m * n):.2%} of the numbers"
     if closed_form and closed_form.error < _EXACT:
         return (
