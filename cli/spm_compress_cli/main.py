@@ -11,6 +11,7 @@ from spm_compress.errors import SpmError, UsageError
 from spm_compress_cli.bench import bench
 from spm_compress_cli.export import export
 from spm_compress_cli.fit import fit
+from spm_compress_cli.inspect import inspect
 from spm_compress_cli.report import report
 
 _FAILED, _WRONG_USAGE = 1, 2
@@ -22,6 +23,7 @@ def cli() -> None:
     """Replace a trained model's dense weights by Stagewise Pairwise Mixers and export it to ONNX.
 
     \b
+    spm-compress inspect model.safetensors
     spm-compress fit model.safetensors --stages 10
     spm-compress report
     spm-compress export --onnx out.onnx
@@ -31,6 +33,7 @@ def cli() -> None:
     """
 
 
+cli.add_command(inspect)
 cli.add_command(fit)
 cli.add_command(report)
 cli.add_command(export)

@@ -1,5 +1,6 @@
 """Floor 4: a whole model, as files or as a live module."""
 
+from spm_compress.compress.inspection import Inspection, inspect_model
 from spm_compress.compress.layers import Progress, Silent
 from spm_compress.compress.model import Selected, check_device, fit_model, plan_model
 from spm_compress.compress.module import Compressed, apply_artifact, compress_model
@@ -10,6 +11,7 @@ __all__ = [
     "CompressSettings",
     "Compressed",
     "Forecast",
+    "Inspection",
     "LayerOverride",
     "Progress",
     "Selected",
@@ -18,6 +20,7 @@ __all__ = [
     "check_device",
     "compress_model",
     "fit_model",
+    "inspect_model",
     "parse_override",
     "plan_model",
 ]

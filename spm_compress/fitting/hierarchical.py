@@ -90,15 +90,23 @@ def _split(weight: Tensor, partners: Tensor) -> list[Tensor]:
     # block f: what reaches the outputs `rows[f]` from the inputs `cols[f]`, all through feature f
     part = weight[rows[:, :, None], cols[:, None, :]]
     part = part * (rows_valid[:, :, None] & cols_valid[:, None, :])
-    u, s, vt = torch.linalg.svd(part, full_matrices=False)
-    root = s[:, 0].sqrt()
-    left, right = u[:, :, 0] * root[:, None], vt[:, 0] * root[:, None]
+    left, right = _rank_one(part)
     after = torch.zeros_like(weight)
     before = torch.zeros_like(weight)
     feature = torch.arange(n)
     after.index_put_((rows, feature[:, None].expand_as(rows)), left * rows_valid, accumulate=True)
     before.index_put_((feature[:, None].expand_as(cols), cols), right * cols_valid, accumulate=True)
     return _split(before, partners[:cut]) + _split(after, partners[cut:])
+
+
+def _rank_one(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (k, r) and (k, c), whose outer products are the best rank-one approximations of blocks (k, r, c)."""
+    left, right = blocks.new_zeros(blocks.shape[:2]), blocks.new_zeros(blocks.shape[0], blocks.shape[2])
+    held = blocks.flatten(1).any(1)  # a matrix padded to a square is mostly blocks of zeros
+    u, s, vt = torch.linalg.svd(blocks[held], full_matrices=False)
+    root = s[:, :1].sqrt()
+    left[held], right[held] = u[:, :, 0] * root, vt[:, 0] * root
+    return left, right
 
 
 def _components(partners: Tensor) -> Tensor:

@@ -7,26 +7,23 @@ import math
 import torch
 from torch import Tensor
 
+from spm_compress.fitting.spectrum import Spectrum, spectra
+
 __all__ = ["low_rank_factors", "svd_error"]
 
 
-def svd_error(weight: Tensor, numbers: int, covariance: Tensor | None = None) -> float:
+def svd_error(weight: Tensor, numbers: float, covariance: Tensor | None = None) -> float:
     """Return the relative Frobenius error of the best low-rank map of `numbers` stored numbers.
 
     weight: (m, n); covariance: (n, n) of the inputs, for the least error of the outputs instead.
-    Rank r stores r * (m + n) numbers; between two ranks the squared error is interpolated,
-    so that neither side gains from rounding. Eckart and Young (1936).
+    How ranks are counted: `Spectrum.svd_error`. Raises FitError for NaN or infinite values.
     """
-    m, n = weight.shape
+    if covariance is None:
+        return spectra(weight[None])[0].svd_error(numbers)
     energy = torch.linalg.eigvalsh(_gram(weight.double(), covariance)).clamp(min=0).flip(0)  # largest first
     total = float(energy.sum())
-    if total == 0:
-        return 0.0
-    rank = numbers / (m + n)
-    whole = min(math.floor(rank), len(energy))
-    left = float(energy[whole:].sum())
-    part = (rank - whole) * float(energy[whole]) if whole < len(energy) else 0.0
-    return math.sqrt(max(0.0, left - part) / total)
+    shares = energy / total if total else energy
+    return Spectrum((weight.shape[0], weight.shape[1]), math.sqrt(total), shares).svd_error(numbers)
 
 
 def low_rank_factors(weight: Tensor, rank: int, covariance: Tensor | None = None) -> tuple[Tensor, Tensor]:

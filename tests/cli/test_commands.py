@@ -66,7 +66,16 @@ def test_an_interrupted_fit_leaves_no_file_and_says_so_in_one_line(mlp_file: Pat
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["fit", "--help"], ["export", "--help"], ["report", "-h"], ["bench", "-h"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["fit", "--help"],
+        ["export", "--help"],
+        ["report", "-h"],
+        ["bench", "-h"],
+        ["inspect", "-h"],
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
