@@ -144,7 +144,8 @@ def pruned(weight: Tensor, stored: int) -> Tensor:
 def rounded(weight: Tensor, bits: int) -> Tensor:
     levels = 2 ** (bits - 1) - 1
     scale = weight.abs().amax(1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny) / levels
-    return (weight / scale).round() * scale
+    nearest: Tensor = (weight / scale).round() * scale
+    return nearest
 
 
 def batches(matrices: Sequence[Matrix], limit: int | None) -> Iterator[list[Matrix]]:

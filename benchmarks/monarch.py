@@ -49,5 +49,5 @@ def project(weight: Tensor, shape: Monarch) -> Tensor:
     r, t = shape.right, shape.left
     slices = weight.double().reshape(m // t, t, r, n // r).permute(1, 2, 0, 3)  # (t, r, s, p)
     u, values, vt = torch.linalg.svd(slices, full_matrices=False)
-    rank_one = values[..., :1, None] * u[..., :1] * vt[..., :1, :]  # (t, r, s, p)
+    rank_one: Tensor = values[..., :1, None] * u[..., :1] * vt[..., :1, :]  # (t, r, s, p)
     return rank_one.permute(2, 0, 1, 3).reshape(m, n)
