@@ -1,15 +1,16 @@
 """How long fits take, beside the plain way: every stage by itself through autograd (naive_fit.py).
 
     python benchmarks/fit_speed.py [square] [wide] [long] [big] [model] [large]
-                                   [--stages 10] [--steps 600] [--repeats 3]
+                                   [--stages 10] [--steps 600] [--repeats 3] [--index-select]
 
 square, wide, long: a 384x384, a 1536x384 and a 384x1536 weight of MiniLM. big: 2048x2048, drawn with singular values
-1/sqrt(k); its naive way is timed for a few steps only, and taken to reach the library's error after all of them. For
+1/sqrt(k); its naive way is timed for a few steps only, and taken to need as many as the library to the same error. For
 each, both ways have the same stages, step size and planned steps, run in turns, and every run has a process of its own:
 
     ms a step       without what comes before the first and after the last
-    error           that the naive way ends at
+    error           that the naive way ends at (big: the library)
     naive s, ours s until an error within 0.1 % of it
+    --index-select  gathers of the naive way are index_select instead of x[partner]
     peak            memory that the fit takes beyond its weight and the libraries, in sizes of the dense weight
 
 model: MiniLM's 36 encoder matrices by `fit_model`, beside the naive way on one matrix of each shape, its time
@@ -43,7 +44,7 @@ from spm_compress.fitting import StepReport
 P = ParamSpec("P")
 T = TypeVar("T")
 # A step is timed over so many where a whole descent would take too long.
-FEW = 5
+FEW = 20
 # Two descents that end this near to each other have reached the same error.
 SAME = 1.001
 MOMENTS = (1, 2, 5, 10, 20, 50)  # seconds
@@ -84,6 +85,10 @@ class Run:
         """Return when the error was first no larger than this, infinity if never."""
         return next((each.seconds for each in self.progress if each.error <= error), math.inf)
 
+    def steps_to(self, error: float) -> float:
+        """Return after how many steps the error was first no larger than this, infinity if never."""
+        return next((each.step for each in self.progress if each.error <= error), math.inf)
+
 
 def of_minilm(name: str) -> Tensor:
     return open_source(fetched("minilm")).read(name)
@@ -112,15 +117,19 @@ LARGE = Case("4096x11008", normal)
 ALIKE = {SQUARE: 24, WIDE: 6, LONG: 6}
 
 
-def naive(case: Case, settings: FitSettings) -> Run:
+def naive(case: Case, settings: FitSettings, selects: bool) -> Run:
     weight = case.load()
     tiny = torch.ones(64, 64)
-    list(naive_fit(tiny, settings.structure(64, 64), 2, 2))  # the library's own memory is not the fit's
+    list(
+        naive_fit(tiny, settings.structure(64, 64), 2, 2, selects=selects)
+    )  # the library's own memory is not the fit's
     before = peak_memory()
     began = time.perf_counter()
     structure = settings.structure(*weight.shape)
-    progress = tuple(naive_fit(weight, structure, settings.steps, case.few or settings.steps, settings.seed))
-    return Run(progress, time.perf_counter() - began, peak_memory() - before, weight.numel())
+    progress = naive_fit(
+        weight, structure, settings.steps, case.few or settings.steps, seed=settings.seed, selects=selects
+    )
+    return Run(tuple(progress), time.perf_counter() - began, peak_memory() - before, weight.numel())
 
 
 def ours(case: Case, settings: FitSettings) -> Run:
@@ -171,9 +180,11 @@ class Duel:
         """What the naive way reaches in all its steps; where it ran only a few, what the library reaches."""
         return median(self.fused if self.case.few else self.plain, lambda run: run.progress[-1].error)
 
-    def naive_seconds(self, steps: int) -> float:
-        """Return how long the naive way takes to `error`."""
+    @property
+    def naive_seconds(self) -> float:
+        """How long the naive way takes to `error`."""
         if self.case.few:
+            steps = median(self.fused, lambda run: run.steps_to(SAME * self.error))
             return median(self.plain, lambda run: run.step_seconds) * steps
         return median(self.plain, lambda run: run.seconds_to(SAME * self.error))
 
@@ -187,15 +198,15 @@ def median(runs: Sequence[Run], of: Callable[[Run], float]) -> float:
     return statistics.median(of(run) for run in runs)
 
 
-def duel(case: Case, settings: FitSettings, repeats: int) -> Duel:
-    pairs = [(alone(naive, case, settings), alone(ours, case, settings)) for _ in range(repeats)]
+def duel(case: Case, settings: FitSettings, repeats: int, selects: bool) -> Duel:
+    pairs = [(alone(naive, case, settings, selects), alone(ours, case, settings)) for _ in range(repeats)]
     plain, fused = zip(*pairs, strict=True)
     return Duel(case, plain, fused)
 
 
-def show(fought: Duel, steps: int) -> None:
+def show(fought: Duel) -> None:
     both = fought.plain, fought.fused
-    naive_seconds, our_seconds = fought.naive_seconds(steps), fought.our_seconds
+    naive_seconds, our_seconds = fought.naive_seconds, fought.our_seconds
     cells = [
         fought.case.title,
         *(f"{median(runs, lambda run: run.step_seconds) * 1e3:.1f}" for runs in both),
@@ -212,12 +223,14 @@ def show_curves(duels: Sequence[Duel]) -> None:
     print(f"\n| error after | | {' | '.join(f'{moment} s' for moment in MOMENTS)} |")
     print("|---" * (2 + len(MOMENTS)) + "|")
     for fought in duels:
-        for way, runs in (("naive", fought.plain), ("ours", fought.fused)):
+        for way, runs in (("ours", fought.fused), ("naive", () if fought.case.few else fought.plain)):
+            if not runs:
+                continue
             errors = [f"{statistics.median(run.error_at(moment) for run in runs):.3f}" for moment in MOMENTS]
             print(f"| {fought.case.title} | {way} | {' | '.join(errors)} |")
 
 
-def matrices(cases: Sequence[Case], settings: FitSettings, repeats: int) -> None:
+def matrices(cases: Sequence[Case], settings: FitSettings, repeats: int, selects: bool) -> None:
     print(
         f"\n{settings.stages} stages, {settings.steps} steps, median of {repeats}, {torch.get_num_threads()} threads\n"
     )
@@ -225,18 +238,18 @@ def matrices(cases: Sequence[Case], settings: FitSettings, repeats: int) -> None
     print("|---|---|---|---|---|---|---|---|---|")
     duels = []
     for case in cases:
-        duels.append(duel(case, settings, repeats))
-        show(duels[-1], settings.steps)
+        duels.append(duel(case, settings, repeats, selects))
+        show(duels[-1])
     show_curves(duels)
 
 
-def model(settings: FitSettings, repeats: int) -> None:
+def model(settings: FitSettings, repeats: int, selects: bool) -> None:
     """Print the time of the whole model with the library's own number of steps."""
     fits = [alone(whole_minilm, FitSettings(stages=settings.stages)) for _ in range(repeats)]
     seconds, errors = statistics.median(fit[0] for fit in fits), fits[0][1]
     mean = statistics.mean(errors.values())
     print(f"\nMiniLM, {len(errors)} matrices in {settings.stages} stages: {seconds:.0f} s, mean error {mean:.4f}")
-    plain = {name: alone(naive, Case(name, partial(of_minilm, name)), settings) for name in ALIKE}
+    plain = {name: alone(naive, Case(name, partial(of_minilm, name)), settings, selects) for name in ALIKE}
     naive_seconds = sum(ALIKE[name] * run.seconds for name, run in plain.items())
     print(f"naive way, {settings.steps} steps: {naive_seconds:.0f} s, {naive_seconds / seconds:.0f} times as long")
     for name, run in plain.items():
@@ -245,9 +258,9 @@ def model(settings: FitSettings, repeats: int) -> None:
 
 def large(settings: FitSettings) -> None:
     steps = FitSettings().steps
-    run = alone(ours, LARGE, replace(settings, steps=2 * FEW))
+    run = alone(ours, LARGE, replace(settings, steps=FEW))
     print(f"\n{LARGE.title}, {settings.stages} stages: {run.step_seconds:.2f} s a step, {steps} steps scaled from")
-    print(f"{2 * FEW}: {run.step_seconds * steps:.0f} s; peak {run.peak / (4 * run.values):.1f} times the weight")
+    print(f"{FEW}: {run.step_seconds * steps:.0f} s; peak {run.peak / (4 * run.values):.1f} times the weight")
 
 
 def main() -> None:
@@ -256,12 +269,13 @@ def main() -> None:
     parser.add_argument("--stages", type=int, default=10)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--index-select", action="store_true", help="the naive way gathers with index_select")
     given = parser.parse_args()
     settings = FitSettings(stages=given.stages, steps=given.steps)
     if cases := [case for name, case in CASES.items() if name in given.what]:
-        matrices(cases, settings, given.repeats)
+        matrices(cases, settings, given.repeats, given.index_select)
     if "model" in given.what:
-        model(settings, given.repeats)
+        model(settings, given.repeats, given.index_select)
     if "large" in given.what:
         large(settings)
 

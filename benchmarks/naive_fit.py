@@ -1,7 +1,8 @@
 """The plain way to fit an SPM, as a baseline: every stage by itself through autograd, applied to the identity.
 
 The stages are those of the library's structure, seen in a fixed frame (the paper's form): the same family of maps,
-one gather a stage.
+one gather a stage. It is written x[partner], whose gradient adds up row by row on a CPU; `selects` writes the same as
+index_select, the first thing to try when that is too slow.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ class NaiveChain(nn.Module):
     partners: Tensor
     order: Tensor
 
-    def __init__(self, chain: Chain, generator: torch.Generator) -> None:
+    def __init__(self, chain: Chain, generator: torch.Generator, selects: bool) -> None:
         super().__init__()
+        self.selects = selects
         partners, order = fixed_frame(chain.groups, chain.width)
         self.register_buffer("partners", partners)  # (stages, width)
         self.register_buffer("order", order)  # (width,)
@@ -53,17 +55,22 @@ class NaiveChain(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (n, rows) -> (width, rows)
         x = resize(x, len(self.order))
         for partner, direct, cross in zip(self.partners, self.direct, self.cross, strict=True):
-            x = direct[:, None] * x + cross[:, None] * x[partner]
-        return x[self.order]
+            x = direct[:, None] * x + cross[:, None] * self.gathered(x, partner)
+        return self.gathered(x, self.order)
+
+    def gathered(self, x: Tensor, rows: Tensor) -> Tensor:
+        return x.index_select(0, rows) if self.selects else x[rows]
 
 
-def naive_fit(weight: Tensor, structure: Structure, steps: int, stop: int, seed: int = 0) -> Iterator[Progress]:
+def naive_fit(
+    weight: Tensor, structure: Structure, steps: int, stop: int, *, seed: int = 0, selects: bool = False
+) -> Iterator[Progress]:
     """Yield the progress after each of the first `stop` steps of a descent that is planned for `steps`."""
     began = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     target = weight.float() * math.sqrt(min(weight.shape)) / weight.norm()
     eye = torch.eye(structure.in_features)
-    chains = nn.Sequential(*(NaiveChain(chain, generator) for chain in structure.chains))
+    chains = nn.Sequential(*(NaiveChain(chain, generator, selects) for chain in structure.chains))
 
     def dense() -> Tensor:
         return resize(chains(eye), structure.out_features)
