@@ -53,7 +53,9 @@ class OnnxRunner:
         try:
             session = self._session(taps)
             feeds = {each.name: batch[each.name].astype(_dtype(each.type)) for each in session.get_inputs()}
-            values = dict(zip(taps, session.run(list(taps), feeds), strict=True))
+            inside = [tap for tap in taps if tap not in feeds]
+            # No names would mean all outputs.
+            values = {**feeds, **(dict(zip(inside, session.run(inside, feeds), strict=True)) if inside else {})}
         except Exception as error:  # ONNX Runtime's own types have no common base
             first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise SourceError(f"{self.path}: does not run on the calibration data ({first_line})") from error
@@ -81,10 +83,9 @@ class OnnxRunner:
             self._sessions.clear()
             model = self.model.clone()
             values = {value.name: value for node in model.graph for value in node.outputs}
-            outputs = {value.name for value in model.graph.outputs}
-            inputs = {value.name for value in model.graph.inputs}
+            there = {value.name for value in (*model.graph.outputs, *model.graph.inputs)}
             for tap in taps:
-                if tap not in outputs | inputs:
+                if tap not in there:
                     model.graph.outputs.append(values[tap])
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3

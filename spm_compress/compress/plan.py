@@ -9,6 +9,7 @@ optimum up to the one step that did not fit (Sinha and Zoltners, Operations Rese
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,8 +68,8 @@ class Plan:
         return sum(choice.curve.dense_bytes for choice in self.choices)
 
 
-def within_budget(curves: Sequence[Curve], budget: int) -> Plan:
-    """Return the plan of least error whose bytes are at most `budget`.
+def within_budget(curves: Sequence[Curve], share: float) -> Plan:
+    """Return the plan of least error whose bytes are at most this share of the dense ones.
 
     Raises UsageError, with the least share that can be had, if the smallest sizes together take more.
     """
@@ -76,9 +77,10 @@ def within_budget(curves: Sequence[Curve], budget: int) -> Plan:
     at = [0] * len(curves)
     spent = sum(hull[0][0] for hull in hulls)
     dense = sum(curve.dense_bytes for curve in curves)
+    budget = math.floor(share * dense)
     if spent > budget:
         raise UsageError(
-            f"--budget {budget / dense:.4g}: the smallest sizes together take {spent / dense:.2%} of the dense bytes; "
+            f"--budget {share:g}: the smallest sizes together take {spent / dense:.2%} of the dense bytes; "
             f"give at least {spent / dense + 1e-4:.4f}, or leave weights out with --exclude"
         )
     queue = [(*_next(hull, 0), i) for i, hull in enumerate(hulls) if len(hull) > 1]

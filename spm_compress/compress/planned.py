@@ -17,8 +17,9 @@ from spm_compress.fitting.settings import FitSettings
 
 __all__ = ["Forecast", "Planned", "fit_planned", "forecast"]
 
-# Sizes double from one group of stages on; for a budget only those this far from its share are fitted.
-_REACH = 3
+# Sizes double from one group of stages on. For a budget they are fitted up to this share of the dense bytes, the same
+# whatever the budget, so that the next one costs no fit; for a large budget up to this many times its share.
+_USUAL, _REACH = 0.12, 2
 # No chain of more than this share of the dense bytes is tried: int8 has an error of 0.01 at half as much.
 _LARGEST = 0.5
 # Descents of a forecast: enough to order weights and sizes, an eighth of the default.
@@ -144,8 +145,8 @@ def _rungs(job: Job, settings: CompressSettings) -> list[int]:
     budget = settings.budget
     if budget is None:
         return list(shares)
-    near = [stages for stages, share in shares.items() if budget / _REACH <= share <= budget * _REACH]
-    return near or [min(shares, key=lambda stages: abs(math.log(shares[stages] / budget)))]
+    reach = max(_USUAL, _REACH * budget)
+    return [stages for stages, share in shares.items() if share <= reach] or [min(shares)]
 
 
 def _stored(fit: FitSettings, job: Job, itemsize: int) -> int:
@@ -183,5 +184,5 @@ def _plan(jobs: Sequence[Job], found: dict[tuple[str, int], FittedLayer], settin
     if settings.max_error is not None:
         return within_error(curves, settings.max_error)
     if settings.budget is not None:
-        return within_budget(curves, math.floor(settings.budget * sum(curve.dense_bytes for curve in curves)))
+        return within_budget(curves, settings.budget)
     return Plan(tuple(Choice(curve, curve.points[0], f"{curve.points[0].stages} stages") for curve in curves))
