@@ -36,8 +36,8 @@ def inspect(
 
     For every weight that `fit` would take: how fast its singular values decay, the error of a truncated SVD at
     3 %, 6 % and 12 % of its bytes, the closed form of a butterfly and the bound below which no such chain gets.
-    For every shape: a short descent of the chains that `fit` would take at these sizes, if short enough for it. Errors are relative
-    Frobenius errors; 1.00 is what all zeros reach.
+    For every shape: a short descent of the chains that `fit` would take at these sizes, where it is not too short
+    for them. Errors are relative Frobenius errors; 1.00 is what all zeros reach.
     """
     from spm_compress.checkpoint import open_source
     from spm_compress.compress import inspect_model
