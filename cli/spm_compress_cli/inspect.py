@@ -19,7 +19,7 @@ import click
     type=click.IntRange(min=0),
     default=60,
     show_default=True,
-    help="Gradient steps of the probe of every shape and size; 0: none.",
+    help="Gradient steps of a probe; 0: none.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the inspection as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
@@ -36,8 +36,8 @@ def inspect(
 
     For every weight that `fit` would take: how fast its singular values decay, the error of a truncated SVD at
     3 %, 6 % and 12 % of its bytes, the closed form of a butterfly and the bound below which no such chain gets.
-    For every shape: a short descent of the chains that `fit` would take at these sizes. Errors are relative
-    Frobenius errors; 1.00 is what all zeros reach.
+    For every shape: a short descent of the chains that `fit` would take at these sizes, where it is not too short
+    for them. Errors are relative Frobenius errors; 1.00 is what all zeros reach.
     """
     from spm_compress.checkpoint import open_source
     from spm_compress.compress import inspect_model

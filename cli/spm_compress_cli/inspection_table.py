@@ -95,6 +95,7 @@ def _probes(inspection: Inspection) -> Table:
     table.add_column("weight", overflow="fold")
     for heading in ("shape", "of", "share", "stages", "bytes", "steps", "error so far", "SVD of equal size"):
         table.add_column(heading, justify="right")
+    table.add_column("why not", overflow="fold")
     for probe in inspection.probes:
         table.add_row(
             probe.name,
@@ -104,8 +105,9 @@ def _probes(inspection: Inspection) -> Table:
             str(probe.stages),
             f"{probe.stored_bytes:,}",
             str(probe.steps),
-            probe.reason if probe.error is None else f"{probe.error:.3f}",
+            _error(probe.error),
             f"{probe.svd_error:.3f}",
+            probe.reason,
         )
     return table
 
