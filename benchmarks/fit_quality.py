@@ -14,9 +14,9 @@ counted, index tables and scales too. The methods:
     butterfly  pyfaust's closed form, at its one size (2 n log2 n numbers) and beside an SPM of that size, on the
                largest leading block of each matrix that is 2^k wide; left out where pyfaust is not installed
 
---weighted FILE: safetensors with a covariance (n, n) of the inputs for each weight by its name; errors are then
-||(W - S) C|| / ||W C|| with C C^T the covariance. SPM and SVD minimize it; the other methods have no closed form for it
-and are only measured by it.
+--weighted FILE: calibration data that the models run on (.txt for minilm: examples/calibration_text.py); errors are
+then ||(W - S) C|| / ||W C|| with C C^T the covariance of the inputs. SPM and SVD minimize it; the other methods have no
+closed form for it and are only measured by it.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ from pathlib import Path
 import torch
 from closed_butterfly import butterfly, is_installed
 from monarch import nearest_size, project
-from real_models import DENSE_WEIGHTS, dense_weights
-from safetensors.torch import load_file
+from real_models import DENSE_WEIGHTS, covariances, dense_weights
 from torch import Tensor
 
 from spm_compress import FitSettings, fit_matrices
@@ -251,7 +250,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", type=float, default=SIZES, help="shares of the dense bytes")
     parser.add_argument("--form", choices=FORMS, default="stages", help="what an SPM may be made of")
     parser.add_argument("--limit", type=int, help="only so many matrices of each shape")
-    parser.add_argument("--weighted", type=Path, help="safetensors with the covariance of each weight's inputs")
+    parser.add_argument("--weighted", type=Path, help="calibration data, to weight errors by the inputs")
     parser.add_argument("--json", type=Path, help="write all rows here")
     given = parser.parse_args()
     if unknown := set(given.models) - set(DENSE_WEIGHTS):
@@ -261,10 +260,10 @@ def arguments() -> argparse.Namespace:
 
 def main(given: argparse.Namespace) -> None:
     settings = FORMS[given.form]
-    covariances = load_file(given.weighted) if given.weighted else {}
     grouped = {}
     for model in given.models or DENSE_WEIGHTS:
-        matrices = [Matrix(name, weight, covariances.get(name)) for name, weight in dense_weights(model).items()]
+        known = covariances(model, given.weighted) if given.weighted else {}
+        matrices = [Matrix(name, weight, known.get(name)) for name, weight in dense_weights(model).items()]
         if given.weighted:
             matrices = [matrix for matrix in matrices if matrix.covariance is not None]
         grouped[model] = list(batches(matrices, given.limit))

@@ -9,9 +9,11 @@ from pathlib import Path
 from torch import Tensor
 
 from spm_compress import open_source
+from spm_compress.calibration import collect, open_runner
 from spm_compress.compress.selection import select
+from spm_compress.fitting.objective import regularized
 
-__all__ = ["DENSE_WEIGHTS", "dense_weights", "fetched"]
+__all__ = ["DENSE_WEIGHTS", "covariances", "dense_weights", "fetched"]
 
 ROOT = Path(__file__).resolve().parent.parent
 # Which of a model's tensors are its dense weights.
@@ -28,6 +30,13 @@ DENSE_WEIGHTS = {
 def fetched(model: str) -> Path:
     script = [sys.executable, str(ROOT / "examples" / "fetch_model.py"), model]
     return Path(subprocess.run(script, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
+
+
+def covariances(model: str, data: Path) -> dict[str, Tensor]:
+    """Return name -> covariance (n, n) of a weight's inputs on calibration data, as a fit takes it."""
+    source = open_source(fetched(model))
+    found = collect(open_runner(source, data), select(source.tensors(), include=DENSE_WEIGHTS[model]).fitted)
+    return {name: regularized(moments.covariance, moments.rows) for name, moments in found.items()}
 
 
 def dense_weights(model: str) -> dict[str, Tensor]:

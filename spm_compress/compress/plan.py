@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from spm_compress.errors import UsageError
 
-__all__ = ["Choice", "Curve", "Plan", "Point", "within_budget", "within_error"]
+__all__ = ["Choice", "Curve", "Plan", "Point", "check_budget", "within_budget", "within_error"]
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,7 @@ def within_budget(curves: Sequence[Curve], share: float) -> Plan:
     spent = sum(hull[0][0] for hull in hulls)
     dense = sum(curve.dense_bytes for curve in curves)
     budget = math.floor(share * dense)
-    if spent > budget:
-        raise UsageError(
-            f"--budget {share:g}: the smallest sizes together take {spent / dense:.2%} of the dense bytes; "
-            f"give at least {spent / dense + 1e-4:.4f}, or leave weights out with --exclude"
-        )
+    check_budget(share, spent, dense)
     queue = [(*_next(hull, 0), i) for i, hull in enumerate(hulls) if len(hull) > 1]
     heapq.heapify(queue)
     while queue:
@@ -113,6 +109,15 @@ def within_error(curves: Sequence[Curve], most: float) -> Plan:
         reached = f"{best.error:.3f} at {best.bytes / curve.dense_bytes:.1%} of the bytes" if best else "no size"
         choices.append(Choice(curve, None, f"stays dense: no size reaches error {most:g} (closest: {reached})"))
     return Plan(tuple(choices))
+
+
+def check_budget(share: float, least: int, dense: int) -> None:
+    """Raise UsageError if the smallest sizes together take more than the share of the dense bytes."""
+    if least > math.floor(share * dense):
+        raise UsageError(
+            f"--budget {share:g}: the smallest sizes together take {least / dense:.2%} of the dense bytes; "
+            f"give at least {least / dense + 1e-4:.4f}, or leave weights out with --exclude"
+        )
 
 
 _Vertex = tuple[int, float, Point | None]  # bytes, squared error times values, the point

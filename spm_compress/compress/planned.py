@@ -11,7 +11,7 @@ from spm_compress.checkpoint.artifact import FittedLayer
 from spm_compress.checkpoint.source import Source
 from spm_compress.compress.cache import FitCache
 from spm_compress.compress.layers import Job, Progress, digest, fit_layers
-from spm_compress.compress.plan import Choice, Curve, Plan, Point, within_budget, within_error
+from spm_compress.compress.plan import Choice, Curve, Plan, Point, check_budget, within_budget, within_error
 from spm_compress.compress.settings import CompressSettings
 from spm_compress.fitting.settings import FitSettings
 
@@ -52,7 +52,7 @@ def fit_planned(
     Raises UsageError for a budget that is too small.
     """
     found: dict[tuple[str, int], FittedLayer] = {}
-    remaining = {job.names[0]: _rungs(job, settings) for job in jobs}
+    remaining = _ladders(jobs, settings)
     while any(remaining.values()):
         rung = _next_rung(jobs, remaining)
         for job, layer, _ in _fitted(source, rung, settings, device, progress, cache):
@@ -74,7 +74,7 @@ def forecast(
     """Return the plan that short descents lead to, and what the real fits would cost. Raises UsageError as a fit."""
     found: dict[tuple[str, int], FittedLayer] = {}
     seconds, memory = 0.0, 0
-    remaining = {job.names[0]: _rungs(job, settings) for job in jobs}
+    remaining = _ladders(jobs, settings)
     while any(remaining.values()):
         short = []
         for job in _next_rung(jobs, remaining):
@@ -126,6 +126,16 @@ def _fitted(
         cache.put(by_name[layer.name], layer, settings.store, seconds)
         done.append((by_name[layer.name], layer, seconds))
     return done
+
+
+def _ladders(jobs: Sequence[Job], settings: CompressSettings) -> dict[str, list[int]]:
+    """Return the sizes to fit of every job. Raises UsageError, before any fit, for a budget below the smallest."""
+    ladders = {job.names[0]: _rungs(job, settings) for job in jobs}
+    if settings.budget is not None:
+        itemsize = settings.store.itemsize
+        least = sum(_stored(replace(job.fit, stages=ladders[job.names[0]][0]), job, itemsize) for job in jobs)
+        check_budget(settings.budget, least, sum(job.dense_bytes for job in jobs))
+    return ladders
 
 
 def _rungs(job: Job, settings: CompressSettings) -> list[int]:

@@ -73,17 +73,19 @@ def group_blocks(group: Group, width: int, direct: Tensor, cross: Tensor) -> Ten
         return group_blocks(rising, width, direct.flip(-2), swapped.flip(-2)).mT
     b = group.block
     if group.low == 1 and width % b == 0:
-        direct, cross = direct.unflatten(-1, (-1, b)), cross.unflatten(-1, (-1, b))  # (..., stages, blocks, b)
+        in_blocks = *direct.shape[:-1], -1, b  # (..., stages, blocks, b)
+        direct, cross = direct.reshape(in_blocks), cross.reshape(in_blocks)
     else:
         members = group.members(width).to(direct.device)  # (blocks, b)
         valid, clipped = members < width, members.clamp(max=width - 1)
         direct = torch.where(valid, direct[..., clipped], 1)
         cross = torch.where(valid, cross[..., clipped], 0)
-    # Few operations on whole blocks: joining blocks of 1, 2, 4, ... takes a quarter of the arithmetic, and twice as long.
+    # Few operations on whole blocks: joining blocks of 1, 2, 4, ... has less arithmetic, and takes twice as long.
     product = torch.eye(b, dtype=direct.dtype, device=direct.device).expand(*direct.shape[:-3], direct.shape[-2], b, b)
     for stage in range(group.stages):
         t = 1 << stage
-        swapped = product.unflatten(-2, (b // (2 * t), 2, t)).flip(-3).flatten(-4, -2)
+        halves = product.reshape(*product.shape[:-2], b // (2 * t), 2, t, b)
+        swapped = halves.flip(-3).reshape(product.shape)
         kept = direct[..., stage, :, :].unsqueeze(-1) * product
         product = torch.addcmul(kept, cross[..., stage, :, :].unsqueeze(-1), swapped)
     return product
