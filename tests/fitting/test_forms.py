@@ -56,7 +56,7 @@ def test_forms_of_one_size() -> None:
     counts = [s.canonical().parameter_count if s.mixer is Mixer.GENERAL else s.parameter_count for s in found]
     assert max(counts) <= most
     assert {structure.mixer for structure in found} == {Mixer.GENERAL, Mixer.ROTATION}
-    assert [structure for structure in found if not structure.chains][0].rank == most // (96 + 64)
+    assert next(structure for structure in found if not structure.chains).rank == most // (96 + 64)
     assert forms(FitSettings(stages=7, rank=3), 96, 64) == [FitSettings(stages=7, rank=3).structure(96, 64)]
 
 
