@@ -73,7 +73,7 @@ def group_blocks(group: Group, width: int, direct: Tensor, cross: Tensor) -> Ten
         return group_blocks(rising, width, direct.flip(-2), swapped.flip(-2)).mT
     b = group.block
     if group.low == 1 and width % b == 0:
-        in_blocks = *direct.shape[:-1], -1, b  # (..., stages, blocks, b)
+        in_blocks = *direct.shape[:-1], width // b, b  # (..., stages, blocks, b)
         direct, cross = direct.reshape(in_blocks), cross.reshape(in_blocks)
     else:
         members = group.members(width).to(direct.device)  # (blocks, b)
