@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spm_compress.calibration.moments import Moments, PairedMoments, Sums
 from spm_compress.calibration.runner import Runner, open_runner
-from spm_compress.checkpoint.files import sha256_of, write_whole
+from spm_compress.checkpoint.files import make_folder, sha256_of, write_whole
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import SourceError
 
@@ -100,6 +100,7 @@ def _save(cache: Path, fingerprint: str, names: Sequence[str], found: Mapping[st
         "owners": {name: owners[id(moments)] for name, moments in sorted(found.items())},
         "rows": {name: moments.rows for name, moments in sorted(found.items())},
     }
+    make_folder(cache.parent)
     with write_whole(cache) as temporary:
         save_file(tensors, temporary, metadata={_KEY: json.dumps(manifest)})
 

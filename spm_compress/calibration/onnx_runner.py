@@ -32,8 +32,12 @@ class OnnxRunner:
         self.batches = batches
         self.products: dict[str, list[Product]] = {}
         for product in products(model):
-            if product.root.name and product.node.graph is model.graph:
-                self.products.setdefault(product.root.name, []).append(product)
+            if not product.root.name or product.node.graph is not model.graph:
+                continue
+            same = self.products.setdefault(product.root.name, [])
+            # A product with the transposed weight has other inputs; the first one says which way the weight is read.
+            if not same or product.is_turned == same[0].is_turned:
+                same.append(product)
         self._sessions: dict[tuple[str, ...], onnxruntime.InferenceSession] = {}
 
     def order(self, names: Sequence[str]) -> list[tuple[str, ...]]:
@@ -41,9 +45,9 @@ class OnnxRunner:
         wanted = set(names) & set(self.products)
         position = {id(node): i for i, node in enumerate(self.model.graph)}
         first = {name: min(position[id(each.node)] for each in self.products[name]) for name in wanted}
-        groups: dict[str, list[str]] = {}
+        groups: dict[tuple[str, ...], list[str]] = {}
         for name in sorted(wanted, key=lambda each: first[each]):
-            groups.setdefault(_tap(self.products[name][0]), []).append(name)
+            groups.setdefault(tuple(_tap(each) for each in self.products[name]), []).append(name)
         return [tuple(group) for group in groups.values()]
 
     def inputs(self, names: Sequence[str], batch: Batch) -> dict[str, list[Tensor]]:
@@ -98,6 +102,7 @@ def open_onnx_runner(source: Source, data: Path) -> OnnxRunner:
     """Open the graph of a source. Raises SourceError or UsageError as `open_graph` and `read_batches`."""
     assert source.graph is not None
     model = open_graph(source.graph)
+    ir.external_data.load_to_model(model)  # a session made from bytes does not know the folder
     inline_products(model)
     inputs = [value for value in model.graph.inputs if not value.is_initializer()]
     sizes = [value.shape[0] for value in inputs if value.shape]

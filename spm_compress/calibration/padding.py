@@ -12,7 +12,7 @@ __all__ = ["real_rows"]
 
 def real_rows(x: Tensor, batch: Batch) -> Tensor:
     """Return the inputs x (..., n) as rows (rows, n) float32, without those that the attention mask hides."""
-    rows = x.detach().reshape(-1, x.shape[-1]).float()
+    rows = x.detach().reshape(-1, x.shape[-1]).to(torch.float32, copy=True)  # the model may change x afterwards
     mask = batch.get("attention_mask")
     if mask is None or tuple(mask.shape) != tuple(x.shape[:-1]):
         return rows

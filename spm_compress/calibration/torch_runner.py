@@ -20,6 +20,14 @@ from spm_compress.errors import SourceError
 __all__ = ["TorchRunner", "open_torch_runner"]
 
 
+_Identity = tuple[int, int]
+
+
+def _identity(x: Tensor) -> _Identity:
+    """Return what differs between two tensors, and in one that was changed in place in between."""
+    return id(x), x._version
+
+
 @dataclass(frozen=True)
 class TorchRunner:
     """A Runner of a torch module that is called with keyword tensors. layers: tensor name -> the layers with it."""
@@ -31,33 +39,34 @@ class TorchRunner:
     _biases: dict[int, nn.Parameter | None] = field(default_factory=dict)
 
     def order(self, names: Sequence[str]) -> list[tuple[str, ...]]:
-        """Return the names as the model uses them; those that are given the same tensor together."""
-        groups: dict[int, list[str]] = {}
+        """Return the names as the model uses them; those that are given the same tensors together."""
+        waiting = [name for name in names if self.layers.get(name)]
+        groups: dict[tuple[_Identity, ...], list[str]] = {}
         kept: list[Tensor] = []  # alive while their identities are compared
+        for batch in self.batches:  # a model may reach some of its layers with some inputs only
+            uses: dict[str, list[_Identity]] = {}
 
-        def watch(name: str, x: Tensor) -> None:
-            kept.append(x)
-            groups.setdefault(id(x), []).append(name)
+            def watch(name: str, x: Tensor, uses: dict[str, list[_Identity]] = uses) -> None:
+                kept.append(x)
+                uses.setdefault(name, []).append(_identity(x))
 
-        self._run(names, self.batches[0], watch)
-        seen: set[str] = set()
-        ordered = []
-        for group in groups.values():
-            new = tuple(dict.fromkeys(name for name in group if name not in seen))
-            seen.update(new)
-            if new:
-                ordered.append(new)
-        return ordered
+            self._run(waiting, batch, watch)
+            for name, identities in uses.items():
+                groups.setdefault(tuple(identities), []).append(name)
+            waiting = [name for name in waiting if name not in uses]
+            if not waiting:
+                break
+        return [tuple(group) for group in groups.values()]
 
     def inputs(self, names: Sequence[str], batch: Batch) -> dict[str, list[Tensor]]:
         """Run one batch; return name -> (rows, n) float32 at each use. Raises SourceError if the model cannot run."""
         found: dict[str, list[Tensor]] = {}
-        rows: dict[int, tuple[Tensor, Tensor]] = {}
+        rows: dict[_Identity, tuple[Tensor, Tensor]] = {}
 
         def watch(name: str, x: Tensor) -> None:
-            if id(x) not in rows:
-                rows[id(x)] = x, real_rows(x, batch)
-            found.setdefault(name, []).append(rows[id(x)][1])
+            if _identity(x) not in rows:
+                rows[_identity(x)] = x, real_rows(x, batch)
+            found.setdefault(name, []).append(rows[_identity(x)][1])
 
         self._run(names, batch, watch)
         return found

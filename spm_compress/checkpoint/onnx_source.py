@@ -131,11 +131,10 @@ def open_graph(path: Path) -> ir.Model:
 
 def _factor_info(product: Product) -> TensorInfo:
     shape = tuple(product.tensor.shape.numpy()[:2])
-    flips = sum(step.op_type == "Transpose" for step in product.steps) + (not product.stored_as_e)
     dtype = _DTYPES.get(product.tensor.dtype, str(product.tensor.dtype))
     if product.is_quantized:
         dtype = _QUANTIZED.get(product.tensor.dtype.bitwidth, dtype)
-    return TensorInfo(shape[::-1] if flips % 2 else shape, dtype, is_factor=True)
+    return TensorInfo(shape[::-1] if product.is_turned else shape, dtype, is_factor=True)
 
 
 def _named_tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:

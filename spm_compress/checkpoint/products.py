@@ -45,6 +45,12 @@ class Product:
         """Whether the operand is E (out, in) itself; a MatMul has E^T."""
         return self.node.op_type == "Conv" or bool(_options(self.node).get("transB", 0))
 
+    @property
+    def is_turned(self) -> bool:
+        """Whether E is the transpose of the tensor as it is stored."""
+        turns = sum(step.op_type == "Transpose" for step in self.steps) + (not self.stored_as_e)
+        return turns % 2 == 1
+
     def matrix(self) -> np.ndarray:
         """Return E (out, in) in C order, in the dtype in which the product is computed."""
         values = self.tensor.numpy()

@@ -12,7 +12,7 @@ import torch
 from spm_compress.calibration.collect import collect, load_or_collect
 from spm_compress.calibration.runner import open_runner
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer, KeptTensor
-from spm_compress.checkpoint.files import make_folder, sha256_of
+from spm_compress.checkpoint.files import sha256_of
 from spm_compress.checkpoint.source import Source
 from spm_compress.checkpoint.tensor_info import TensorInfo
 from spm_compress.compress.cache import FitCache
@@ -139,7 +139,7 @@ def _calibrated(source: Source, selected: Selected, data: Path | None, cache: Pa
     if cache is None:
         moments = collect(open_runner(source, data), names)
     else:
-        moments = load_or_collect(source, data, names, make_folder(cache) / f"{source.path.resolve().name}{_MOMENTS}")
+        moments = load_or_collect(source, data, names, cache / f"{source.path.resolve().name}{_MOMENTS}")
     if not moments:
         raise UsageError(f"{source.path}: no weight's input can be watched while it runs on {data}; fit without it")
     jobs = [

@@ -70,6 +70,33 @@ def test_inputs_of_onnx_products(products: Path, data: Path) -> None:
     assert (found["w"].rows, found["v"].rows, found["k"].rows) == (42, 21, 21 * 6)
 
 
+def test_weights_beside_the_model_and_products_with_their_transpose(tmp_path: Path) -> None:
+    square = DRAW.standard_normal((6, 6)).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Transpose", ["w"], ["wt"], perm=[1, 0]),
+        helper.make_node("MatMul", ["h", "wt"], ["g"]),
+        helper.make_node("MatMul", ["x", "u"], ["y"]),
+        helper.make_node("MatMul", ["g", "u"], ["z"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 6])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 6]) for name in ("y", "z")],
+        [numpy_helper.from_array(square, "w"), numpy_helper.from_array(square + 1, "u")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    np.savez(tmp_path / "x.npz", x=X)
+    runner = open_runner(open_source(tmp_path / "m.onnx"), tmp_path / "x.npz")
+    assert runner.order(["w", "u"]) == [("w",), ("u",)]  # one of two inputs in common is not the same
+    found = collect(runner, ["w", "u"])
+    np.testing.assert_allclose(found["w"].covariance, covariance(X), rtol=1e-4, atol=1e-5)
+    both = np.concatenate([X, X @ square @ square.T])
+    np.testing.assert_allclose(found["u"].covariance, covariance(both), rtol=1e-4, atol=1e-3)
+
+
 def test_replaced_layers_change_what_follows(products: Path, data: Path) -> None:
     original, now = (open_runner(open_source(products), data) for _ in range(2))
     shift = np.linspace(-1, 1, 4, dtype=np.float32)

@@ -93,7 +93,7 @@ MISTAKES: list[tuple[str, Prepare, int, str]] = [
     (
         "fit model.safetensors --calibration absent.npz",
         nothing,
-        1,
+        2,
         r"holds weights without a model that can be run on absent\.npz",
     ),
     ("fit model.safetensors --block 12", nothing, 2, r"--block 12: the block width must be a power of two"),
