@@ -39,6 +39,11 @@ class VerificationError(SpmError):
     """Two computations that must agree do not."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's message, or the error's type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def near_misses(name: str, known: Iterable[str], *, most: int = 3) -> str:
     """Return `; near misses: a, b` for the names in `known` that resemble `name`, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=most, cutoff=0.4)

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from spm_compress.checkpoint.huggingface import quiet
 from spm_compress.checkpoint.source import Source
-from spm_compress.errors import SourceError, UsageError, near_misses
+from spm_compress.errors import SourceError, UsageError, first_line, near_misses
 
 __all__ = ["Batch", "check_names", "read_batches"]
 
@@ -74,8 +74,7 @@ def _arrays(data: Path) -> dict[str, np.ndarray]:
         with np.load(data, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (SafetensorError, zipfile.BadZipFile, OSError, ValueError, EOFError, KeyError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SourceError(f"{data}: cannot be read as {data.suffix} ({first_line}); {_FORMATS}") from error
+        raise SourceError(f"{data}: cannot be read as {data.suffix} ({first_line(error)}); {_FORMATS}") from error
 
 
 def _text_batches(source: Source, data: Path) -> list[Batch]:
@@ -114,8 +113,9 @@ def _tokenizer(source: Source) -> Any:
             f"{source.path}: reading text needs transformers; install it with: pip install 'spm-compress[hf]'"
         ) from error
     except Exception as error:  # transformers raises many types for what is missing in a folder
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SourceError(f"{source.path}: its tokenizer cannot be loaded ({first_line}); check the folder") from error
+        raise SourceError(
+            f"{source.path}: its tokenizer cannot be loaded ({first_line(error)}); check the folder"
+        ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

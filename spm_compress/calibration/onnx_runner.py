@@ -18,7 +18,7 @@ from spm_compress.checkpoint.onnx_source import open_graph
 from spm_compress.checkpoint.products import Product, inline_products, products, replace_matrix
 from spm_compress.checkpoint.shifts import shift_output
 from spm_compress.checkpoint.source import Source
-from spm_compress.errors import SourceError
+from spm_compress.errors import SourceError, first_line
 
 __all__ = ["OnnxRunner", "open_onnx_runner"]
 
@@ -61,8 +61,7 @@ class OnnxRunner:
             # No names would mean all outputs.
             values = {**feeds, **(dict(zip(inside, session.run(inside, feeds), strict=True)) if inside else {})}
         except Exception as error:  # ONNX Runtime's own types have no common base
-            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise SourceError(f"{self.path}: does not run on the calibration data ({first_line})") from error
+            raise SourceError(f"{self.path}: does not run on the calibration data ({first_line(error)})") from error
         rows: dict[tuple[str, bool], Tensor] = {}
         for name in watched:
             for product in self.products[name]:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from spm_compress.calibration.data import Batch, check_names, read_batches
 from spm_compress.calibration.padding import real_rows
-from spm_compress.checkpoint.huggingface import load_huggingface, quiet
+from spm_compress.checkpoint.huggingface import load_huggingface, module_of, quiet
 from spm_compress.checkpoint.source import Source
-from spm_compress.errors import SourceError
+from spm_compress.errors import SourceError, first_line
 
 __all__ = ["TorchRunner", "open_torch_runner"]
 
@@ -92,8 +92,7 @@ class TorchRunner:
             with torch.no_grad(), quiet():
                 self.model(**tensors)
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
-            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise SourceError(f"{self.path}: does not run on the calibration data ({first_line})") from error
+            raise SourceError(f"{self.path}: does not run on the calibration data ({first_line(error)})") from error
         finally:
             for handle in handles:
                 handle.remove()
@@ -113,13 +112,11 @@ def open_torch_runner(source: Source, data: Path) -> TorchRunner:
 
 
 def _layers(model: nn.Module, source: Source) -> dict[str, list[nn.Linear]]:
-    """Return tensor name -> linear layers; names may differ by the module's `base_model_prefix`."""
-    prefix = getattr(model, "base_model_prefix", "") + "."
+    """Return tensor name -> the linear layers that have it."""
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     found: dict[str, list[nn.Linear]] = {}
     for tensor in source.tensors():
-        plain = tensor.removesuffix(".weight")
-        name = next((n for n in (plain, prefix + plain, plain.removeprefix(prefix)) if n in linears), None)
+        name = module_of(tensor, model, linears)
         if name is not None:
             weight = linears[name].weight
             found[tensor] = [layer for layer in linears.values() if layer.weight is weight]

@@ -7,15 +7,25 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import torch
 from torch import nn
 
 from spm_compress.checkpoint.source import Source
-from spm_compress.errors import SourceError
+from spm_compress.errors import SourceError, first_line
 
-__all__ = ["load_huggingface", "quiet"]
+__all__ = ["load_huggingface", "module_of", "quiet"]
+
+
+def module_of(tensor: str, model: nn.Module, modules: Container[str]) -> str | None:
+    """Return which of the modules has a checkpoint's tensor as its weight, None if none has.
+
+    Names may differ by the model's `base_model_prefix`.
+    """
+    prefix = getattr(model, "base_model_prefix", "") + "."
+    plain = tensor.removesuffix(".weight")
+    return next((name for name in (plain, prefix + plain, plain.removeprefix(prefix)) if name in modules), None)
 
 
 def load_huggingface(source: Source) -> nn.Module:
@@ -42,8 +52,9 @@ def load_huggingface(source: Source) -> nn.Module:
         with quiet():
             model = architecture.from_pretrained(source.path, local_files_only=True, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise SourceError(f"{source.path}: transformers cannot load it ({first_line}); check the folder") from error
+        raise SourceError(
+            f"{source.path}: transformers cannot load it ({first_line(error)}); check the folder"
+        ) from error
     return model.eval()  # type: ignore[no-any-return]
 
 

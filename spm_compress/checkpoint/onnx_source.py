@@ -16,7 +16,7 @@ from torch import Tensor
 from spm_compress.checkpoint.files import sha256_of
 from spm_compress.checkpoint.products import Product, inline_products, products
 from spm_compress.checkpoint.tensor_info import TensorInfo
-from spm_compress.errors import SourceError, near_misses
+from spm_compress.errors import SourceError, first_line, near_misses
 
 __all__ = ["OnnxSource", "all_tensors", "open_graph", "open_onnx"]
 
@@ -114,8 +114,7 @@ def open_graph(path: Path) -> ir.Model:
     try:
         model = ir.load(path)
     except Exception as error:  # protobuf and onnx_ir raise many types for damaged files
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SourceError(f"{path}: is not a readable ONNX model ({first_line}); export it again") from error
+        raise SourceError(f"{path}: is not a readable ONNX model ({first_line(error)}); export it again") from error
     folder = path.parent.resolve()
     for name, tensor in all_tensors(model):
         if isinstance(tensor, ir.ExternalTensor):

@@ -13,7 +13,7 @@ from spm_compress.checkpoint.safetensors_source import open_safetensors
 from spm_compress.checkpoint.tensor_info import TensorInfo
 from spm_compress.errors import SourceError, near_misses
 
-__all__ = ["Source", "open_source"]
+__all__ = ["Source", "open_source", "read_finite"]
 
 
 class Source(Protocol):
@@ -42,6 +42,18 @@ class Source(Protocol):
 
     def hashes(self) -> dict[str, str]:
         """Return file name -> SHA-256 of every file of the model."""
+
+
+def read_finite(source: Source, name: str) -> Tensor:
+    """Return one tensor as `Source.read`. Raises SourceError naming it if it holds NaN or infinity."""
+    tensor = source.read(name)
+    bad = int((~tensor.isfinite()).sum())
+    if bad:
+        raise SourceError(
+            f"{source.place(name)}: tensor {name!r} holds {bad} NaN or infinite values; "
+            f"repair the model or leave it out with --exclude {name!r}"
+        )
+    return tensor
 
 
 def open_source(path: Path) -> Source:

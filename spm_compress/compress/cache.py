@@ -26,9 +26,9 @@ class FitCache:
         self.folder = folder
         self._known: dict[str, tuple[FittedLayer, Mapping[str, Any]]] = {}
 
-    def get(self, job: Job, sha256: str, store: torch.dtype) -> tuple[FittedLayer, float] | None:
+    def get(self, job: Job, store: torch.dtype) -> tuple[FittedLayer, float] | None:
         """Return a layer that was fitted for such a job and the seconds that it took, None if there is none."""
-        key = _key(job, sha256, store)
+        key = _key(job, store)
         if key not in self._known and self.folder is not None:
             try:
                 artifact = read_artifact(self._path(key))
@@ -42,7 +42,7 @@ class FitCache:
 
     def put(self, job: Job, layer: FittedLayer, store: torch.dtype, seconds: float) -> None:
         """Keep a fitted layer. Raises SpmError if the folder cannot be written."""
-        key = _key(job, layer.sha256, store)
+        key = _key(job, store)
         settings = {"seconds": seconds}
         self._known[key] = layer, settings
         if self.folder is not None:
@@ -54,10 +54,10 @@ class FitCache:
         return self.folder / f"{key}{SUFFIX}"
 
 
-def _key(job: Job, sha256: str, store: torch.dtype) -> str:
+def _key(job: Job, store: torch.dtype) -> str:
     inputs = None
     if job.moments is not None:
         covariance, mean = job.moments.covariance, job.moments.mean
         inputs = job.moments.rows, *(hashlib.sha256(each.numpy().tobytes()).hexdigest() for each in (covariance, mean))
-    question = (sha256, job.fit, store, inputs, __version__, torch.__version__)
+    question = (job.sha256, job.fit, store, inputs, __version__, torch.__version__)
     return hashlib.sha256(repr(question).encode()).hexdigest()[:32]

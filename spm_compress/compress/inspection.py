@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spm_compress.checkpoint.source import Source
+from spm_compress.checkpoint.source import Source, read_finite
 from spm_compress.checkpoint.tensor_info import DTYPES, TensorInfo
 from spm_compress.compress.selection import select
 from spm_compress.compress.verdict import verdict
-from spm_compress.errors import SourceError, UsageError
+from spm_compress.errors import UsageError
 from spm_compress.fitting.bound import chain_bound
 from spm_compress.fitting.closed_form import ClosedForm, closed_forms
 from spm_compress.fitting.fit import fit_matrices
@@ -155,7 +155,7 @@ def inspect_model(
         info = infos[names[0]]
         others = f" +{len(names) - 1}" if len(names) > 1 else ""
         told(len(layers), total, f"{names[0]}{others} {info.shape[0]}x{info.shape[1]}")
-        weights = [_finite(source, name) for name in names]
+        weights = [read_finite(source, name) for name in names]
         key = _shape(info), info.dtype
         if key not in chains:
             chains[key] = _sizes(info, fit)
@@ -188,17 +188,6 @@ def _batches(infos: Mapping[str, TensorInfo]) -> Iterator[list[str]]:
         size = max(1, _BATCH_VALUES // math.prod(shape))
         for start in range(0, len(names), size):
             yield names[start : start + size]
-
-
-def _finite(source: Source, name: str) -> Tensor:
-    weight = source.read(name)
-    bad = int((~weight.isfinite()).sum())
-    if bad:
-        raise SourceError(
-            f"{source.place(name)}: tensor {name!r} holds {bad} NaN or infinite values; "
-            f"repair the model or leave it out with --exclude {name!r}"
-        )
-    return weight
 
 
 def _sizes(info: TensorInfo, fit: FitSettings) -> tuple[_Size, ...]:

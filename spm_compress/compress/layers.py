@@ -66,7 +66,7 @@ class Silent:
 
 @dataclass(frozen=True)
 class Job:
-    """One weight to fit: its name and those of tensors tied to it, its dense dtype, and how.
+    """One weight to fit: its name and those of tensors tied to it, dense dtype, how, and the `digest` of its values.
 
     moments: of its inputs as they are when it is fitted; paired: the same beside the original model's.
     """
@@ -75,6 +75,7 @@ class Job:
     shape: tuple[int, int]
     dtype: str
     fit: FitSettings
+    sha256: str
     moments: Moments | None = None
     paired: PairedMoments | None = None
 
@@ -165,7 +166,7 @@ def _measured(job: Job, weight: Tensor, result: FitResult, store: torch.dtype) -
         names=job.names,
         shape=job.shape,
         dtype=job.dtype,
-        sha256=digest(weight),
+        sha256=job.sha256,
         error=error,
         svd_error=svd_error(weight, spm.parameter_count),
         steps=result.steps,

@@ -13,7 +13,7 @@ from spm_compress.calibration.collect import collect, load_or_collect
 from spm_compress.calibration.runner import open_runner
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer, KeptTensor
 from spm_compress.checkpoint.files import sha256_of
-from spm_compress.checkpoint.source import Source
+from spm_compress.checkpoint.source import Source, read_finite
 from spm_compress.checkpoint.tensor_info import TensorInfo
 from spm_compress.compress.cache import FitCache
 from spm_compress.compress.layers import Job, Progress, Silent, digest, fit_layers
@@ -21,7 +21,7 @@ from spm_compress.compress.planned import Forecast, fit_planned, forecast
 from spm_compress.compress.selection import check_patterns, select
 from spm_compress.compress.sequential import fit_sequential
 from spm_compress.compress.settings import CompressSettings
-from spm_compress.errors import SourceError, UsageError
+from spm_compress.errors import UsageError, first_line
 from spm_compress.version import __version__
 
 __all__ = ["Selected", "check_device", "fit_model", "plan_model", "select_jobs"]
@@ -66,8 +66,9 @@ def select_jobs(source: Source, settings: CompressSettings) -> Selected:
             (infos[names[0]].shape[0], infos[names[0]].shape[1]),
             infos[names[0]].dtype,
             settings.fit_of(names[0]),
+            sha256,
         )
-        for names in tied
+        for sha256, names in tied
     ]
     return Selected(tuple(jobs), reasons)
 
@@ -181,8 +182,7 @@ def check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UsageError(f"--device {device}: cannot be used ({first_line}); use --device cpu") from error
+        raise UsageError(f"--device {device}: cannot be used ({first_line(error)}); use --device cpu") from error
 
 
 def _why_not_smaller(name: str, info: TensorInfo, settings: CompressSettings) -> str | None:
@@ -194,16 +194,10 @@ def _why_not_smaller(name: str, info: TensorInfo, settings: CompressSettings) ->
     return f"would not get smaller: {stored} bytes in {structure.stages} stages, {info.bytes} dense"
 
 
-def _tied(source: Source, names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Group names whose tensors hold the same values, in the order of the first name of each group."""
+def _tied(source: Source, names: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """Return digests of weights and the names that hold each, in the order of the first name of each."""
     groups: dict[tuple[tuple[int, ...], str], list[str]] = {}
     for name in names:
-        weight = source.read(name)
-        if not bool(weight.isfinite().all()):
-            bad = int((~weight.isfinite()).sum())
-            raise SourceError(
-                f"{source.place(name)}: tensor {name!r} holds {bad} NaN or infinite values; "
-                f"repair the model or leave it out with --exclude {name!r}"
-            )
+        weight = read_finite(source, name)
         groups.setdefault((tuple(weight.shape), digest(weight)), []).append(name)
-    return [tuple(group) for group in groups.values()]
+    return [(sha256, tuple(group)) for (_, sha256), group in groups.items()]

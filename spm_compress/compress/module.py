@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from spm_compress.checkpoint.artifact import Artifact
+from spm_compress.checkpoint.huggingface import module_of
 from spm_compress.checkpoint.tensor_info import DTYPES, TensorInfo
 from spm_compress.compress.layers import batches
 from spm_compress.compress.selection import select
@@ -95,13 +96,11 @@ def apply_artifact(model: nn.Module, artifact: Artifact) -> None:
 
     Raises ArtifactError if a layer is missing from the module or has another shape.
     """
-    prefix = getattr(model, "base_model_prefix", "") + "."
     for layer in artifact.layers:
         shared: SPMLinear | None = None
         for tensor_name in layer.names:
-            plain = tensor_name.removesuffix(".weight")
             modules = dict(model.named_modules())
-            name = next((n for n in (plain, prefix + plain, plain.removeprefix(prefix)) if n in modules), None)
+            name = module_of(tensor_name, model, modules)
             linear = modules.get(name) if name is not None else None
             if name is None or not isinstance(linear, nn.Linear):
                 raise ArtifactError(f"{tensor_name}: the model has no linear layer of that name")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from spm_compress.checkpoint.artifact import FittedLayer
 from spm_compress.checkpoint.source import Source
 from spm_compress.compress.cache import FitCache
-from spm_compress.compress.layers import Job, Progress, digest, fit_layers
+from spm_compress.compress.layers import Job, Progress, fit_layers
 from spm_compress.compress.plan import Choice, Curve, Plan, Point, check_budget, within_budget, within_error
 from spm_compress.compress.settings import CompressSettings
 from spm_compress.fitting.settings import FitSettings
@@ -79,7 +79,7 @@ def forecast(
         short = []
         for job in _next_rung(jobs, remaining):
             memory = max(memory, _working_bytes(job))
-            known = cache.get(job, digest(source.read(job.names[0])), settings.store)
+            known = cache.get(job, settings.store)
             if known is not None:
                 found[job.names[0], job.fit.stages] = known[0]
             else:
@@ -111,7 +111,7 @@ def _fitted(
     done: list[tuple[Job, FittedLayer, float]] = []
     missing = []
     for job in jobs:
-        known = cache.get(job, digest(source.read(job.names[0])), settings.store)
+        known = cache.get(job, settings.store)
         if known is None:
             missing.append(job)
         else:

@@ -18,7 +18,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
     RuntimeException,
 )
 
-from spm_compress.errors import UsageError, VerificationError, near_misses
+from spm_compress.errors import UsageError, VerificationError, first_line, near_misses
 
 __all__ = [
     "SIZES",
@@ -56,8 +56,7 @@ def check_file(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise VerificationError(f"{path.name}: onnx.checker refuses the exported file ({first_line})") from error
+        raise VerificationError(f"{path.name}: onnx.checker refuses the exported file ({first_line(error)})") from error
 
 
 def check_provider(provider: str) -> None:
@@ -94,8 +93,7 @@ def session(
             model if isinstance(model, bytes) else str(model), options, providers=[provider]
         )
     except _RUNTIME_ERRORS as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise VerificationError(f"ONNX Runtime cannot load the model ({first_line})") from error
+        raise VerificationError(f"ONNX Runtime cannot load the model ({first_line(error)})") from error
     if provider not in opened.get_providers():
         raise VerificationError(f"{provider} did not start here, ONNX Runtime went on without it; check its libraries")
     return opened
@@ -156,8 +154,7 @@ def run(runtime: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray])
     try:
         values = runtime.run(names, dict(inputs))
     except _RUNTIME_ERRORS as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise VerificationError(f"ONNX Runtime cannot run the model ({first_line})") from error
+        raise VerificationError(f"ONNX Runtime cannot run the model ({first_line(error)})") from error
     return {name: value for name, value in zip(names, values, strict=True) if np.issubdtype(value.dtype, np.floating)}
 
 

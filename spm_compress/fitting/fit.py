@@ -12,7 +12,7 @@ from torch import Tensor
 from spm_compress.errors import FitError
 from spm_compress.fitting.descent import Descended, descend, scaled
 from spm_compress.fitting.forms import forms
-from spm_compress.fitting.objective import Objective, output_error
+from spm_compress.fitting.objective import Objective, energies, output_error
 from spm_compress.fitting.settings import FitResult, FitSettings, Watch
 from spm_compress.fitting.truncated_svd import low_rank_factors
 from spm_compress.operator.canonical import to_canonical, transpose
@@ -117,8 +117,8 @@ def _fit(objective: Objective, structure: Structure, settings: FitSettings, watc
         if row.is_transposed:
             left, right = right.mT, left.mT
         left, right = left.float(), right.float()
-        energy = row.weighted((left @ right)[None] - row.weights) * ((left @ right)[None] - row.weights)
-        error = float(energy.sum().clamp(min=0).sqrt() / row.norms()[0])
+        energy, _ = energies(row, (left @ right)[None] - row.weights)
+        error = float(energy[0].sqrt() / row.norms()[0])
         done.append(Descended([{"left": left, "right": right}], error, 0, 0, "svd"))
     return done
 

@@ -63,7 +63,6 @@ def balanced(spm: SPM) -> SPM:
             scale = torch.where((rows > 0) & (columns > 0), (columns / rows) ** 0.25, 1.0)
             left.scale_rows(scale[right.previous_key])
             right.scale_columns(1 / scale[right.input_key])
-    companion = general.numbers[len(general.structure.chains) :]
     chains = tuple(Chain(chain.width, chain.groups) for chain in spm.structure.chains)
     numbers = []
     for chain in chains:
@@ -71,7 +70,7 @@ def balanced(spm: SPM) -> SPM:
         direct, cross = torch.stack([s.direct for s in own]), torch.stack([s.cross for s in own])
         numbers.append({"direct": direct, "cross": cross})
     structure = replace(spm.structure, mixer=Mixer.GENERAL, chains=chains)
-    return SPM(structure, [*numbers, *companion]).to(dtype)
+    return SPM(structure, [*numbers, *general.companion]).to(dtype)
 
 
 def _stages(general: SPM) -> list[_Stage]:

@@ -64,7 +64,7 @@ def to_canonical(spm: SPM, *, half: bool = False) -> SPM:
             numbers[-1]["diagonals"] = torch.stack(put_down)
     if numbers and not half:
         numbers[-1]["diagonals"] = scale[None]
-    exact = SPM(structure.canonical(half=half), [*numbers, *_companion(spm.to(torch.float64))])
+    exact = SPM(structure.canonical(half=half), [*numbers, *spm.to(torch.float64).companion])
     if not _in_range(exact, dtype):
         raise FitError(f"the canonical form of this chain leaves the range of {dtype}; store the general form")
     return exact.to(dtype)
@@ -126,7 +126,7 @@ def to_general(spm: SPM) -> SPM:
         direct, cross = coefficients(chain, spm.structure.mixer, named)
         diagonals = {name: array for name, array in named.items() if name == "diagonals"}
         numbers.append({"direct": direct, "cross": cross, **diagonals})
-    return SPM(replace(spm.structure, mixer=Mixer.GENERAL), [*numbers, *_companion(spm)])
+    return SPM(replace(spm.structure, mixer=Mixer.GENERAL), [*numbers, *spm.companion])
 
 
 def transpose(spm: SPM) -> SPM:
@@ -140,13 +140,8 @@ def transpose(spm: SPM) -> SPM:
     numbers = [
         _transpose_numbers(chain, named) for chain, named in zip(spm.structure.chains, spm.numbers, strict=False)
     ]
-    companion = [{"left": named["right"].mT, "right": named["left"].mT} for named in _companion(spm)]
+    companion = [{"left": named["right"].mT, "right": named["left"].mT} for named in spm.companion]
     return SPM(spm.structure.transposed(), [*numbers[::-1], *companion])
-
-
-def _companion(spm: SPM) -> list[Mapping[str, Tensor]]:
-    """Return the numbers that follow those of the chains: the low-rank companion's, if it has one."""
-    return list(spm.numbers[len(spm.structure.chains) :])
 
 
 def _transpose_numbers(chain: Chain, named: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -201,6 +201,11 @@ class SPM:
         """Numbers stored."""
         return self.structure.parameter_count
 
+    @property
+    def companion(self) -> list[Mapping[str, Tensor]]:
+        """The numbers that follow those of the chains: the low-rank companion's, if there is one."""
+        return list(self.numbers[len(self.structure.chains) :])
+
     def matmul(self, x: Tensor) -> Tensor:
         """Return W x for x (in_features, rows), group by group."""
         plan = FusedPlan(self.structure)
