@@ -33,7 +33,7 @@ _CACHE = Path(".spm-compress")
     type=click.Choice(["fast", "balanced", "best"]),
     default="balanced",
     show_default=True,
-    help="100, 400 or 1500 steps; best: --mixer auto --low-rank auto too.",
+    help="100, 600 or 1500 steps; best: --mixer auto --low-rank auto too.",
 )
 @click.option(
     "--schedule",

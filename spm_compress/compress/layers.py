@@ -138,7 +138,8 @@ def fit_layers(
     kinds = {name: (job.fit, job.moments is None) for name, job in by_name.items()}
     for batch in batches(shapes, kinds):
         originals = [source.read(name).float() for name in batch]
-        weights = torch.stack([by_name[name].target(weight) for name, weight in zip(batch, originals, strict=True)])
+        targets = [by_name[name].target(weight) for name, weight in zip(batch, originals, strict=True)]
+        weights = torch.stack(targets) if len(targets) > 1 else targets[0][None]  # a large weight is not copied
         progress.batch(batch, (weights.shape[1], weights.shape[2]))
         moments = [by_name[name].moments for name in batch]
         known = [each for each in moments if each is not None]
@@ -157,9 +158,10 @@ def fit_layers(
 
 def _measured(job: Job, weight: Tensor, result: FitResult, store: torch.dtype) -> FittedLayer:
     spm, error = stored_as(result, weight, store)
-    matrix = spm.to(torch.float64).to_dense()
-    outputs = svd_outputs = None
+    outputs = svd_outputs = shift = None
     if job.moments is not None:
+        matrix = spm.to(torch.float64).to_dense()
+        shift = job.shift(weight, matrix)
         outputs = output_error(weight, matrix, job.moments.covariance)
         svd_outputs = svd_error(weight, spm.parameter_count, job.moments.covariance)
     return FittedLayer(
@@ -175,7 +177,7 @@ def _measured(job: Job, weight: Tensor, result: FitResult, store: torch.dtype) -
         spm=spm,
         output_error=outputs,
         svd_output_error=svd_outputs,
-        shift=job.shift(weight, matrix),
+        shift=shift,
     )
 
 

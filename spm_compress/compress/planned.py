@@ -22,7 +22,7 @@ __all__ = ["Forecast", "Planned", "fit_planned", "forecast"]
 _USUAL, _REACH = 0.12, 2
 # No chain of more than this share of the dense bytes is tried: int8 has an error of 0.01 at half as much.
 _LARGEST = 0.5
-# Descents of a forecast: enough to order weights and sizes, an eighth of the default.
+# Descents of a forecast: enough to order weights and sizes, a twelfth of the default.
 _PROBE_STEPS = 50
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from spm_compress.fitting import hierarchical
 from spm_compress.fitting.objective import Objective, energies
 from spm_compress.fitting.settings import FitSettings, StepReport, Watch
+from spm_compress.fitting.target import Target
+from spm_compress.fitting.workspace import Workspace
 from spm_compress.operator.blocks import coefficients
-from spm_compress.operator.spm import FusedPlan
 from spm_compress.operator.structure import Chain, Mixer, Structure
 
 __all__ = ["Descended", "descend", "scaled"]
@@ -63,12 +64,13 @@ def descend(
     """Fit one structure, which has a chain, to each matrix of the objective; begin again smaller where it diverges."""
     start = "random"
     weights = objective.weights
+    target = Target(objective, replace(structure, rank=0), whole=structure.rank > 0)
     if objective.metric is None and not structure.rank and hierarchical.is_identifiable(structure):
         start = "hierarchical"
         numbers = hierarchical.factorize(weights.cpu(), structure)
         numbers = [{name: array.to(weights.device) for name, array in named.items()} for named in numbers]
     else:
-        numbers = _random_start(weights, structure, settings.seed)
+        numbers = _random_start(target, structure, settings.seed)
     rate = settings.learning_rate * (_POLISH if start == "hierarchical" else 1)
     if structure.mixer is Mixer.GENERAL:
         rate *= min(1.0, math.sqrt(_SHALLOW / structure.stages))
@@ -76,7 +78,8 @@ def descend(
     open_rows = torch.arange(len(weights), device=weights.device)
     for restart in range(_RESTARTS + 1):
         begin = [{name: array[open_rows] for name, array in named.items()} for named in numbers]
-        ended = _descend(objective.subset(open_rows), structure, begin, replace(settings, learning_rate=rate), watch)
+        part = target if len(open_rows) == len(weights) else target.subset(open_rows)
+        ended = _descend(part, structure, begin, replace(settings, learning_rate=rate), watch)
         last = restart == _RESTARTS
         for i, row in enumerate(open_rows.tolist()):
             if last or not ended.diverged[i]:
@@ -100,29 +103,29 @@ class _Ended:
 
 
 def _descend(
-    objective: Objective, structure: Structure, begin: Numbers, settings: FitSettings, watch: Watch | None
+    target: Target, structure: Structure, begin: Numbers, settings: FitSettings, watch: Watch | None
 ) -> _Ended:
-    weights, chains = objective.weights, replace(structure, rank=0)
-    plan = FusedPlan(chains).to(weights.device)
+    objective = target.objective
     numbers = [{name: array.clone().requires_grad_() for name, array in named.items()} for named in begin]
     parameters = [array for named in numbers for array in named.values()]
     companion = _companion_start(objective, structure.rank, settings.seed)
     best = [array.detach().clone() for array in (*parameters, *companion)]
     norms = objective.norms()
+    slope = (2 / norms**2)[:, None, None]
     errors = torch.full_like(norms, math.inf)
     broken = torch.zeros_like(norms, dtype=torch.bool)
-    adam = torch.optim.Adam(parameters, lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _share_of_rate(step, settings.steps))
+    workspace = Workspace()
+    adam = torch.optim.Adam(parameters, betas=(0.9, 0.99), fused=True)
     patience = max(2, round(settings.steps * _PATIENCE / _CHECK_EVERY))
     history: list[float] = []
     step = 0
     for step in range(settings.steps + 1):
         with torch.set_grad_enabled(step < settings.steps):  # the last step's numbers only have to be judged
-            dense = plan.dense(plan.blocks(numbers))
-        chain = dense.detach()
+            entries = target.entries(numbers, workspace)
+        chain = entries.detach()
         for _ in range((1 if step < settings.steps else _COMPANION_SWEEPS) if companion else 0):
             companion = objective.companion(chain, *companion)
-        difference = chain - weights
+        difference = chain.sub_(objective.weights)  # in place: no gradient on the way back needs what it was
         if companion:
             difference += companion[0] @ companion[1]
         if step % _CHECK_EVERY == 0 or step == settings.steps:
@@ -141,10 +144,11 @@ def _descend(
         else:
             gradient = objective.weighted(difference)
         if step < settings.steps:
-            adam.zero_grad()
-            dense.backward(gradient.mul_((2 / norms**2)[:, None, None]))  # type: ignore[no-untyped-call]
+            adam.param_groups[0]["lr"] = settings.learning_rate * _share_of_rate(step, settings.steps)
+            for parameter in parameters:
+                parameter.grad = None
+            entries.backward(gradient.mul_(slope))  # type: ignore[no-untyped-call]
             adam.step()
-            schedule.step()
     # A NaN on the way, an end far from the best, or no more than the zero map: a smaller step may do.
     diverged = (broken | (errors > _COLLAPSED) | (now > _STRAYED * errors + _EXACT)) & torch.tensor(
         settings.steps > 0, device=broken.device
@@ -178,21 +182,20 @@ def _is_over(history: Sequence[float], patience: int, worst: float) -> bool:
     return len(history) > patience and history[-1] > history[-1 - patience] * (1 - _LEAST_GAIN)
 
 
-def _random_start(weights: Tensor, structure: Structure, seed: int) -> Numbers:
+def _random_start(target: Target, structure: Structure, seed: int) -> Numbers:
     """Random rotations, in the form of the structure's mixer, scaled to `_START_GAIN` of the weight's norm."""
     generator = torch.Generator().manual_seed(seed)
-    batch = len(weights)
-    chains = replace(structure, rank=0)
+    objective = target.objective
+    weights, batch = objective.weights, len(objective.weights)
     start = []
     for chain in structure.chains:
         named = _random_rotations(batch, chain, structure.mixer, generator)
         start.append({name: array.to(weights.device) for name, array in named.items()})
-    plan = FusedPlan(chains).to(weights.device)
-    dense = plan.dense(plan.blocks(start))
-    gain = _START_GAIN * torch.linalg.vector_norm(weights, dim=(1, 2)) / torch.linalg.vector_norm(dense, dim=(1, 2))
+    entries = target.entries(start)
+    gain = _START_GAIN * objective.frobenius() / torch.linalg.vector_norm(entries, dim=(1, 2))
     # On the weight's side of zero: descent from the other side has to pass a saddle (1x1 never does).
-    sign = torch.where((dense * weights).sum((1, 2)) < 0, -1.0, 1.0)
-    return scaled(start, chains, gain, sign)
+    sign = torch.where((entries * weights).sum((1, 2)) < 0, -1.0, 1.0)
+    return scaled(start, replace(structure, rank=0), gain, sign)
 
 
 def _random_rotations(batch: int, chain: Chain, mixer: Mixer, generator: torch.Generator) -> dict[str, Tensor]:

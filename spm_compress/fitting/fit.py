@@ -14,21 +14,30 @@ from spm_compress.fitting.descent import Descended, descend, scaled
 from spm_compress.fitting.forms import forms
 from spm_compress.fitting.objective import Objective, energies, output_error
 from spm_compress.fitting.settings import FitResult, FitSettings, Watch
+from spm_compress.fitting.target import Target
 from spm_compress.fitting.truncated_svd import low_rank_factors
 from spm_compress.operator.canonical import to_canonical, transpose
-from spm_compress.operator.spm import SPM, FusedPlan
+from spm_compress.operator.spm import SPM
 from spm_compress.operator.structure import Mixer, Structure
 
 __all__ = ["fit_matrices", "relative_error"]
 
 # Several forms are tried with this share of the steps; the one that is ahead gets all of them.
 _TRIAL = 0.25
+# Errors are computed in float64 by so many columns at a time: a large weight in float64 would take most of the memory.
+_COLUMNS = 512
 
 
 def relative_error(weight: Tensor, spm: SPM) -> float:
     """Return ||W - S|| / ||W|| in float64 (Frobenius); 0 or infinity when W is zero."""
-    difference = (weight.double() - spm.to(torch.float64).to_dense()).norm().item()
-    norm = weight.double().norm().item()
+    exact = spm.to(torch.float64)
+    difference = norm = 0.0
+    for start in range(0, weight.shape[1], _COLUMNS):
+        part = weight[:, start : start + _COLUMNS].double()
+        probe = torch.zeros(weight.shape[1], part.shape[1], dtype=torch.float64)
+        probe.diagonal(-start).fill_(1)
+        difference = math.hypot(difference, float((part - exact.matmul(probe)).norm()))
+        norm = math.hypot(norm, float(part.norm()))
     return difference / norm if norm else (0.0 if difference == 0 else math.inf)
 
 
@@ -58,17 +67,17 @@ def fit_matrices(
         covariances = covariances.to(weights)
     norms = torch.linalg.vector_norm(weights, dim=(1, 2), dtype=torch.float64)
     unit = math.sqrt(min(out_features, in_features))
-    # At the norm of an orthogonal matrix the same step size serves every layer; zero weights stay zero.
-    normal = (weights * (unit / torch.where(norms > 0, norms, 1))[:, None, None]).float()
     # A narrowing map is fitted as its transpose: the identity it is probed with is the smaller one.
     narrowing = in_features > out_features
-    if narrowing:
-        normal = normal.mT
-    objective = Objective(normal.contiguous(), covariances, narrowing)
+    turned = weights.mT if narrowing else weights
+    # At the norm of an orthogonal matrix the same step size serves every layer; zero weights stay zero.
+    normal = torch.empty_like(turned, memory_format=torch.contiguous_format)
+    torch.mul(turned, (unit / torch.where(norms > 0, norms, 1)).float()[:, None, None], out=normal)
+    objective = Objective(normal, covariances, narrowing)
     reached = _best_of(objective, forms(settings, out_features, in_features), settings, watch)
     results = []
     for i, (structure, done) in enumerate(reached):
-        row = objective.subset(torch.tensor([i], device=weights.device))
+        row = objective if k == 1 else objective.subset(torch.tensor([i], device=weights.device))
         spm = _rescaled(row, structure, done, float(norms[i]) / unit)
         weight = weights[i].cpu()
         spm = _stored(transpose(spm) if narrowing else spm)
@@ -126,8 +135,8 @@ def _fit(objective: Objective, structure: Structure, settings: FitSettings, watc
 def _rescaled(row: Objective, structure: Structure, done: Descended, scale: float) -> SPM:
     """Return the operator at the weight's own scale, with the factor of least error, on the CPU."""
     batch = [{name: array[None] for name, array in named.items()} for named in done.numbers]
-    plan = FusedPlan(structure).to(row.weights.device)
-    factor = scale * row.best_scale(plan.dense(plan.blocks(batch))).double().cpu()
+    target = Target(row, structure)
+    factor = scale * target.objective.best_scale(target.entries(batch)).double().cpu()
     on_cpu = [{name: array.cpu() for name, array in named.items()} for named in batch]
     back = scaled(on_cpu, structure, factor.abs().float(), torch.where(factor < 0, -1.0, 1.0))
     return SPM(structure, [{name: array[0] for name, array in named.items()} for named in back])

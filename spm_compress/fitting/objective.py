@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -49,11 +49,13 @@ class Objective:
 
     weights: (k, out, in); metric: (k, in, in), or (k, out, out) of maps that are fitted as their
     transpose, where it stands on the other side (`is_transposed`).
+    beyond: (k,) the squared error that no map can help, of entries that `weights` leaves out.
     """
 
     weights: Tensor
     metric: Tensor | None = None
     is_transposed: bool = False
+    beyond: Tensor | None = None
 
     def weighted(self, difference: Tensor) -> Tensor:
         """Return D M (M D if transposed): half the gradient of the squared error."""
@@ -63,8 +65,14 @@ class Objective:
 
     def norms(self) -> Tensor:
         """Return (k,) the norm of each weight; infinite for zero, which the scale zero meets exactly."""
-        norms = _energy(self.weights, self.weighted(self.weights)).sqrt()
+        plain = self.metric is None
+        norms = self.frobenius() if plain else _energy(self.weights, self.weighted(self.weights)).sqrt()
         return torch.where(norms > 0, norms, math.inf)
+
+    def frobenius(self) -> Tensor:
+        """Return (k,) the Frobenius norm of each weight, with what `beyond` holds."""
+        norms: Tensor = torch.linalg.vector_norm(self.weights, dim=(1, 2))  # without a copy of them
+        return norms if self.beyond is None else (norms.square() + self.beyond).sqrt()
 
     def best_scale(self, dense: Tensor) -> Tensor:
         """Return (k,) the factor <W, S> / <S, S> of least error: with it, no fit is worse than the zero map."""
@@ -75,7 +83,14 @@ class Objective:
     def subset(self, rows: Tensor) -> Objective:
         """Return the objective of some of the batch."""
         metric = None if self.metric is None else self.metric[rows]
-        return Objective(self.weights[rows], metric, self.is_transposed)
+        beyond = None if self.beyond is None else self.beyond[rows]
+        return Objective(self.weights[rows], metric, self.is_transposed, beyond)
+
+    def within(self, entries: Tensor) -> Objective:
+        """Return the plain objective of these entries (k, rows, columns) of the weights, all that maps can reach."""
+        found = Objective(entries, None, self.is_transposed)
+        missed = self.frobenius().square() - found.frobenius().square()
+        return replace(found, beyond=missed.clamp(min=0))
 
     def companion(self, chain: Tensor | None, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Return left (k, out, r) and right (k, r, in) nearer to the best companion of the chain's matrix.
@@ -96,7 +111,8 @@ class Objective:
 def energies(objective: Objective, difference: Tensor) -> tuple[Tensor, Tensor]:
     """Return (k,) the squared errors of differences (k, out, in), and half their gradient."""
     weighted = objective.weighted(difference)
-    return _energy(difference, weighted), weighted
+    energy = _energy(difference, weighted)
+    return (energy if objective.beyond is None else energy + objective.beyond), weighted
 
 
 def _energy(a: Tensor, b: Tensor) -> Tensor:

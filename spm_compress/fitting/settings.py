@@ -29,7 +29,7 @@ class FitSettings:
     rank: int | None = 0
     schedule: Schedule = Schedule.GROUPED
     block: int = 32
-    steps: int = 400
+    steps: int = 600
     learning_rate: float = 0.08
     seed: int = 0
 
@@ -64,7 +64,7 @@ class FitSettings:
 # Fields of FitSettings by how long a fit may take; what each reaches on MiniLM is in docs/measurements.md.
 EFFORTS: Mapping[str, Mapping[str, Any]] = {
     "fast": {"steps": 100},
-    "balanced": {"steps": 400},
+    "balanced": {"steps": 600},
     "best": {"steps": 1500, "mixer": None, "rank": None},
 }
 

@@ -14,6 +14,8 @@ __all__ = ["Spectrum", "spectra"]
 
 # The Gram matrix squares the singular values: below this share of the largest one, float64 holds rounding only.
 _GRAM_ROUNDING = 1e-14
+# Columns that stand in float64 at a time: all of a large weight would take more memory than a fit of it.
+_COLUMNS = 1024
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,14 @@ def spectra(weights: Tensor) -> list[Spectrum]:
     if not bool(weights.isfinite().all()):
         raise FitError("the weight holds NaN or infinite values; repair the model or exclude the layer")
     m, n = weights.shape[1], weights.shape[2]
-    weights = weights.double()
-    largest = weights.abs().amax((1, 2))
+    wide = weights if m <= n else weights.mT
+    largest = torch.linalg.vector_norm(weights, math.inf, dim=(1, 2)).double()
     # Entries near the ends of float64 would leave its range when squared.
-    scaled = weights / torch.where(largest > 0, largest, 1)[:, None, None]
-    gram = scaled @ scaled.mT if m <= n else scaled.mT @ scaled
+    scale = torch.where(largest > 0, largest, 1)[:, None, None]
+    gram = torch.zeros(len(weights), min(m, n), min(m, n), dtype=torch.float64, device=weights.device)
+    for part in torch.split(wide, _COLUMNS, -1):
+        scaled = part.double() / scale
+        gram += scaled @ scaled.mT
     energies = torch.linalg.eigvalsh(gram).clamp(min=0).flip(-1)  # (k, min(m, n))
     totals = energies.sum(-1)
     shares = energies / torch.where(totals > 0, totals, 1)[:, None]

@@ -6,7 +6,7 @@ handled as one batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,9 @@ from torch import Tensor
 from spm_compress.operator.pairing import Group, pair_count, partner
 from spm_compress.operator.structure import Chain, Mixer
 
-__all__ = ["coefficients", "group_blocks"]
+__all__ = ["Products", "chain_blocks", "coefficients", "group_blocks"]
+
+Products = Callable[[Chain, Tensor, Tensor], Sequence[Tensor]]
 
 
 def coefficients(chain: Chain, mixer: Mixer, numbers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -31,10 +33,12 @@ def coefficients(chain: Chain, mixer: Mixer, numbers: Mapping[str, Tensor]) -> t
         case Mixer.CANONICAL:
             cross = numbers["cross"]
             direct = torch.ones_like(cross)
-    return direct, cross * paired(chain).to(cross)
+    if all(chain.width % (2 * stride) == 0 for stride in chain.strides):
+        return direct, cross  # no position is without a partner
+    return direct, cross * _paired(chain).to(cross)
 
 
-def paired(chain: Chain) -> Tensor:
+def _paired(chain: Chain) -> Tensor:
     """Return (stages, width) bool: which positions have a partner."""
     position = torch.arange(chain.width)
     mask = torch.empty(chain.stages, chain.width, dtype=torch.bool)
@@ -57,6 +61,20 @@ def _rotation_coefficients(chain: Chain, angles: Tensor) -> tuple[Tensor, Tensor
         turn[..., stage, lower] = -each
         turn[..., stage, lower + stride] = each
     return turn.cos(), turn.sin()
+
+
+def chain_blocks(chain: Chain, direct: Tensor, cross: Tensor) -> Sequence[Tensor]:
+    """Return the blocks of each group of a chain, as `group_blocks`; direct, cross: (..., stages, width).
+
+    Groups that differ in their order only are multiplied out together.
+    """
+    group = chain.groups[0]
+    if all(replace(other, order=group.order) == group for other in chain.groups):
+        together = *direct.shape[:-2], len(chain.groups), group.stages, chain.width
+        return group_blocks(group, chain.width, direct.reshape(together), cross.reshape(together)).unbind(-4)
+    spans = [group.stages for group in chain.groups]
+    parts = zip(chain.groups, torch.split(direct, spans, -2), torch.split(cross, spans, -2), strict=True)
+    return [group_blocks(group, chain.width, *part) for group, *part in parts]
 
 
 def group_blocks(group: Group, width: int, direct: Tensor, cross: Tensor) -> Tensor:
@@ -82,10 +100,9 @@ def group_blocks(group: Group, width: int, direct: Tensor, cross: Tensor) -> Ten
         cross = torch.where(valid, cross[..., clipped], 0)
     # Few operations on whole blocks: joining blocks of 1, 2, 4, ... has less arithmetic, and takes twice as long.
     product = torch.eye(b, dtype=direct.dtype, device=direct.device).expand(*direct.shape[:-3], direct.shape[-2], b, b)
-    for stage in range(group.stages):
+    stages = zip(direct.unsqueeze(-1).unbind(-4), cross.unsqueeze(-1).unbind(-4), strict=True)
+    for stage, (kept, swapped) in enumerate(stages):  # each (..., blocks, b, 1)
         t = 1 << stage
         halves = product.reshape(*product.shape[:-2], b // (2 * t), 2, t, b)
-        swapped = halves.flip(-3).reshape(product.shape)
-        kept = direct[..., stage, :, :].unsqueeze(-1) * product
-        product = torch.addcmul(kept, cross[..., stage, :, :].unsqueeze(-1), swapped)
+        product = torch.addcmul(kept * product, swapped, halves.flip(-3).reshape(product.shape))
     return product

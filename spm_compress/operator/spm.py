@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spm_compress.operator.blocks import coefficients, group_blocks
+from spm_compress.operator.blocks import Products, chain_blocks, coefficients
 from spm_compress.operator.pairing import partner
+from spm_compress.operator.paths import Paths
 from spm_compress.operator.structure import Structure
 
 __all__ = ["SPM", "FusedPlan", "Numbers", "apply_stages", "low_rank", "resize"]
@@ -68,7 +69,8 @@ class FusedPlan:
 
     Orders, padding, widening and the way from one group's slots to the next one's are one gather a
     group. Built once a structure. `tables` has an index tensor, or None where it would change nothing, for
-    every gather in the order of use, so that a module can keep them on its device.
+    every gather in the order of use, so that a module can keep them on its device. `paths` leads through the
+    first two groups at once, where there are two with full blocks.
     """
 
     def __init__(self, structure: Structure) -> None:
@@ -88,6 +90,17 @@ class FusedPlan:
                 where[flat[flat < width]] = torch.arange(rows)[flat < width]
         where, rows = self._resize(where, rows, width, structure.out_features)
         self._gather(where, rows)
+        self.paths = self._paths()
+
+    def _paths(self) -> Paths | None:
+        chain = self.structure.chains[0] if self.structure.chains else None
+        if chain is None or len(chain.groups) < 2 or chain.width < self.structure.in_features:
+            return None
+        first, second = chain.groups[:2]
+        if any(chain.width % (group.low * group.block) for group in (first, second)):
+            return None
+        source, links = (torch.arange(chain.width) if table is None else table for table in self.tables[:2])
+        return Paths.between(source, links, self.structure.in_features, first.block, second.block)
 
     def _resize(self, where: Tensor, rows: int, width: int, new: int) -> tuple[Tensor, int]:
         if new < width:
@@ -101,20 +114,21 @@ class FusedPlan:
     def to(self, device: torch.device) -> FusedPlan:
         """Move the tables, in place, and return the plan."""
         self.tables = [table if table is None else table.to(device) for table in self.tables]
+        self.paths = None if self.paths is None else self.paths.to(device)
         return self
 
-    def blocks(self, numbers: Numbers) -> list[list[Tensor]]:
-        """Return, chain by chain, the groups' (..., blocks, block, block), diagonals included; the companion last."""
+    def blocks(self, numbers: Numbers, products: Products = chain_blocks) -> list[list[Tensor]]:
+        """Return, chain by chain, the groups' (..., blocks, block, block), diagonals included; the companion last.
+
+        products: how the stages of a chain's groups are multiplied out.
+        """
         fused = []
         for chain, named in zip(self.structure.chains, numbers, strict=False):
             direct, cross = coefficients(chain, self.structure.mixer, named)
             groups = []
             diagonals = named["diagonals"].unbind(-2) if chain.diagonals else ()
-            stage = 0
-            for boundary, group in enumerate(chain.groups):
-                span = slice(stage, stage + group.stages)
-                stage += group.stages
-                product = group_blocks(group, chain.width, direct[..., span, :], cross[..., span, :])
+            for boundary, product in enumerate(products(chain, direct, cross)):
+                group = chain.groups[boundary]
                 last = boundary + 1 == len(chain.groups)
                 for at, diagonal in zip(chain.diagonals, diagonals, strict=True):
                     members = group.members(chain.width).clamp(max=chain.width - 1).to(direct.device)
@@ -147,10 +161,27 @@ class FusedPlan:
             return added + self._dense(chains, moved) if chains else added
         return self._dense(fused, moved)
 
+    @property
+    def reach(self) -> Paths | None:
+        """The paths where they are the whole map: every other entry of its matrix is zero, whatever the numbers."""
+        chains = self.structure.chains
+        whole = len(chains) == 1 and len(chains[0].groups) == 2 and chains[0].width == self.structure.out_features
+        return self.paths if whole and not self.structure.rank else None
+
+    def reached(self, matrix: Tensor) -> Tensor:
+        """Return the entries of matrix (..., out, in) within `reach`, as its tiles (..., t, b, b)."""
+        assert self.paths is not None
+        table = self.tables[-1]
+        return self.paths.take(matrix if table is None else matrix.index_select(-2, torch.argsort(table)))
+
     def _dense(self, fused: list[list[Tensor]], moved: Sequence[Tensor | None] | None) -> Tensor:
         tables = iter(self.tables if moved is None else moved)
         width = self.structure.in_features
         first = fused[0][0]  # (..., blocks, b, b)
+        if self.paths is not None:
+            paths = self.paths.to(first.device)
+            next(tables), next(tables)
+            return self._run(fused, paths.dense(paths.product(first, fused[0][1])), tables, done=2)
         if width > self.structure.widths[1]:
             eye = torch.eye(width, dtype=first.dtype, device=first.device)
             return self._run(fused, eye, tables)
