@@ -6,10 +6,9 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.table import Table
 
-from spm_compress_cli.tables import bytes_text, print_json, results_console
+from spm_compress_cli.tables import bytes_text, compact_table, print_json, results_console
 
 if TYPE_CHECKING:
     from spm_compress.export.measuring.footprint import Footprint
@@ -41,11 +40,6 @@ def show_bench(bench: Bench, as_json: bool) -> None:
         console.print()
         console.print(f"{provider}, {threads} thread{'s' if threads > 1 else ''}")  # a table's title wraps
         console.print(_latencies(list(latencies)))
-
-
-def compact_table() -> Table:
-    """Return a table that spends few columns on lines."""
-    return Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
 
 
 def _loads(bench: Bench) -> Table:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from spm_compress_cli.evaluation import evaluation_options, gate_of
+
 if TYPE_CHECKING:
     from spm_compress.compress import CompressSettings
 
@@ -67,6 +69,7 @@ _CACHE = Path(".spm-compress")
 @click.option("--sequential", is_flag=True, help="Fit each layer to what it gets from those already replaced.")
 @click.option("--device", default="cpu", show_default=True, help="Where to fit: cpu, cuda, cuda:1, ...")
 @click.option("--dry-run", is_flag=True, help="Print the plan with predicted bytes, errors, time and memory; no fit.")
+@evaluation_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def fit(
@@ -75,6 +78,9 @@ def fit(
     calibration: Path | None,
     device: str,
     dry_run: bool,
+    evaluate: str | None,
+    min_score: float | None,
+    max_drop: float | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -84,15 +90,19 @@ def fit(
     MODEL is a .safetensors file, a .safetensors.index.json, a Hugging Face folder or an .onnx model.
     """
     from spm_compress.checkpoint import open_source, write_artifact
-    from spm_compress.compress import check_device, fit_model, plan_model
+    from spm_compress.checkpoint.huggingface import load_huggingface
+    from spm_compress.compress import check_device, fit_model, load_model, plan_model
     from spm_compress.report import summarize
     from spm_compress_cli.plan_table import show_plan
     from spm_compress_cli.progress import follow
     from spm_compress_cli.tables import show_totals
 
     settings = _settings(**options)
+    gate = gate_of(evaluate, min_score, max_drop)
     check_device(device)
     source = open_source(model)
+    if gate and source.config is None:
+        raise click.UsageError(f"--eval: {model} has no model that can be called; only a Hugging Face folder has")
     if dry_run:
         with follow(quiet) as progress:
             selected, forecast = plan_model(
@@ -106,7 +116,11 @@ def fit(
             source, settings, beside=path.parent, device=device, progress=progress, data=calibration, cache=_CACHE
         )
     write_artifact(artifact, path)
-    show_totals(summarize(artifact, path), path, as_json)
+    models = {"original": lambda: load_huggingface(source), "fitted": lambda: load_model(artifact, source)}
+    scores = gate.scores(models) if gate else {}
+    show_totals(summarize(artifact, path), path, as_json, scores)
+    if gate:
+        gate.check(scores)
 
 
 def _settings(

@@ -9,10 +9,12 @@ import click
 import spm_compress
 from spm_compress.errors import SpmError, UsageError
 from spm_compress_cli.bench import bench
+from spm_compress_cli.distill import distill
 from spm_compress_cli.export import export
 from spm_compress_cli.fit import fit
 from spm_compress_cli.inspect import inspect
 from spm_compress_cli.report import report
+from spm_compress_cli.verify import verify
 
 _FAILED, _WRONG_USAGE = 1, 2
 
@@ -25,8 +27,10 @@ def cli() -> None:
     \b
     spm-compress inspect model.safetensors
     spm-compress fit model.safetensors --stages 10
+    spm-compress distill --calibration texts.txt
     spm-compress report
     spm-compress export --onnx out.onnx
+    spm-compress verify out.onnx --against dense.onnx
     spm-compress bench out.onnx --against dense.onnx
 
     Results go to stdout, progress and messages to stderr. Exit code 0: done; 1: failed; 2: wrong usage.
@@ -35,8 +39,10 @@ def cli() -> None:
 
 cli.add_command(inspect)
 cli.add_command(fit)
+cli.add_command(distill)
 cli.add_command(report)
 cli.add_command(export)
+cli.add_command(verify)
 cli.add_command(bench)
 
 

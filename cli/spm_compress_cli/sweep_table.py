@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spm_compress_cli.bench_tables import compact_table, duration_text, ratio_text
-from spm_compress_cli.tables import print_json, results_console
+from spm_compress_cli.bench_tables import duration_text, ratio_text
+from spm_compress_cli.tables import compact_table, print_json, results_console
 
 if TYPE_CHECKING:
     from spm_compress.report.break_even import BreakEven, Cell

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -35,12 +37,12 @@ def show_report(savings: Savings, path: Path, as_json: bool) -> None:
     show_totals(savings, path, as_json)
 
 
-def show_totals(savings: Savings, path: Path, as_json: bool) -> None:
-    """Print the totals and the verdict."""
+def show_totals(savings: Savings, path: Path, as_json: bool, scores: Mapping[str, float] | None = None) -> None:
+    """Print the totals, the verdict, and the user's own scores of the models if there are some."""
     from spm_compress.report import to_json
 
     if as_json:
-        print_json({"artifact": str(path), **to_json(savings)})
+        print_json({"artifact": str(path), **to_json(savings), "scores": scores or None})
         return
     console = results_console()
     table = Table(title=f"{path}: {len(savings.layers)} weights fitted", title_justify="left")
@@ -62,7 +64,23 @@ def show_totals(savings: Savings, path: Path, as_json: bool) -> None:
             f"mean relative error of the outputs {savings.mean_output_error:.3f}; "
             f"truncated SVD of the same size, weighted in the same way, {savings.mean_svd_output_error:.3f}"
         )
+    if savings.recovery is not None:
+        console.print(
+            f"trained for {savings.recovery.steps} steps on {savings.recovery.data}: agreement with the original on "
+            f"held-out data {savings.recovery.before:.3f} before, {savings.recovery.after:.3f} after"
+        )
+    if scores:
+        console.print(scores_text(scores))
     console.print(savings.verdict)
+
+
+def scores_text(scores: Mapping[str, float]) -> str:
+    return "score: " + ", ".join(f"{which} {score:.4g}" for which, score in scores.items())
+
+
+def compact_table() -> Table:
+    """Return a table that spends few columns on lines."""
+    return Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
 
 
 def _layers(savings: Savings) -> Table:

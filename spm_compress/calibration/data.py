@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from spm_compress.calibration.texts import dataset_texts
 from spm_compress.checkpoint.huggingface import quiet
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import SourceError, UsageError, first_line, near_misses
@@ -20,23 +21,26 @@ __all__ = ["Batch", "check_names", "read_batches"]
 Batch = Mapping[str, np.ndarray]
 
 _BATCH = 16
-_FORMATS = "give a .npz or .safetensors of named model inputs, or a .txt of one text a line"
+_FORMATS = "give a .npz or .safetensors of named model inputs, a .txt of one text a line, or a folder of datasets"
 # A tokenizer that knows no limit says 10**30.
 _LONGEST = 512
 
 
-def read_batches(source: Source, data: Path, size: int | None = None) -> list[Batch]:
+def read_batches(source: Source, data: Path, size: int | None = None, longest: int | None = None) -> list[Batch]:
     """Return the batches of a file: name -> array whose first axis is the samples.
 
-    data: .npz or .safetensors of named inputs, or .txt (UTF-8, one text a line, blank lines skipped) for a Hugging
-    Face folder with its tokenizer. size: samples a batch, where the model has a fixed one.
-    Raises SourceError or UsageError for a file that is missing, damaged, empty, of another format, or not finite.
+    data: .npz or .safetensors of named inputs; or, for a Hugging Face folder with its tokenizer, .txt (UTF-8, one text
+    a line, blank lines skipped) or a folder that Hugging Face datasets saved, of which the first column of strings is
+    taken. size: samples a batch; longest: tokens of a text, the rest is cut off.
+    Raises SourceError or UsageError for data that is missing, damaged, empty, of another format, or not finite.
     """
+    if data.is_dir():
+        return _text_batches(source, data, dataset_texts(data), size, longest)
     if not data.is_file():
         beside = [path.name for path in data.parent.iterdir()] if data.parent.is_dir() else []
         raise SourceError(f"{data}: no such calibration file{near_misses(data.name, beside)}")
     if data.suffix == ".txt":
-        return _text_batches(source, data)
+        return _text_batches(source, data, _lines(data), size, longest)
     if data.suffix not in (".npz", ".safetensors"):
         raise UsageError(f"{data}: not a format of calibration data; {_FORMATS}")
     arrays = _arrays(data)
@@ -77,26 +81,37 @@ def _arrays(data: Path) -> dict[str, np.ndarray]:
         raise SourceError(f"{data}: cannot be read as {data.suffix} ({first_line(error)}); {_FORMATS}") from error
 
 
-def _text_batches(source: Source, data: Path) -> list[Batch]:
+def _lines(data: Path) -> list[str]:
+    try:
+        return data.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{data}: is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from error
+
+
+def _text_batches(
+    source: Source, data: Path, lines: Sequence[str], size: int | None, longest: int | None
+) -> list[Batch]:
     if source.config is None:
         raise UsageError(
             f"{data}: text needs the tokenizer of a Hugging Face folder, which {source.path} is not; "
             "give the model's named inputs as .npz or .safetensors"
         )
-    try:
-        texts = [line.strip() for line in data.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{data}: is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from error
+    texts = [line.strip() for line in lines if line.strip()]
     if not texts:
         raise SourceError(f"{data}: holds no text; give one text a line")
     tokenizer = _tokenizer(source)
-    longest = min(int(tokenizer.model_max_length), int(source.config.get("max_position_embeddings", _LONGEST)))
+    most = min(int(tokenizer.model_max_length), int(source.config.get("max_position_embeddings", _LONGEST)))
+    step = size or _BATCH
     # Texts of one length share a batch, so that little of it is padding.
     texts.sort(key=lambda text: (len(text), text))
     batches: list[Batch] = []
-    for i in range(0, len(texts), _BATCH):
+    for i in range(0, len(texts), step):
         tokens = tokenizer(
-            texts[i : i + _BATCH], padding=True, truncation=True, max_length=longest, return_tensors="np"
+            texts[i : i + step],
+            padding=True,
+            truncation=True,
+            max_length=min(most, longest or most),
+            return_tensors="np",
         )
         batches.append({name: np.asarray(array) for name, array in tokens.items()})
     return batches

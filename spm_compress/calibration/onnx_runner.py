@@ -20,7 +20,7 @@ from spm_compress.checkpoint.shifts import shift_output
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import SourceError, first_line
 
-__all__ = ["OnnxRunner", "open_onnx_runner"]
+__all__ = ["OnnxRunner", "declared_dtype", "open_onnx_runner"]
 
 
 class OnnxRunner:
@@ -56,7 +56,7 @@ class OnnxRunner:
         taps = tuple(dict.fromkeys(_tap(product) for name in watched for product in self.products[name]))
         try:
             session = self._session(taps)
-            feeds = {each.name: batch[each.name].astype(_dtype(each.type)) for each in session.get_inputs()}
+            feeds = {each.name: batch[each.name].astype(declared_dtype(each.type)) for each in session.get_inputs()}
             inside = [tap for tap in taps if tap not in feeds]
             # No names would mean all outputs.
             values = {**feeds, **(dict(zip(inside, session.run(inside, feeds), strict=True)) if inside else {})}
@@ -118,7 +118,7 @@ def _tap(product: Product) -> str:
     return value.name
 
 
-def _dtype(declared: str) -> Any:
+def declared_dtype(declared: str) -> Any:
     """Return the numpy dtype of an input that ONNX Runtime declares as tensor(float), tensor(int64), ..."""
     name = declared.removeprefix("tensor(").removesuffix(")")
     return np.dtype({"float": "float32", "double": "float64"}.get(name, name))

@@ -17,7 +17,7 @@ from spm_compress.checkpoint.huggingface import load_huggingface, module_of, qui
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import SourceError, first_line
 
-__all__ = ["TorchRunner", "open_torch_runner"]
+__all__ = ["TorchRunner", "as_tensors", "batches_for", "open_torch_runner"]
 
 
 _Identity = tuple[int, int]
@@ -86,11 +86,9 @@ class TorchRunner:
             return lambda module, arguments: watch(name, arguments[0])
 
         handles = [layer.register_forward_pre_hook(hook(name)) for name in names for layer in self.layers.get(name, ())]
-        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-        tensors = {name: x.float() if x.is_floating_point() else x.long() for name, x in tensors.items()}
         try:
             with torch.no_grad(), quiet():
-                self.model(**tensors)
+                self.model(**as_tensors(batch))
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
             raise SourceError(f"{self.path}: does not run on the calibration data ({first_line(error)})") from error
         finally:
@@ -98,17 +96,30 @@ class TorchRunner:
                 handle.remove()
 
 
+def as_tensors(batch: Batch) -> dict[str, Tensor]:
+    """Return a batch as torch models take it: float32 and int64."""
+    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+    return {name: x.float() if x.is_floating_point() else x.long() for name, x in tensors.items()}
+
+
 def open_torch_runner(source: Source, data: Path) -> TorchRunner:
     """Load a Hugging Face folder. Raises SourceError or UsageError as `load_huggingface` and `read_batches`."""
-    batches = read_batches(source, data)
     model = load_huggingface(source)
+    return TorchRunner(source.path, model, batches_for(model, source, data), _layers(model, source))
+
+
+def batches_for(
+    model: nn.Module, source: Source, data: Path, size: int | None = None, longest: int | None = None
+) -> list[Batch]:
+    """Return the batches of `read_batches` that a model of the source takes. Raises UsageError for other inputs."""
+    batches = read_batches(source, data, size, longest)
     parameters = inspect.signature(model.forward).parameters.values()
     known = [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
-    if data.suffix == ".txt":  # tokenizers may say more than the model takes
+    if data.suffix == ".txt" or data.is_dir():  # tokenizers may say more than the model takes
         batches = [{name: array for name, array in batch.items() if name in known} for batch in batches]
     required = [each.name for each in parameters if each.default is each.empty and each.name in known]
     check_names(batches, data, known, required)
-    return TorchRunner(source.path, model, batches, _layers(model, source))
+    return batches
 
 
 def _layers(model: nn.Module, source: Source) -> dict[str, list[nn.Linear]]:

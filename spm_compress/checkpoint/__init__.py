@@ -1,6 +1,7 @@
 """Floor 2: models and artifacts on disk."""
 
 from spm_compress.checkpoint.artifact import (
+    SUFFIX,
     Artifact,
     FittedLayer,
     KeptTensor,
@@ -12,6 +13,7 @@ from spm_compress.checkpoint.source import Source, open_source
 from spm_compress.checkpoint.tensor_info import TensorInfo
 
 __all__ = [
+    "SUFFIX",
     "Artifact",
     "FittedLayer",
     "KeptTensor",

@@ -1,7 +1,7 @@
 """The artifact `NAME.spm.safetensors`: SPM numbers, tensors left dense, and a manifest that explains them.
 
-One safetensors file. Its metadata has one entry, `spm_compress`, a JSON manifest (version 3; 1 and 2 are read too):
-`source` (path, files and their SHA-256), `settings`, `versions`, `layers` and `kept`. A fitted weight W has
+One safetensors file. Its metadata has one entry, `spm_compress`, a JSON manifest (version 4; 1 to 3 are read too):
+`source` (path, files and their SHA-256), `settings`, `versions`, `layers`, `kept` and `recovery`. A fitted weight W has
 its numbers under `W.spm.<chain>.<array>` (a low-rank companion counts as one more chain), orders that follow no
 formula under `W.spm.<chain>.order.<group>` and what its bias is to be raised by under `W.spm.shift`; a kept
 tensor has its own name.
@@ -38,7 +38,8 @@ __all__ = [
     "write_artifact",
 ]
 
-MANIFEST_VERSION = 3  # 2: orders can be shuffles; 3: companions, shifts and errors of outputs
+# 2: orders can be shuffles; 3: companions, shifts and errors of outputs; 4: what a recovery changed
+MANIFEST_VERSION = 4
 SUFFIX = ".spm.safetensors"
 _KEY = "spm_compress"
 
@@ -97,6 +98,8 @@ class Artifact:
     """A compressed model: fitted layers, kept tensors with their values, and where it came from.
 
     source: {"path", "files"}; settings and versions as in the manifest; tensors: the kept values.
+    recovery: how the model was trained after the fit, if it was; its "retrained" names the kept tensors that are no
+    longer the source's.
     """
 
     source: Mapping[str, Any]
@@ -105,6 +108,12 @@ class Artifact:
     layers: tuple[FittedLayer, ...]
     kept: tuple[KeptTensor, ...]
     tensors: Mapping[str, Tensor]
+    recovery: Mapping[str, Any] | None = None
+
+    @property
+    def retrained(self) -> dict[str, Tensor]:
+        """Kept tensors that a recovery changed, by name."""
+        return {name: self.tensors[name] for name in (self.recovery or {}).get("retrained", ())}
 
 
 def write_artifact(artifact: Artifact, path: Path) -> None:
@@ -125,6 +134,7 @@ def write_artifact(artifact: Artifact, path: Path) -> None:
         "settings": artifact.settings,
         "layers": [_layer_json(layer) for layer in artifact.layers],
         "kept": [asdict(kept) for kept in artifact.kept],
+        "recovery": artifact.recovery,
     }
     with write_whole(path) as temporary:
         try:
@@ -160,14 +170,17 @@ def read_artifact(path: Path) -> Artifact:
             "upgrade spm-compress"
         )
     try:
-        return Artifact(
+        found = Artifact(
             source=dict(manifest["source"]),
             settings=dict(manifest["settings"]),
             versions=dict(manifest["versions"]),
             layers=tuple(_read_layer(entry, tensors) for entry in manifest["layers"]),
             kept=(kept := tuple(_read_kept(entry, tensors) for entry in manifest["kept"])),
             tensors={entry.name: tensors[entry.name] for entry in kept},
+            recovery=None if manifest.get("recovery") is None else dict(manifest["recovery"]),
         )
+        found.retrained  # noqa: B018 (names that are not there are damage)
+        return found
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise ArtifactError(f"{path}: its manifest is damaged ({error!r}); run fit again") from error
 

@@ -15,7 +15,7 @@ from torch import nn
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import SourceError, first_line
 
-__all__ = ["load_huggingface", "module_of", "quiet"]
+__all__ = ["load_huggingface", "member_of", "module_of", "quiet"]
 
 
 def module_of(tensor: str, model: nn.Module, modules: Container[str]) -> str | None:
@@ -23,9 +23,13 @@ def module_of(tensor: str, model: nn.Module, modules: Container[str]) -> str | N
 
     Names may differ by the model's `base_model_prefix`.
     """
+    return member_of(tensor.removesuffix(".weight"), model, modules)
+
+
+def member_of(name: str, model: nn.Module, members: Container[str]) -> str | None:
+    """Return the name of a module or parameter, one of `members`, in a live model, None if it has none of that name."""
     prefix = getattr(model, "base_model_prefix", "") + "."
-    plain = tensor.removesuffix(".weight")
-    return next((name for name in (plain, prefix + plain, plain.removeprefix(prefix)) if name in modules), None)
+    return next((each for each in (name, prefix + name, name.removeprefix(prefix)) if each in members), None)
 
 
 def load_huggingface(source: Source) -> nn.Module:

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spm_compress.checkpoint.artifact import Artifact
-from spm_compress.checkpoint.huggingface import module_of
+from spm_compress.checkpoint.huggingface import load_huggingface, member_of, module_of
+from spm_compress.checkpoint.source import Source
 from spm_compress.checkpoint.tensor_info import DTYPES, TensorInfo
 from spm_compress.compress.layers import batches
 from spm_compress.compress.selection import select
@@ -18,7 +19,7 @@ from spm_compress.fitting.fit import fit_matrices
 from spm_compress.fitting.settings import FitSettings
 from spm_compress.layers.linear import SPMLinear
 
-__all__ = ["Compressed", "apply_artifact", "compress_model"]
+__all__ = ["Compressed", "apply_artifact", "compress_model", "load_model", "set_tensors"]
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -88,14 +89,25 @@ def compress_model(
     return Compressed(replaced, kept)
 
 
+def load_model(artifact: Artifact, source: Source) -> nn.Module:
+    """Return the compressed model, live: the source's Hugging Face model with SPMLinear layers, in evaluation mode.
+
+    Raises SourceError if the source cannot be loaded, ArtifactError if the artifact does not belong to it.
+    """
+    model = load_huggingface(source)
+    apply_artifact(model, artifact)
+    return model
+
+
 def apply_artifact(model: nn.Module, artifact: Artifact) -> None:
     """Put the fitted layers of an artifact into a module of the original architecture, in place.
 
     Every fitted tensor must be the `.weight` of an `nn.Linear` of its shape; names may differ by the module's
-    `base_model_prefix`, as Hugging Face checkpoints do. Kept tensors are not touched.
+    `base_model_prefix`, as Hugging Face checkpoints do. Of the kept tensors those are set that a recovery changed.
 
     Raises ArtifactError if a layer is missing from the module or has another shape.
     """
+    set_tensors(model, artifact.retrained)
     for layer in artifact.layers:
         shared: SPMLinear | None = None
         for tensor_name in layer.names:
@@ -113,6 +125,17 @@ def apply_artifact(model: nn.Module, artifact: Artifact) -> None:
                 spm_linear.chains = shared.chains
             shared = spm_linear
             _replace(model, name, spm_linear)
+
+
+def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give parameters other values, in place; names as in a checkpoint. Raises ArtifactError for a missing one."""
+    parameters = dict(model.named_parameters())
+    for tensor_name, tensor in tensors.items():
+        name = member_of(tensor_name, model, parameters)
+        if name is None or parameters[name].shape != tensor.shape:
+            raise ArtifactError(f"{tensor_name}: the model has no parameter of that name and shape")
+        with torch.no_grad():
+            parameters[name].copy_(tensor)
 
 
 def _owners(model: nn.Module) -> dict[int, set[int]]:

@@ -100,10 +100,15 @@ def export_onnx(
     Raises ExportError where no graph can be had, VerificationError if ONNX Runtime and torch differ.
     """
     settings = settings or ExportSettings()
-    dense = _dense_graph(source, graph, activation)
+    if artifact.retrained and (graph is not None or source is None or source.config is None):
+        raise ExportError(
+            f"the artifact was trained after its fit, and a graph with its {len(artifact.retrained)} changed biases "
+            "and norms can be made from its Hugging Face folder only; leave --graph out"
+        )
+    dense = _dense_graph(source, graph, activation, artifact.retrained)
     if dense_path is not None:
         with write_whole_set(dense_path) as folder:
-            save(dense, folder / dense_path.name)
+            save(_dense_graph(source, graph, activation) if artifact.retrained else dense, folder / dense_path.name)
     with write_whole_set(path) as folder:
         scratch = folder / "scratch"
         scratch.mkdir()
@@ -149,7 +154,9 @@ def export_layers(artifact: Artifact, folder: Path, *, settings: ExportSettings 
     return written
 
 
-def _dense_graph(source: Source | None, graph: Path | None, activation: str) -> ir.Model:
+def _dense_graph(
+    source: Source | None, graph: Path | None, activation: str, changed: Mapping[str, torch.Tensor] | None = None
+) -> ir.Model:
     if graph is not None:
         return open_graph(graph)
     if source is None:
@@ -157,7 +164,7 @@ def _dense_graph(source: Source | None, graph: Path | None, activation: str) -> 
     if source.graph is not None:
         return open_graph(source.graph)
     if source.config is not None:
-        return from_huggingface(source)[1]
+        return from_huggingface(source, changed)[1]
     chain = chain_of_linears(source, activation)
     width = next(layer.in_features for layer in chain if isinstance(layer, torch.nn.Linear))
     example = {"input": torch.zeros(2, width)}

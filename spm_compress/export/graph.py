@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spm_compress.checkpoint.huggingface import load_huggingface, quiet
 from spm_compress.checkpoint.source import Source
+from spm_compress.compress.module import set_tensors
 from spm_compress.errors import ExportError
 
 __all__ = ["ACTIVATIONS", "WAYS", "chain_of_linears", "from_huggingface", "from_module"]
@@ -35,12 +36,15 @@ WAYS = (
 )
 
 
-def from_huggingface(source: Source) -> tuple[nn.Module, ir.Model]:
+def from_huggingface(source: Source, changed: Mapping[str, Tensor] | None = None) -> tuple[nn.Module, ir.Model]:
     """Load a Hugging Face folder as a torch module (float32) and export it with dynamic axes.
+
+    changed: tensors that have other values than in the folder.
 
     Raises SourceError where transformers is missing or does not know the architecture.
     """
     model = load_huggingface(source)
+    set_tensors(model, changed or {})
     example = _example_inputs(model, source.config or {})
     with torch.no_grad():
         outputs = model(**example)

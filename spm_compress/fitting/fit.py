@@ -20,7 +20,7 @@ from spm_compress.operator.canonical import to_canonical, transpose
 from spm_compress.operator.spm import SPM
 from spm_compress.operator.structure import Mixer, Structure
 
-__all__ = ["fit_matrices", "relative_error"]
+__all__ = ["fit_matrices", "relative_error", "stored_form"]
 
 # Several forms are tried with this share of the steps; the one that is ahead gets all of them.
 _TRIAL = 0.25
@@ -80,7 +80,7 @@ def fit_matrices(
         row = objective if k == 1 else objective.subset(torch.tensor([i], device=weights.device))
         spm = _rescaled(row, structure, done, float(norms[i]) / unit)
         weight = weights[i].cpu()
-        spm = _stored(transpose(spm) if narrowing else spm)
+        spm = stored_form(transpose(spm) if narrowing else spm)
         outputs = None
         if covariances is not None:
             outputs = output_error(weight, spm.to(torch.float64).to_dense(), covariances[i].cpu())
@@ -142,7 +142,8 @@ def _rescaled(row: Objective, structure: Structure, done: Descended, scale: floa
     return SPM(structure, [{name: array[0] for name, array in named.items()} for named in back])
 
 
-def _stored(spm: SPM) -> SPM:
+def stored_form(spm: SPM) -> SPM:
+    """Return the same map as it is stored: general stages in canonical form, where that is in the range of float32."""
     if spm.structure.mixer is not Mixer.GENERAL:
         return spm
     try:

@@ -83,6 +83,18 @@ class Savings:
     mean_output_error: float | None
     mean_svd_output_error: float | None
     verdict: str
+    recovery: Recovery | None = None
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """A training after the fit: its steps, the name of its data, agreement with the original on what was held out."""
+
+    steps: int
+    data: str
+    loss: str
+    before: float
+    after: float
 
 
 def summarize(artifact: Artifact, path: Path) -> Savings:
@@ -95,6 +107,7 @@ def summarize(artifact: Artifact, path: Path) -> Savings:
     kept_parameters = sum(math.prod(kept.shape) for kept in artifact.kept if kept.dtype in ITEM_BYTES)
     kept_bytes = sum(kept.bytes for kept in artifact.kept)
     mean_error = _mean([layer.error for layer in layers]) or 0.0
+    recovery = _recovery(artifact)
     outputs = [layer.output_error for layer in layers if layer.output_error is not None]
     svd_outputs = [layer.svd_output_error for layer in layers if layer.svd_output_error is not None]
     return Savings(
@@ -109,8 +122,19 @@ def summarize(artifact: Artifact, path: Path) -> Savings:
         mean_svd_error=_mean([layer.svd_error for layer in layers]) or 0.0,
         mean_output_error=_mean(outputs),
         mean_svd_output_error=_mean(svd_outputs),
-        verdict=_verdict(mean_error, max((layer.error for layer in layers), default=0.0), outputs),
+        verdict=_verdict(mean_error, max((layer.error for layer in layers), default=0.0), outputs)
+        if recovery is None
+        else _recovered_verdict(recovery),
+        recovery=recovery,
     )
+
+
+def _recovery(artifact: Artifact) -> Recovery | None:
+    found = artifact.recovery
+    if found is None:
+        return None
+    before, after = float(found["agreement_before"]), float(found["agreement_after"])
+    return Recovery(int(found["steps"]), str(found["data"]["file"]), str(found["loss"]), before, after)
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -151,6 +175,14 @@ def _verdict(mean: float, worst: float, outputs: Sequence[float]) -> str:
     return (
         f"The weights are not recovered: {measured}, where 1.00 is what all zeros reach. "
         "The model will not work without recovery: train its SPM layers further before use, or use more stages."
+    )
+
+
+def _recovered_verdict(recovery: Recovery) -> str:
+    kind = "share of equal answers" if recovery.loss == "logits" else "rank correlation of similarities"
+    return (
+        f"The model was trained to answer as the original, not to have its weights: their {kind} on held-out data is "
+        f"{recovery.after:.2f}, where 1.00 is the same. Measure the model's accuracy before use."
     )
 
 
@@ -208,4 +240,5 @@ def to_json(savings: Savings) -> dict[str, Any]:
             for layer in savings.layers
         ],
         "kept": [asdict(kept) for kept in savings.kept],
+        "recovery": None if savings.recovery is None else asdict(savings.recovery),
     }

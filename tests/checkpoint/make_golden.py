@@ -63,6 +63,15 @@ def main() -> None:
         layers=tuple(layers),
         kept=(KeptTensor("kept", (2, 3), "F16", 12, "excluded"),),
         tensors={"kept": kept},
+        recovery={
+            "steps": 3,
+            "loss": "features",
+            "agreement_before": 0.1,
+            "agreement_after": 0.9,
+            "data": {"file": "texts.txt", "sha256": "2" * 64},
+            "settings": {},
+            "retrained": ["kept"],
+        },
     )
     FOLDER.mkdir(exist_ok=True)
     write_artifact(artifact, FOLDER / f"v{MANIFEST_VERSION}.spm.safetensors")

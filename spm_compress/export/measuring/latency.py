@@ -10,21 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime
 
-from spm_compress.checkpoint.onnx_source import open_graph
-from spm_compress.errors import SpmError, VerificationError
 from spm_compress.export.measuring.footprint import Footprint, footprint
 from spm_compress.export.measuring.timing import Timing, interleaved
-from spm_compress.export.verification import check_provider, random_inputs, run, session
+from spm_compress.export.pair import open_alike, open_file, run_file, sizes
+from spm_compress.export.verification import check_provider, random_inputs
 
 __all__ = ["SCHEMA", "Bench", "BenchSettings", "Latency", "Load", "bench_json", "measure"]
 
 SCHEMA = "spm-compress/bench/1"
-
-# name -> dtype and dimensions, None for a dynamic one
-_Inputs = dict[str, tuple[str, tuple[int | None, ...]]]
 
 
 @dataclass(frozen=True)
@@ -103,84 +98,28 @@ def measure(
     for provider in settings.providers:
         check_provider(provider)
     paths = [model] if against is None else [model, against]
-    graphs = [open_graph(path) for path in paths]
-    if against is not None:
-        _require_same_inputs(paths, [_inputs(graph) for graph in graphs])
-    batches, sequences = _sizes(graphs[0], settings)
-    largest = random_inputs(graphs[0], max(batches), max(size or 1 for size in sequences), settings.seed)
+    graph = open_alike(paths)
+    batches, sequences = sizes(graph, settings.batches, settings.sequences)
+    largest = random_inputs(graph, max(batches), max(size or 1 for size in sequences), settings.seed)
     loads, latencies = [], []
     for provider in settings.providers:
         progress(f"{provider}: load time and memory")
         # Before they are measured by themselves: a mistake in sizes or models is then said in ONNX Runtime's words.
         for path in paths:
-            _run_once(path, _session(path, settings.threads[0], provider), largest)
+            run_file(path, open_file(path, settings.threads[0], provider), largest)
         found = [footprint(path, largest, provider, settings.threads[0]) for path in paths]
         loads.append(Load(provider, found[0], found[1] if against else None))
         for threads in settings.threads:
-            sessions = [_session(path, threads, provider) for path in paths]
+            sessions = [open_file(path, threads, provider) for path in paths]
             for batch, sequence in itertools.product(batches, sequences):
-                inputs = random_inputs(graphs[0], batch, sequence or 1, settings.seed)
+                inputs = random_inputs(graph, batch, sequence or 1, settings.seed)
                 for path, runtime in zip(paths, sessions, strict=True):
-                    _run_once(path, runtime, inputs)
+                    run_file(path, runtime, inputs)
                 timings = _in_turns(sessions, inputs, settings)
                 latency = Latency(provider, threads, batch, sequence, timings[0], timings[1] if against else None)
                 latencies.append(latency)
                 progress(f"[{len(latencies)}/{_count(settings, batches, sequences)}] {_described(latency)}")
     return Bench(model, against, settings, tuple(loads), tuple(latencies))
-
-
-def _dynamic(graph: ir.Model) -> tuple[bool, bool]:
-    shapes = [dims for _, dims in _inputs(graph).values()]
-    return any(None in dims[:1] for dims in shapes), any(None in dims[1:] for dims in shapes)
-
-
-def _sizes(graph: ir.Model, settings: BenchSettings) -> tuple[tuple[int, ...], tuple[int | None, ...]]:
-    batch, others = _dynamic(graph)
-    fixed = next((dims[0] for _, dims in _inputs(graph).values() if dims and dims[0]), 1)
-    return settings.batches if batch else (fixed,), settings.sequences if others else (None,)
-
-
-def _inputs(graph: ir.Model) -> _Inputs:
-    found: _Inputs = {}
-    for value in graph.graph.inputs:
-        if value.name is not None and value.name not in graph.graph.initializers:
-            dims = tuple(dim if isinstance(dim, int) and dim > 0 else None for dim in value.shape or ())
-            found[value.name] = (str(value.dtype or ir.DataType.FLOAT), dims)
-    return found
-
-
-def _require_same_inputs(paths: Sequence[Path], inputs: Sequence[_Inputs]) -> None:
-    (model, against), (found, other) = paths, inputs
-    if set(found) != set(other):
-        raise VerificationError(
-            f"{model} takes {', '.join(found)}, but {against} takes {', '.join(other)}; "
-            "only models with the same inputs can be compared"
-        )
-    for name in found:
-        if found[name] != other[name]:
-            raise VerificationError(
-                f"input {name} is {_text(*found[name])} in {model}, but {_text(*other[name])} in {against}; "
-                "only models with the same inputs can be compared"
-            )
-
-
-def _text(dtype: str, dims: Sequence[int | None]) -> str:
-    return f"{dtype.lower()} [{', '.join('?' if dim is None else str(dim) for dim in dims)}]"
-
-
-def _session(path: Path, threads: int, provider: str) -> onnxruntime.InferenceSession:
-    try:
-        return session(path.resolve(), threads, provider)
-    except SpmError as error:
-        raise VerificationError(f"{path}: {error}; export it again") from error
-
-
-def _run_once(path: Path, runtime: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray]) -> None:
-    try:
-        run(runtime, inputs)
-    except SpmError as error:
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
-        raise VerificationError(f"{path}: {error} on {shapes}; choose other sizes with --batch, --sequence") from error
 
 
 def _in_turns(

@@ -1,0 +1,119 @@
+"""`spm-compress distill`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spm_compress_cli.evaluation import evaluation_options, gate_of
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DATA",
+    help="Unlabelled inputs: a .txt, a folder of datasets, or .npz or .safetensors of model inputs.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Artifact to write.  [default: NAME.recovered.spm.safetensors]",
+)
+@click.option(
+    "--source", "source_path", type=click.Path(path_type=Path), help="The model that was fitted, if it has moved."
+)
+@click.option("--steps", type=int, default=1000, show_default=True, help="Optimizer steps.")
+@click.option("--batch", type=int, default=32, show_default=True, help="Samples a step.")
+@click.option("--accumulate", type=int, default=1, show_default=True, help="Parts in which a batch is run.")
+@click.option("--learning-rate", type=float, default=5e-3, show_default=True, help="The highest one.")
+@click.option("--weight-decay", type=float, default=0.0, show_default=True, help="Of the optimizer.")
+@click.option("--optimizer", default="AdamW", show_default=True, help="A class of torch.optim.")
+@click.option(
+    "--block-share",
+    type=float,
+    default=0.3,
+    show_default=True,
+    help="Share of steps block by block, before end to end.",
+)
+@click.option(
+    "--loss", type=click.Choice(["features", "logits"]), help="Of the outputs.  [default: by what the model answers]"
+)
+@click.option("--temperature", type=float, default=2.0, show_default=True, help="Of logits.")
+@click.option(
+    "--train",
+    "trained",
+    type=click.Choice(["spm", "all"]),
+    default="spm",
+    show_default=True,
+    help="SPM numbers, biases and norms, or everything.",
+)
+@click.option("--held-out", type=float, default=0.02, show_default=True, help="Share of the data to judge by.")
+@click.option("--check-every", type=int, default=100, show_default=True, help="Steps between two looks at it.")
+@click.option("--patience", type=int, default=10, show_default=True, help="Looks without a gain before it ends early.")
+@click.option("--keep-every", type=int, default=200, show_default=True, help="Steps between states to resume from.")
+@click.option("--longest", type=int, default=128, show_default=True, help="Tokens of a text.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the order of the data.")
+@click.option("--log", type=click.Path(path_type=Path), help="JSON lines, one a look at the held-out data.")
+@click.option("--device", default="cpu", show_default=True, help="Where to train: cpu, cuda, cuda:1, ...")
+@evaluation_options
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+def distill(
+    artifact: Path | None,
+    calibration: Path,
+    output: Path | None,
+    source_path: Path | None,
+    log: Path | None,
+    device: str,
+    evaluate: str | None,
+    min_score: float | None,
+    max_drop: float | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Train a compressed model to answer as the original does: no labels, no code for the task.
+
+    Without ARTIFACT, the one *.spm.safetensors in the working directory is taken. Interrupted, the same command goes on
+    where it was.
+    """
+    from spm_compress.checkpoint import SUFFIX, find_artifact, read_artifact, write_artifact
+    from spm_compress.compress import check_device, load_model
+    from spm_compress.distill import DistillSettings, Loss, Trained, recover
+    from spm_compress.export import source_of
+    from spm_compress.report import summarize
+    from spm_compress_cli.tables import show_totals
+    from spm_compress_cli.training_progress import follow_training
+
+    gate = gate_of(evaluate, min_score, max_drop)
+    check_device(device)
+    loss = options.pop("loss")
+    settings = DistillSettings(
+        loss=None if loss is None else Loss(loss), trained=Trained(options.pop("trained")), **options
+    )
+    path = artifact or find_artifact(Path())
+    fitted = read_artifact(path)
+    source = source_of(fitted, path, source_path)
+    out = output or Path(f"{path.name.removesuffix(SUFFIX)}.recovered{SUFFIX}")
+    state = out.with_name(f"{out.name}.state")
+    with follow_training(quiet, log) as watch:
+        found = recover(
+            fitted, source, calibration, settings, beside=out.parent, device=device, watch=watch, state=state
+        )
+    write_artifact(found.artifact, out)
+    state.unlink(missing_ok=True)
+    models = {
+        "original": lambda: found.teacher,
+        "fitted": lambda: load_model(fitted, source),
+        "recovered": lambda: found.student,
+    }
+    scores = gate.scores(models) if gate else {}
+    show_totals(summarize(found.artifact, out), out, as_json, scores)
+    if gate:
+        gate.check(scores)

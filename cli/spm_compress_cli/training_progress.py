@@ -1,0 +1,78 @@
+"""How far a training is, on stderr and in a log of JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from spm_compress.errors import SpmError
+
+if TYPE_CHECKING:
+    from spm_compress.distill import Progress as Training
+
+_Show = Callable[["Training"], None]
+
+
+@contextmanager
+def follow_training(quiet: bool, log: Path | None) -> Iterator[_Show]:
+    """Yield what a training reports to: a bar on a terminal, a line at each look at the held-out data anywhere else."""
+    console = Console(stderr=True, highlight=False)
+    written = _Log(log) if log is not None else None
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal or console.is_dumb_terminal,
+    )
+    task = bars.add_task("training", total=None, note="")
+
+    def show(report: Training) -> None:
+        if written is not None:
+            written.add(report)
+        note = f"loss {report.loss:.4f}, held out {report.best:.3f}, {report.rows:.0f} rows/s"
+        bars.update(task, description=report.stage, completed=report.step, total=report.steps, note=note)
+        if bars.disable and not quiet and report.held_out is not None:
+            console.print(
+                f"[{report.step}/{report.steps}] {report.stage}: loss {report.loss:.4f}, held out "
+                f"{report.held_out:.3f} (best {report.best:.3f}), {report.rows:.0f} rows/s",
+                soft_wrap=True,
+                markup=False,
+            )
+
+    with bars:
+        yield show
+
+
+class _Log:
+    """A line for each look at the held-out data; resumed, what came after the state is written anew."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.begun = False
+
+    def add(self, report: Training) -> None:
+        try:
+            if not self.begun:
+                self.begun = True
+                self._keep_before(report.step)
+            if report.held_out is not None:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(asdict(report)) + "\n")
+        except (OSError, ValueError, KeyError) as error:
+            raise SpmError(f"{self.path}: cannot be written as a log ({error}); choose another name") from error
+
+    def _keep_before(self, step: int) -> None:
+        lines = self.path.read_text(encoding="utf-8").splitlines() if step > 1 and self.path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] < step]
+        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

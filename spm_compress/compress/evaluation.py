@@ -1,0 +1,81 @@
+"""The user's own measure of a model: a function that is called with it and returns a number, higher is better."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from spm_compress.errors import UsageError, VerificationError, first_line
+
+__all__ = ["Gate", "named_function"]
+
+Models = Mapping[str, Callable[[], nn.Module]]
+
+
+def named_function(name: str) -> Callable[[nn.Module], Any]:
+    """Import `module:function`; the working directory is searched first, as by `python -m`.
+
+    This runs the module's code. Raises UsageError if there is none of that name.
+    """
+    module_name, _, function_name = name.partition(":")
+    if not module_name or not function_name:
+        raise UsageError(f"--eval {name}: is not of the form module:function")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"--eval {name}: cannot be imported ({first_line(error)})") from error
+    if not callable(found):
+        raise UsageError(f"--eval {name}: is a {type(found).__name__}, not a function")
+    return found  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A function to score models with, and what the compressed one has to reach.
+
+    min_score: least score; max_drop: most that it may be below the original's; None: not asked for.
+    """
+
+    name: str
+    function: Callable[[nn.Module], Any]
+    min_score: float | None = None
+    max_drop: float | None = None
+
+    def scores(self, models: Models) -> dict[str, float]:
+        """Return the score of each model, made one after the other. Raises UsageError where there is no number."""
+        return {which: self._score(which, make()) for which, make in models.items()}
+
+    def check(self, scores: Mapping[str, float]) -> None:
+        """Raise VerificationError if the last model does not reach what was asked, compared with `original`."""
+        which, score = list(scores.items())[-1]
+        if self.min_score is not None and not score >= self.min_score:
+            raise VerificationError(
+                f"{self.name}: the {which} model's {score:.4g} is below --min-score {self.min_score}"
+            )
+        drop = scores["original"] - score
+        if self.max_drop is not None and not drop <= self.max_drop:
+            raise VerificationError(
+                f"{self.name}: the {which} model's {score:.4g} is {drop:.4g} below the original's "
+                f"{scores['original']:.4g}, more than --max-drop {self.max_drop}"
+            )
+
+    def _score(self, which: str, model: nn.Module) -> float:
+        try:
+            with torch.no_grad():
+                score = float(self.function(model.eval()))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"--eval {self.name}: fails on the {which} model ({first_line(error)})") from error
+        if math.isnan(score):
+            raise UsageError(f"--eval {self.name}: returned NaN for the {which} model")
+        return score

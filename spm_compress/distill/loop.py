@@ -1,0 +1,274 @@
+"""The training itself: a student learns to answer as its teacher, without labels."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from spm_compress.distill.blocks import Blocks
+from spm_compress.distill.outputs import Batch, Comparison, comparison
+from spm_compress.distill.settings import DistillSettings, Progress, Watch
+from spm_compress.distill.state import State, load_optimizer, optimizer_tensors, read_state, write_state
+from spm_compress.distill.trainable import choose_trainable
+from spm_compress.errors import FitError, UsageError
+
+__all__ = ["Distilled", "Loader", "distill"]
+
+
+class Loader(Protocol):
+    """Batches: mappings of keyword arguments, tensors alone, or tuples whose first item is the model's input."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Go through the data once."""
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What a training reached: steps taken, agreement with the teacher on the held-out data before and after."""
+
+    steps: int
+    before: float
+    after: float
+    loss: str
+
+
+def distill(
+    teacher: nn.Module,
+    student: nn.Module,
+    loader: Loader,
+    held: Sequence[Any],
+    settings: DistillSettings | None = None,
+    *,
+    watch: Watch | None = None,
+    state: Path | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    storable: Sequence[str] | None = None,
+) -> Distilled:
+    """Train a student, in place, to answer as its teacher; it ends with the numbers that agreed best on `held`.
+
+    teacher, student: modules of one architecture on one device, the student with SPMLinear layers (`compress_model`);
+    both run in evaluation mode, without dropout. loader: the training data, gone through as often as it takes; where it
+    or its sampler has `set_epoch`, that is called before each round, as torch's DistributedSampler wants it. held:
+    batches that are looked at but never trained on. state: file to resume from and to keep the state in; the training
+    resumed ends with the same numbers. recipe: what the state belongs to, besides the settings. storable: names of
+    parameters that can be kept afterwards; others stay as they are.
+
+    Raises UsageError for a student without SPM layers, no data, or answers that cannot be compared; FitError where the
+    loss is not finite; ArtifactError for the state of another training.
+    """
+    settings = settings or DistillSettings()
+    training = _Training(teacher, student, list(held), settings, storable)
+    whole = {**(recipe or {}), **settings.to_json()}
+    if state is not None:
+        training.resume(read_state(state, whole))
+    began, samples = time.perf_counter(), 0
+    for parts in _steps(loader, settings.accumulate, training.step):
+        samples += training.take(parts)
+        over = training.step == settings.steps
+        looked = training.look() if over or training.step % settings.check_every == 0 else None
+        if watch is not None:
+            watch(training.progress(samples / max(time.perf_counter() - began, 1e-9), looked))
+        if looked is not None:
+            training.losses.clear()
+        if over or training.looks >= settings.patience:
+            break
+        if state is not None and training.step % settings.keep_every == 0:
+            write_state(training.state(whole), state)
+    training.finish()
+    return Distilled(training.step, training.before, training.best_agreement, training.compare.loss.value)
+
+
+class _Training:
+    """A student in training, and all that a state has to keep of it."""
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        held: list[Any],
+        settings: DistillSettings,
+        storable: Sequence[str] | None,
+    ) -> None:
+        if not held:
+            raise UsageError("nothing is held out to judge the training by; give more data or a larger share")
+        self.teacher, self.student, self.held, self.settings = teacher.eval(), student.eval(), held, settings
+        self.parameters = choose_trainable(student, settings.trained, storable)
+        self.optimizer = _optimizer(list(self.parameters.values()), settings)
+        self.device = next(iter(self.parameters.values())).device
+        self.blocks = Blocks(teacher, student)
+        with torch.no_grad():
+            answers = [_run(teacher, self._placed(part)) for part in held]
+            self.compare: Comparison = comparison(answers[0], settings.loss, settings.temperature)
+            pairs = zip(answers, held, strict=True)
+            self.known = torch.cat([self.compare.summary(answer, _masked(part)) for answer, part in pairs])
+        self.step = self.looks = 0
+        self.losses: list[float] = []
+        self.before = self.best_agreement = self._agreement()
+        self.best = self._copied()
+
+    def take(self, parts: Sequence[Any]) -> int:
+        """Make one step on the batches; return how many samples they held."""
+        if self.step == self.settings.block_steps:
+            # The gradients of another loss say nothing of this one's size: with the moments of the first, the second
+            # begins with steps many times too long (docs/measurements.md).
+            self.optimizer = _optimizer(list(self.parameters.values()), self.settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        self.optimizer.zero_grad()
+        total, samples = 0.0, 0
+        for part in parts:
+            part = self._placed(part)
+            with self._precision():
+                loss = self._loss(part) / len(parts)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+            samples += _samples(part)
+        if not math.isfinite(total):
+            raise FitError(f"the loss is not finite at step {self.step + 1}; use a lower learning rate")
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
+        self.optimizer.step()
+        self.losses.append(total)
+        self.step += 1
+        return samples
+
+    def look(self) -> float:
+        """Compare with the teacher on the held-out data; keep the numbers if they are the best so far."""
+        now = self._agreement()
+        if now > self.best_agreement:
+            self.best_agreement, self.best, self.looks = now, self._copied(), 0
+        else:
+            self.looks += 1
+        return now
+
+    def finish(self) -> None:
+        """Go back to the best numbers."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self.best[name])
+
+    @property
+    def learning_rate(self) -> float:
+        """In each stage it rises linearly, then falls as a cosine."""
+        settings, blocks = self.settings, self.settings.block_steps
+        done, steps = (self.step, blocks) if self.step < blocks else (self.step - blocks, settings.steps - blocks)
+        rise = min(1.0, (done + 1) / (settings.warm_up * steps + 1))
+        return settings.learning_rate * rise * (1 + math.cos(math.pi * done / max(1, steps))) / 2
+
+    def progress(self, rows: float, looked: float | None) -> Progress:
+        """Say where the training stands."""
+        stage = "blocks" if self.step <= self.settings.block_steps else "outputs"
+        loss = sum(self.losses) / len(self.losses)
+        return Progress(
+            self.step, self.settings.steps, stage, loss, self.learning_rate, rows, looked, self.best_agreement
+        )
+
+    def state(self, recipe: Mapping[str, Any]) -> State:
+        """Return all that a training has to keep."""
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        return State(
+            recipe=recipe,
+            step=self.step,
+            parameters=self.parameters,
+            optimizer=optimizer_tensors(self.optimizer, names),
+            best=self.best,
+            agreement=self.best_agreement,
+            before=self.before,
+            looks=self.looks,
+            losses=tuple(self.losses),
+        )
+
+    def resume(self, state: State | None) -> None:
+        """Go on from a state, if there is one."""
+        if state is None:
+            return
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state.parameters[name])
+        load_optimizer(self.optimizer, self.parameters, state.optimizer)
+        self.step, self.looks, self.losses = state.step, state.looks, list(state.losses)
+        self.best = {name: x.to(self.device) for name, x in state.best.items()}
+        self.best_agreement, self.before = state.agreement, state.before
+
+    def _loss(self, part: Any) -> Tensor:
+        masked = _masked(part)
+        if self.step < self.settings.block_steps:
+            return self.blocks.distance(masked, lambda model: _run(model, part))
+        with torch.no_grad():
+            target = _run(self.teacher, part)
+        return self.compare.distance(_run(self.student, part), target, masked)
+
+    def _agreement(self) -> float:
+        with torch.no_grad(), self._precision():
+            found = [self.compare.summary(_run(self.student, self._placed(p)), _masked(p)) for p in self.held]
+        return self.compare.agreement(torch.cat(found), self.known)
+
+    def _copied(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    def _placed(self, part: Any) -> Any:
+        if isinstance(part, Mapping):
+            return {name: x.to(self.device) for name, x in part.items()}
+        return (part[0] if isinstance(part, (tuple, list)) else part).to(self.device)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
+
+
+def _steps(loader: Loader, accumulate: int, done: int) -> Iterator[list[Any]]:
+    """Yield the batches of step after step, round after round, past the steps that are done."""
+    skip = done * accumulate
+    parts: list[Any] = []
+    for epoch in itertools.count():
+        shuffled: Any = loader if hasattr(loader, "set_epoch") else getattr(loader, "sampler", None)
+        if hasattr(shuffled, "set_epoch"):
+            shuffled.set_epoch(epoch)
+        empty = True
+        for part in loader:
+            empty = False
+            if skip:
+                skip -= 1
+                continue
+            parts.append(part)
+            if len(parts) == accumulate:
+                yield parts
+                parts = []
+        if empty:
+            raise UsageError("there is no data to train on")
+
+
+# Adam's own 0.999 remembers the gradients of a thousand steps, about as many as there are.
+_BETAS = (0.9, 0.99)
+
+
+def _optimizer(parameters: list[nn.Parameter], settings: DistillSettings) -> torch.optim.Optimizer:
+    kind = getattr(torch.optim, settings.optimizer)
+    takes = inspect.signature(kind).parameters
+    if "lr" not in takes or kind is torch.optim.LBFGS:
+        raise UsageError(f"--optimizer {settings.optimizer!r}: does not step on one gradient at a time; use AdamW")
+    wanted = {"weight_decay": settings.weight_decay, "betas": _BETAS}
+    chosen = {name: value for name, value in wanted.items() if name in takes}
+    optimizer: torch.optim.Optimizer = kind(parameters, lr=settings.learning_rate, **chosen)
+    return optimizer
+
+
+def _run(model: nn.Module, part: Any) -> Any:
+    return model(**part) if isinstance(part, Mapping) else model(part)
+
+
+def _masked(part: Any) -> Batch:
+    return part if isinstance(part, Mapping) else {}
+
+
+def _samples(part: Any) -> int:
+    first = next(iter(part.values())) if isinstance(part, Mapping) else part
+    return len(first)

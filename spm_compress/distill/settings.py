@@ -1,0 +1,108 @@
+"""What a recovery is asked for."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from spm_compress.errors import UsageError
+
+__all__ = ["DistillSettings", "Loss", "Progress", "Trained"]
+
+
+class Loss(enum.Enum):
+    """What the student's outputs are compared by, end to end."""
+
+    FEATURES = "features"
+    LOGITS = "logits"
+
+
+class Trained(enum.Enum):
+    """Which parameters train: the SPM numbers with biases and norms, or everything that the artifact can hold."""
+
+    SPM = "spm"
+    ALL = "all"
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """How a student is trained to answer as its teacher.
+
+    steps: optimizer steps, of which the share `block_share` is spent block by block; batch: samples a step, taken as
+    `accumulate` batches one after the other; learning_rate: the highest, after the share `warm_up` of steps, then
+    falling as a cosine; clip: largest norm of the gradient; loss: None chooses by the model's output; temperature: of
+    both distributions of logits; held_out: share of the data that is never trained on; check_every: steps between two
+    looks at it; patience: looks without a gain after which the training ends early; keep_every: steps between states
+    on disk; longest: tokens of a text; optimizer: a class of torch.optim.
+    """
+
+    steps: int = 1000
+    batch: int = 32
+    accumulate: int = 1
+    learning_rate: float = 5e-3
+    weight_decay: float = 0.0
+    warm_up: float = 0.05
+    clip: float = 1.0
+    block_share: float = 0.3
+    loss: Loss | None = None
+    temperature: float = 2.0
+    trained: Trained = Trained.SPM
+    held_out: float = 0.02
+    check_every: int = 100
+    patience: int = 10
+    keep_every: int = 200
+    longest: int = 128
+    optimizer: str = "AdamW"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch", 2), ("accumulate", 1), ("check_every", 1), ("patience", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {least} or more")
+        if self.batch % self.accumulate or self.batch // self.accumulate < 2:
+            raise UsageError(
+                f"--accumulate {self.accumulate}: must divide the batch of {self.batch} into parts of two or more"
+            )
+        if not 0 < self.held_out < 1:
+            raise UsageError(f"--held-out {self.held_out}: must be a share between 0 and 1")
+        if not 0 <= self.block_share <= 1 or not 0 <= self.warm_up <= 1:
+            raise UsageError(
+                f"--block-share {self.block_share}: this share and that of the warm-up lie between 0 and 1"
+            )
+        kind = getattr(torch.optim, self.optimizer, None)
+        if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)) or kind is torch.optim.Optimizer:
+            raise UsageError(f"--optimizer {self.optimizer!r}: is none of torch.optim; AdamW, Adam, SGD, ... are")
+
+    @property
+    def block_steps(self) -> int:
+        """Steps that are spent block by block, before those end to end."""
+        return round(self.block_share * self.steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON values."""
+        return {name: value.value if isinstance(value, enum.Enum) else value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands after a step.
+
+    loss: mean since the last look; held_out: agreement with the teacher on the held-out data (higher is better), where
+    this step looked at it; best: the highest so far; rows: samples a second.
+    """
+
+    step: int
+    steps: int
+    stage: str
+    loss: float
+    learning_rate: float
+    rows: float
+    held_out: float | None
+    best: float
+
+
+Watch = Callable[[Progress], None]

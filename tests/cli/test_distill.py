@@ -1,0 +1,116 @@
+"""`spm-compress distill`, and `--eval` with its gates."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from test_commands import spm
+
+QUICK = ["--steps", "24", "--batch", "8", "--check-every", "8", "--held-out", "0.2", "--learning-rate", "0.01"]
+SCORE = """
+import torch
+
+def first(model):
+    torch.manual_seed(0)
+    ids = torch.randint(5, 50, (8, 6))
+    return model(input_ids=ids).last_hidden_state[..., 0].mean()
+
+def length(model):
+    return "long"
+
+missing = None
+"""
+
+
+@pytest.fixture
+def fitted(bert: Path, texts: Path, tmp_path: Path) -> Path:
+    """A working directory with texts, a module to score models with, and a fitted artifact."""
+    shutil.copytree(bert, tmp_path / "bert")
+    shutil.copy(texts, tmp_path / "texts.txt")
+    (tmp_path / "score.py").write_text(SCORE)
+    found = spm("fit", "bert", "--stages", "4", "--block", "8", "--steps", "20", "--include", "encoder.*", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    return tmp_path
+
+
+def test_distill_report_export(fitted: Path) -> None:
+    run = spm("distill", "--calibration", "texts.txt", *QUICK, "--log", "log.jsonl", "--json", cwd=fitted)
+    assert run.returncode == 0, run.stderr
+    assert "[24/24] outputs: loss" in run.stderr
+    told = json.loads(run.stdout)
+    assert told["artifact"] == "bert.recovered.spm.safetensors"
+    assert told["recovery"]["after"] > told["recovery"]["before"]
+    lines = [json.loads(line) for line in (fitted / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [8, 16, 24]
+    assert lines[-1]["best"] == told["recovery"]["after"]
+    assert not (fitted / "bert.recovered.spm.safetensors.state").exists()
+    report = spm("report", "bert.recovered.spm.safetensors", cwd=fitted)
+    assert "trained for 24 steps on texts.txt" in " ".join(report.stdout.split())
+    export = spm("export", "bert.recovered.spm.safetensors", "--onnx", "out.onnx", "--lowering", "blocks", cwd=fitted)
+    assert export.returncode == 0, export.stderr
+
+
+def test_the_users_measure_is_printed_for_every_model_and_is_a_gate(fitted: Path) -> None:
+    command = ["distill", "bert.spm.safetensors", "--calibration", "texts.txt", *QUICK, "--eval", "score:first"]
+    run = spm(*command, "--json", "--max-drop", "10", cwd=fitted)
+    assert run.returncode == 0, run.stderr
+    scores = json.loads(run.stdout)["scores"]
+    assert list(scores) == ["original", "fitted", "recovered"]
+    assert len(set(scores.values())) == 3
+    missed = spm(*command, "--min-score", "1e6", cwd=fitted)
+    assert missed.returncode == 1
+    assert "the recovered model's" in missed.stderr
+    assert "below --min-score 1000000.0" in missed.stderr
+    assert "Traceback" not in missed.stderr
+    assert (fitted / "bert.recovered.spm.safetensors").exists()
+
+
+def test_a_fit_can_be_judged_too(fitted: Path) -> None:
+    command = ["fit", "bert", "--stages", "4", "--block", "8", "--steps", "5", "--include", "encoder.*", "--quiet"]
+    run = spm(*command, "--eval", "score:first", "--max-drop", "-10", cwd=fitted)
+    assert run.returncode == 1
+    assert "score: original" in run.stdout
+    assert "more than --max-drop -10" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("distill", 2, "Missing option '--calibration'"),
+        ("distill --calibration absent.txt", 1, "absent.txt: no such calibration file"),
+        ("distill --calibration texts.txt --optimizer Magic", 2, "--optimizer 'Magic': is none of torch.optim"),
+        ("distill --calibration texts.txt --steps 0", 2, "--steps 0: must be 1 or more"),
+        ("distill --calibration texts.txt --batch 8 --accumulate 3", 2, "--accumulate 3: must divide the batch of 8"),
+        ("distill --calibration texts.txt --batch 8 --loss logits", 2, "none of which --loss logits can compare"),
+        ("distill --calibration texts.txt --batch 96", 2, "holds one batch of 96 at most"),
+        ("distill --calibration texts.txt --min-score 1", 2, "say how to get it with --eval"),
+        ("distill --calibration texts.txt --eval score", 2, "--eval score: is not of the form module:function"),
+        ("distill --calibration texts.txt --eval score:absent", 2, "--eval score:absent: cannot be imported"),
+        ("distill --calibration texts.txt --eval score:missing", 2, "is a NoneType, not a function"),
+        ("distill --calibration texts.txt --source absent", 1, "absent: the model that was fitted is not there"),
+        ("distill --calibration bert", 1, "bert: is no folder that datasets saved"),
+        ("fit bert --stages 4 --block 8 --steps 1 --eval score:length", 2, "score:length: fails on the original model"),
+    ],
+)
+def test_mistakes_are_one_line(fitted: Path, arguments: str, code: int, message: str) -> None:
+    run = spm(*arguments.split(), cwd=fitted)
+    assert run.returncode == code, run.stderr
+    (line,) = [line for line in run.stderr.splitlines() if line.startswith("error:")]
+    assert message in line
+    assert "Traceback" not in run.stderr
+
+
+def test_texts_of_a_datasets_folder_are_those_of_a_text_file(fitted: Path) -> None:
+    from datasets import Dataset
+
+    lines = (fitted / "texts.txt").read_text().splitlines()
+    Dataset.from_dict({"label": [0] * len(lines), "text": lines}).save_to_disk(fitted / "saved")
+    told = []
+    for data in ("texts.txt", "saved"):
+        run = spm("distill", "bert.spm.safetensors", "--calibration", data, *QUICK, "--json", "--quiet", cwd=fitted)
+        assert run.returncode == 0, run.stderr
+        told.append(json.loads(run.stdout)["layers"])
+    assert told[0] == told[1]
