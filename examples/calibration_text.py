@@ -1,6 +1,7 @@
 """Print sentences for calibration: the documentation strings of Python's own library, one sentence a line.
 
-python examples/calibration_text.py 400 > sentences.txt
+python examples/calibration_text.py 400 > sentences.txt    # evenly from the modules at its top
+python examples/calibration_text.py all > texts.txt        # every one, packages included, to distill with
 """
 
 from __future__ import annotations
@@ -13,24 +14,34 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def sentences() -> Iterator[str]:
-    """Yield every sentence of 40 to 300 characters once, module by module."""
+def sentences(pattern: str = "*.py") -> Iterator[str]:
+    """Yield every sentence of 40 to 300 characters once, module by module; pattern: of files in the library."""
     seen: set[str] = set()
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob(pattern)):
+        if "site-packages" in path.parts:
+            continue
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError):
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                for sentence in re.split(r"(?<=[.!?])\s+", " ".join((ast.get_docstring(node) or "").split())):
-                    if 40 <= len(sentence) <= 300 and sentence not in seen:
+                for sentence in split(ast.get_docstring(node) or ""):
+                    if sentence not in seen:
                         seen.add(sentence)
                         yield sentence
 
 
+def split(text: str) -> Iterator[str]:
+    """Yield the sentences of a text that have 40 to 300 characters."""
+    yield from (each for each in re.split(r"(?<=[.!?])\s+", " ".join(text.split())) if 40 <= len(each) <= 300)
+
+
 def main() -> None:
-    """Take as many as asked for, evenly from the whole library."""
+    """Take as many as asked for, evenly, or all."""
+    if sys.argv[1:] == ["all"]:
+        sys.stdout.write("\n".join(sentences("**/*.py")) + "\n")
+        return
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 400
     found = list(sentences())
     step = max(1, len(found) // count)

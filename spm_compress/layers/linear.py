@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Literal, cast, get_args
 
 import torch
@@ -192,15 +194,25 @@ class SPMLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: (..., in_features) -> (..., out_features)."""
+        return self._mapped(x, None if self.path == "stages" else self._plan.blocks(self._named()))
+
+    def fused(self) -> Callable[[Tensor], Tensor]:
+        """Return the layer as a function whose blocks are multiplied out once, to be called often before an update.
+
+        For a cell that applies its layers at every step of a sequence; gradients flow as through the layer. The path is
+        "blocks".
+        """
+        return functools.partial(self._mapped, blocks=self._plan.blocks(self._named()))
+
+    def _mapped(self, x: Tensor, blocks: list[list[Tensor]] | None) -> Tensor:
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:  # as autocast treats nn.Linear
             x = x.to(torch.get_autocast_dtype(x.device.type))
         dtype = x.dtype
         rows = x.reshape(-1, self.in_features).T  # (in, rows)
-        numbers = self._named()
-        if self.path == "stages":
-            y = apply_stages(self.structure, numbers, rows)
+        if blocks is None:
+            y = apply_stages(self.structure, self._named(), rows)
         else:
-            y = self._plan.apply(self._plan.blocks(numbers), rows, self._tables())
+            y = self._plan.apply(blocks, rows, self._tables())
         y = y.T.to(dtype).reshape(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias.to(dtype)
 

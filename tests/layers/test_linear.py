@@ -75,6 +75,20 @@ def test_gradients(into: int, out: int, kind: dict[str, object], path: str) -> N
 
 
 @pytest.mark.parametrize("path", ["blocks", "stages"])
+def test_a_fused_layer_is_the_same_map_with_the_same_gradients(path: str) -> None:
+    layer = SPMLinear(20, 36, dtype=torch.float64, path=path)
+    x = normal(3, 20, dtype=torch.float64)
+    (layer(x).square().sum() + layer(x + 1).sum()).backward()
+    expected = [parameter.grad.clone() for parameter in layer.parameters()]
+    layer.zero_grad()
+    fused = layer.fused()
+    torch.testing.assert_close(fused(x), layer(x), rtol=1e-12, atol=1e-12)
+    (fused(x).square().sum() + fused(x + 1).sum()).backward()
+    for parameter, grad in zip(layer.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, grad, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("path", ["blocks", "stages"])
 def test_autocast_and_bfloat16_give_the_dtypes_of_linear(path: str) -> None:
     ours, theirs = SPMLinear(48, 64, path=path), nn.Linear(48, 64)
     x = normal(5, 48)

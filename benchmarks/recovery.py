@@ -1,0 +1,220 @@
+"""What distillation gives back on MiniLM, by the layers replaced and the share of their numbers that is kept.
+
+Every piece (layers, share, form) is fitted, judged, distilled and judged again; its result is kept in build/recovery,
+and the next run goes on with the pieces that are missing. SVD: a truncated SVD of the same number of numbers, weighted
+by the same calibration data, trained in the same way. int8, int4: the dense weights rounded, one scale a row.
+
+usage: recovery.py [--layers all feedforward attention] [--shares 0.03 0.06 0.12 0.25] [--forms spm svd] [--steps 300]
+       recovery.py --table                     # what is there so far, as a table, and --picture docs/recovery.svg
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from real_models import ROOT, covariances, fetched
+from recovery_data import Judge, write_texts
+from torch import nn
+
+from spm_compress import CompressSettings, FitSettings, fit_model, open_source, read_artifact, write_artifact
+from spm_compress.checkpoint import Source
+from spm_compress.checkpoint.huggingface import load_huggingface
+from spm_compress.compress import load_model
+from spm_compress.distill import DistillSettings, distill
+from spm_compress.distill.samples import samples
+from spm_compress.fitting.truncated_svd import low_rank_factors
+from spm_compress.layers import SPMLinear
+from spm_compress.operator import SPM
+from spm_compress.operator.structure import Mixer, Structure
+
+HOME = ROOT / "build" / "recovery"
+LAYERS = {
+    "all": ("encoder.*",),
+    "feedforward": ("encoder.*.intermediate.*", "encoder.layer.*[0-9].output.*"),
+    "attention": ("encoder.*.attention.*",),
+}
+
+
+def spm(source: Source, layers: str, share: float, data: Path) -> nn.Module:
+    """Return the model fitted with as many stages as the share pays for; the fit is kept."""
+    path = HOME / f"{layers}-{share:g}.spm.safetensors"
+    if not path.exists():
+        settings = CompressSettings(
+            fit=FitSettings(stages=_stages(share), steps=200), include=LAYERS[layers], calibration=None
+        )
+        write_artifact(fit_model(source, settings, beside=HOME, data=data), path)
+    return load_model(read_artifact(path), source)
+
+
+def _stages(share: float) -> int:
+    """A square layer of width 384 keeps (stages + 1) / 384 of its numbers."""
+    return max(1, round(384 * share) - 1)
+
+
+def svd(source: Source, layers: str, share: float, data: Path) -> nn.Module:
+    """Return the model with truncated SVDs of as many numbers as the SPM has, weighted as its fit is."""
+    model = load_huggingface(source)
+    found = covariances("minilm", data)
+    settings = FitSettings(stages=_stages(share))
+    for name in _names(source, layers):
+        weight = source.read(name).float()
+        m, n = weight.shape
+        rank = max(1, settings.stored_structure(m, n).parameter_count // (m + n))
+        left, right = (x.float() for x in low_rank_factors(weight, rank, found[name]))
+        # Both factors of one size, so that one learning rate fits them.
+        scale = (right.norm() / left.norm()).sqrt()
+        operator = SPM(Structure(Mixer.GENERAL, n, m, (), rank), [{"left": left * scale, "right": right / scale}])
+        module = name.removesuffix(".weight")
+        model.set_submodule(module, SPMLinear.in_place_of(model.get_submodule(module), operator))
+    return model
+
+
+def rounded(source: Source, layers: str, bits: int) -> nn.Module:
+    """Return the model with its weights rounded to integers of so many bits, one scale a row."""
+    model = load_huggingface(source)
+    most = 2 ** (bits - 1) - 1
+    with torch.no_grad():
+        for name in _names(source, layers):
+            weight = model.get_parameter(name)
+            scale = weight.abs().amax(1, keepdim=True) / most
+            weight.copy_((weight / scale).round().clamp(-most - 1, most) * scale)
+    return model
+
+
+def _names(source: Source, layers: str) -> list[str]:
+    from spm_compress.compress.selection import select
+
+    return list(select(source.tensors(), include=LAYERS[layers]).fitted)
+
+
+def pieces(options: argparse.Namespace) -> Iterator[tuple[str, float, str]]:
+    """Yield layers, share and form of every piece that was asked for."""
+    for layers in options.layers:
+        for share in options.shares:
+            for form in options.forms:
+                yield layers, share, form
+        for form, share in (("int8", 0.25), ("int4", 0.125)):
+            yield layers, share, form
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", nargs="+", choices=list(LAYERS), default=list(LAYERS))
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.03, 0.06, 0.12, 0.25])
+    parser.add_argument("--forms", nargs="+", choices=["spm", "svd"], default=["spm", "svd"])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--picture", type=Path)
+    options = parser.parse_args()
+    HOME.mkdir(parents=True, exist_ok=True)
+    results = HOME / f"results-{options.steps}.json"
+    done: list[dict[str, Any]] = json.loads(results.read_text()) if results.exists() else []
+    if not options.table:
+        measure(options, done, results)
+    print_table(done, options.steps)
+    if options.picture:
+        draw(done, options.picture, options.steps)
+
+
+def measure(options: argparse.Namespace, done: list[dict[str, Any]], results: Path) -> None:
+    """Do the pieces that are missing, one after the other."""
+    texts, held = write_texts(HOME / "texts.txt")
+    few = HOME / "calibration.txt"
+    few.write_text("\n".join(texts.read_text(encoding="utf-8").splitlines()[:400]) + "\n", encoding="utf-8")
+    source = open_source(fetched("minilm"))
+    teacher = load_huggingface(source).eval()
+    judge = Judge(teacher, source.path, held)
+    settings = DistillSettings(
+        steps=options.steps, learning_rate=3e-3, block_share=0.15, check_every=100, longest=64, patience=100
+    )
+    loader, looked_at = samples(teacher, source, texts, settings)
+    for layers, share, form in pieces(options):
+        if any((each["layers"], each["share"], each["form"]) == (layers, share, form) for each in done):
+            continue
+        began = time.perf_counter()
+        if form in ("spm", "svd"):
+            student = (spm if form == "spm" else svd)(source, layers, share, few)
+            before = judge.scores(student)
+            name = f"{layers}-{share:g}-{form}"
+            state = HOME / f"{name}.state"
+            distill(teacher, student, loader, looked_at, _slower(settings, form), state=state, recipe={"piece": name})
+            state.unlink(missing_ok=True)
+            after = judge.scores(student)
+        else:
+            before = after = judge.scores(rounded(source, layers, int(form.removeprefix("int"))))
+        seconds = time.perf_counter() - began
+        done.append(
+            {
+                "layers": layers,
+                "share": share,
+                "form": form,
+                "before": asdict(before),
+                "after": asdict(after),
+                "seconds": seconds,
+            }
+        )
+        results.write_text(json.dumps(done, indent=2) + "\n")
+        print(
+            f"{layers}, {share:.0%}, {form}: {before.spearman:.3f} > {after.spearman:.3f} in {seconds:.0f} s",
+            flush=True,
+        )
+
+
+def _slower(settings: DistillSettings, form: str) -> DistillSettings:
+    """The two factors of an SVD take a learning rate of their own (the better of 3e-3 and 1e-3)."""
+    return replace(settings, learning_rate=1e-3) if form == "svd" else settings
+
+
+def print_table(done: list[dict[str, Any]], steps: int) -> None:
+    """Print a row a piece: before and after."""
+    order = list(LAYERS)
+    print(f"\n{steps} steps of 32 sentences, before > after\n")
+    print("| layers | kept | form | Spearman | top-1 | cosine | Lee Pearson | spam |")
+    print("|---|---|---|---|---|---|---|---|")
+    for each in sorted(done, key=lambda each: (order.index(each["layers"]), each["share"], each["form"])):
+        before, after = each["before"], each["after"]
+        trained = each["form"] in ("spm", "svd")
+        cells = [f"{before[key]:.3f} > {after[key]:.3f}" if trained else f"{after[key]:.3f}" for key in after]
+        print(f"| {each['layers']} | {each['share']:.1%} | {each['form']} | {' | '.join(cells)} |")
+
+
+def draw(done: list[dict[str, Any]], path: Path, steps: int) -> None:
+    """Draw the rank correlation by the share kept, a panel for each choice of layers."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    mpl.rcParams["svg.hashsalt"] = "recovery"
+    kinds = [name for name in LAYERS if any(each["layers"] == name for each in done)]
+    figure, axes = plt.subplots(1, len(kinds), figsize=(4 * len(kinds), 3.6), sharey=True, squeeze=False)
+    for axis, layers in zip(axes[0], kinds, strict=True):
+        for form, colour in (("spm", "#0072b2"), ("svd", "#d55e00")):
+            rows = sorted((e for e in done if (e["layers"], e["form"]) == (layers, form)), key=lambda e: e["share"])
+            shares = [100 * each["share"] for each in rows]
+            axis.plot(shares, [e["after"]["spearman"] for e in rows], "o-", color=colour, label=f"{form}, distilled")
+            axis.plot(shares, [e["before"]["spearman"] for e in rows], "o:", color=colour, label=f"{form}, fitted only")
+        for each in done:
+            if each["layers"] == layers and each["form"].startswith("int"):
+                axis.plot(100 * each["share"], each["after"]["spearman"], "ks", ms=4)
+                axis.annotate(
+                    each["form"], (100 * each["share"], each["after"]["spearman"]), (4, -10), textcoords="offset points"
+                )
+        axis.set(title=f"{layers} replaced", xlabel="kept, % of the numbers", ylim=(0, 1.02))
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("Spearman with the original's similarities")
+    axes[0][-1].legend(loc="lower right", fontsize=8)
+    figure.suptitle(f"MiniLM, {steps} steps of 32 sentences")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
