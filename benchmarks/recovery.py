@@ -5,7 +5,10 @@ and the next run goes on with the pieces that are missing. SVD: a truncated SVD 
 by the same calibration data, trained in the same way. int8, int4: the dense weights rounded, one scale a row.
 
 usage: recovery.py [--layers all feedforward attention] [--shares 0.03 0.06 0.12 0.25] [--forms spm svd] [--steps 300]
+                   [--train spm|all] [--learning-rate 3e-3]
        recovery.py --table                     # what is there so far, as a table, and --picture docs/recovery.svg
+
+A share counts a square layer; the table says what is kept of all.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from spm_compress import CompressSettings, FitSettings, fit_model, open_source, 
 from spm_compress.checkpoint import Source
 from spm_compress.checkpoint.huggingface import load_huggingface
 from spm_compress.compress import load_model
-from spm_compress.distill import DistillSettings, distill
+from spm_compress.distill import DistillSettings, Trained, distill
 from spm_compress.distill.samples import samples
 from spm_compress.fitting.truncated_svd import low_rank_factors
 from spm_compress.layers import SPMLinear
@@ -46,9 +49,7 @@ def spm(source: Source, layers: str, share: float, data: Path) -> nn.Module:
     """Return the model fitted with as many stages as the share pays for; the fit is kept."""
     path = HOME / f"{layers}-{share:g}.spm.safetensors"
     if not path.exists():
-        settings = CompressSettings(
-            fit=FitSettings(stages=_stages(share), steps=200), include=LAYERS[layers], calibration=None
-        )
+        settings = CompressSettings(fit=FitSettings(stages=_stages(share), steps=200), include=LAYERS[layers])
         write_artifact(fit_model(source, settings, beside=HOME, data=data), path)
     return load_model(read_artifact(path), source)
 
@@ -110,11 +111,14 @@ def main() -> None:
     parser.add_argument("--shares", nargs="+", type=float, default=[0.03, 0.06, 0.12, 0.25])
     parser.add_argument("--forms", nargs="+", choices=["spm", "svd"], default=["spm", "svd"])
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--train", choices=[each.value for each in Trained], default=Trained.SPM.value)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     HOME.mkdir(parents=True, exist_ok=True)
-    results = HOME / f"results-{options.steps}.json"
+    name = f"{options.steps}-{options.train}-{options.learning_rate:g}"
+    results = HOME / f"results-{name}.json"
     done: list[dict[str, Any]] = json.loads(results.read_text()) if results.exists() else []
     if not options.table:
         measure(options, done, results)
@@ -132,7 +136,13 @@ def measure(options: argparse.Namespace, done: list[dict[str, Any]], results: Pa
     teacher = load_huggingface(source).eval()
     judge = Judge(teacher, source.path, held)
     settings = DistillSettings(
-        steps=options.steps, learning_rate=3e-3, block_share=0.15, check_every=100, longest=64, patience=100
+        steps=options.steps,
+        learning_rate=options.learning_rate,
+        block_share=0.1,
+        trained=Trained(options.train),
+        check_every=100,
+        longest=64,
+        patience=100,
     )
     loader, looked_at = samples(teacher, source, texts, settings)
     for layers, share, form in pieces(options):
@@ -142,18 +152,21 @@ def measure(options: argparse.Namespace, done: list[dict[str, Any]], results: Pa
         if form in ("spm", "svd"):
             student = (spm if form == "spm" else svd)(source, layers, share, few)
             before = judge.scores(student)
+            kept = _kept(student, teacher)
             name = f"{layers}-{share:g}-{form}"
-            state = HOME / f"{name}.state"
-            distill(teacher, student, loader, looked_at, _slower(settings, form), state=state, recipe={"piece": name})
+            state = HOME / f"{results.stem}-{name}.state"
+            distill(teacher, student, loader, looked_at, settings, state=state, recipe={"piece": name})
             state.unlink(missing_ok=True)
             after = judge.scores(student)
         else:
+            kept = share
             before = after = judge.scores(rounded(source, layers, int(form.removeprefix("int"))))
         seconds = time.perf_counter() - began
         done.append(
             {
                 "layers": layers,
                 "share": share,
+                "kept": kept,
                 "form": form,
                 "before": asdict(before),
                 "after": asdict(after),
@@ -167,9 +180,11 @@ def measure(options: argparse.Namespace, done: list[dict[str, Any]], results: Pa
         )
 
 
-def _slower(settings: DistillSettings, form: str) -> DistillSettings:
-    """The two factors of an SVD take a learning rate of their own (the better of 3e-3 and 1e-3)."""
-    return replace(settings, learning_rate=1e-3) if form == "svd" else settings
+def _kept(student: nn.Module, teacher: nn.Module) -> float:
+    """Return the share of numbers that the replaced layers keep, in the form that is stored."""
+    found = {name: each for name, each in student.named_modules() if isinstance(each, SPMLinear)}
+    stored = sum(each.structure.canonical().parameter_count for each in found.values())
+    return stored / sum(teacher.get_parameter(f"{name}.weight").numel() for name in found)
 
 
 def print_table(done: list[dict[str, Any]], steps: int) -> None:
@@ -182,7 +197,7 @@ def print_table(done: list[dict[str, Any]], steps: int) -> None:
         before, after = each["before"], each["after"]
         trained = each["form"] in ("spm", "svd")
         cells = [f"{before[key]:.3f} > {after[key]:.3f}" if trained else f"{after[key]:.3f}" for key in after]
-        print(f"| {each['layers']} | {each['share']:.1%} | {each['form']} | {' | '.join(cells)} |")
+        print(f"| {each['layers']} | {each['kept']:.1%} | {each['form']} | {' | '.join(cells)} |")
 
 
 def draw(done: list[dict[str, Any]], path: Path, steps: int) -> None:
@@ -198,7 +213,7 @@ def draw(done: list[dict[str, Any]], path: Path, steps: int) -> None:
     for axis, layers in zip(axes[0], kinds, strict=True):
         for form, colour in (("spm", "#0072b2"), ("svd", "#d55e00")):
             rows = sorted((e for e in done if (e["layers"], e["form"]) == (layers, form)), key=lambda e: e["share"])
-            shares = [100 * each["share"] for each in rows]
+            shares = [100 * each["kept"] for each in rows]
             axis.plot(shares, [e["after"]["spearman"] for e in rows], "o-", color=colour, label=f"{form}, distilled")
             axis.plot(shares, [e["before"]["spearman"] for e in rows], "o:", color=colour, label=f"{form}, fitted only")
         for each in done:

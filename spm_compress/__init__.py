@@ -24,7 +24,9 @@ _HOMES = {
     "compress_model": "spm_compress.compress",
     "fit_model": "spm_compress.compress",
     "apply_artifact": "spm_compress.compress",
-    "load_model": "spm_compress.compress",
+    "load": "spm_compress.compress",
+    "save": "spm_compress.compress",
+    "expand": "spm_compress.compress",
     "DistillSettings": "spm_compress.distill",
     "recover": "spm_compress.distill",
     "summarize": "spm_compress.report",
@@ -44,20 +46,22 @@ __all__ = [
     "__version__",
     "apply_artifact",
     "compress_model",
+    "expand",
     "export_onnx",
     "fit_matrices",
     "fit_model",
-    "load_model",
+    "load",
     "open_source",
     "read_artifact",
     "recover",
+    "save",
     "summarize",
     "write_artifact",
 ]
 
 if TYPE_CHECKING:
     from spm_compress.checkpoint import open_source, read_artifact, write_artifact
-    from spm_compress.compress import CompressSettings, apply_artifact, compress_model, fit_model, load_model
+    from spm_compress.compress import CompressSettings, apply_artifact, compress_model, expand, fit_model, load, save
     from spm_compress.distill import DistillSettings, recover
     from spm_compress.export import ExportSettings, export_onnx
     from spm_compress.fitting import FitSettings, fit_matrices

@@ -83,10 +83,9 @@ def distill(
     Without ARTIFACT, the one *.spm.safetensors in the working directory is taken. Interrupted, the same command goes on
     where it was.
     """
-    from spm_compress.checkpoint import SUFFIX, find_artifact, read_artifact, write_artifact
+    from spm_compress.checkpoint import SUFFIX, find_artifact, read_artifact, source_of, write_artifact
     from spm_compress.compress import check_device, load_model
     from spm_compress.distill import DistillSettings, Loss, Trained, recover
-    from spm_compress.export import source_of
     from spm_compress.report import summarize
     from spm_compress_cli.tables import show_totals
     from spm_compress_cli.training_progress import follow_training

@@ -112,7 +112,7 @@ def export(
         raise click.UsageError("--layers writes ONNX files; give --onnx FOLDER, and leave --ort out")
     if quantize and dtype != "float32":
         raise click.UsageError("--quantize int8 and --dtype float16 exclude each other; choose one")
-    from spm_compress.checkpoint import find_artifact, read_artifact
+    from spm_compress.checkpoint import find_artifact, read_artifact, source_of
     from spm_compress.export import (
         ExportSettings,
         Layout,
@@ -120,7 +120,6 @@ def export(
         check_ort_path,
         export_layers,
         export_onnx,
-        source_of,
         write_ort,
     )
     from spm_compress.export.verification import check_provider

@@ -10,6 +10,7 @@ import spm_compress
 from spm_compress.errors import SpmError, UsageError
 from spm_compress_cli.bench import bench
 from spm_compress_cli.distill import distill
+from spm_compress_cli.expand import expand
 from spm_compress_cli.export import export
 from spm_compress_cli.fit import fit
 from spm_compress_cli.inspect import inspect
@@ -32,6 +33,7 @@ def cli() -> None:
     spm-compress export --onnx out.onnx
     spm-compress verify out.onnx --against dense.onnx
     spm-compress bench out.onnx --against dense.onnx
+    spm-compress expand
 
     Results go to stdout, progress and messages to stderr. Exit code 0: done; 1: failed; 2: wrong usage.
     """
@@ -41,6 +43,7 @@ cli.add_command(inspect)
 cli.add_command(fit)
 cli.add_command(distill)
 cli.add_command(report)
+cli.add_command(expand)
 cli.add_command(export)
 cli.add_command(verify)
 cli.add_command(bench)

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from spm_compress.calibration.moments import Moments, PairedMoments, Sums
 from spm_compress.calibration.runner import Runner, open_runner
-from spm_compress.checkpoint.files import make_folder, sha256_of, write_whole
+from spm_compress.checkpoint.files import make_folder, sha256_of, write_tensors
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import SourceError
 
@@ -73,7 +72,7 @@ def load_or_collect(
 ) -> dict[str, Moments]:
     """Return what `collect` finds, from the file `cache` where it has it of this model, this data and these names.
 
-    Else the file is written anew. Raises what `open_runner`, `collect` and `write_whole` raise.
+    Else the file is written anew. Raises what `open_runner`, `collect` and `write_tensors` raise.
     """
     if not data.is_file():
         open_runner(source, data)  # says what is wrong
@@ -101,8 +100,7 @@ def _save(cache: Path, fingerprint: str, names: Sequence[str], found: Mapping[st
         "rows": {name: moments.rows for name, moments in sorted(found.items())},
     }
     make_folder(cache.parent)
-    with write_whole(cache) as temporary:
-        save_file(tensors, temporary, metadata={_KEY: json.dumps(manifest)})
+    write_tensors(tensors, cache, {_KEY: json.dumps(manifest)})
 
 
 def _load(cache: Path, fingerprint: str, names: Sequence[str]) -> dict[str, Moments] | None:

@@ -9,6 +9,8 @@ from spm_compress.checkpoint.artifact import (
     read_artifact,
     write_artifact,
 )
+from spm_compress.checkpoint.files import write_tensors
+from spm_compress.checkpoint.origin import source_of
 from spm_compress.checkpoint.source import Source, open_source
 from spm_compress.checkpoint.tensor_info import TensorInfo
 
@@ -22,5 +24,7 @@ __all__ = [
     "find_artifact",
     "open_source",
     "read_artifact",
+    "source_of",
     "write_artifact",
+    "write_tensors",
 ]

@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from spm_compress.checkpoint.files import write_whole
+from spm_compress.checkpoint.files import write_tensors
 from spm_compress.errors import ArtifactError
 from spm_compress.operator.pairing import Affine, Group, Order, Shuffle, Table
 from spm_compress.operator.spm import SPM
@@ -136,12 +135,7 @@ def write_artifact(artifact: Artifact, path: Path) -> None:
         "kept": [asdict(kept) for kept in artifact.kept],
         "recovery": artifact.recovery,
     }
-    with write_whole(path) as temporary:
-        try:
-            # One key only: safetensors writes several in no fixed order.
-            save_file(tensors, temporary, metadata={_KEY: json.dumps(manifest)})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+    write_tensors(tensors, path, {_KEY: json.dumps(manifest)})
 
 
 def read_artifact(path: Path) -> Artifact:

@@ -6,13 +6,17 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
 from spm_compress.errors import SpmError
 
-__all__ = ["make_folder", "sha256_of", "write_whole", "write_whole_set"]
+__all__ = ["make_folder", "sha256_of", "write_tensors", "write_whole", "write_whole_set"]
 
 
 @contextmanager
@@ -60,6 +64,18 @@ def write_whole_set(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all; metadata: one entry at most, several have no fixed order.
+
+    Raises SpmError as `write_whole`.
+    """
+    with write_whole(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, metadata=dict(metadata or {"format": "pt"}))
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 def make_folder(folder: Path) -> Path:

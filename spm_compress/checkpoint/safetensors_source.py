@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spm_compress.checkpoint.files import sha256_of
 from spm_compress.checkpoint.tensor_info import TensorInfo
+from spm_compress.checkpoint.torch_source import TorchSource, open_torch
 from spm_compress.errors import SourceError
 
 __all__ = ["SafetensorsSource", "open_safetensors"]
@@ -60,8 +61,8 @@ class SafetensorsSource:
         return {path.name: sha256_of(path) for path in sorted(set(self.files.values()))}
 
 
-def open_safetensors(path: Path) -> SafetensorsSource:
-    """Open a safetensors file, a sharded safetensors index, or a Hugging Face folder.
+def open_safetensors(path: Path) -> SafetensorsSource | TorchSource:
+    """Open a safetensors file, a sharded safetensors index, or a Hugging Face folder, also an old one of torch.save.
 
     Raises SourceError, with what to do, for an empty, damaged or incomplete one.
     """
@@ -72,13 +73,16 @@ def open_safetensors(path: Path) -> SafetensorsSource:
     return _checked(SafetensorsSource(path, _names_in(path), None))
 
 
-def _open_folder(path: Path) -> SafetensorsSource:
+def _open_folder(path: Path) -> SafetensorsSource | TorchSource:
     config = _config_in(path)
     if (path / _INDEX).is_file():
         return _open_index(path, path / _INDEX, config)
     if (path / _SINGLE).is_file():
         return _checked(SafetensorsSource(path, _names_in(path / _SINGLE), config))
-    raise SourceError(f"{path}: holds no {_SINGLE} and no {_INDEX}; name the weights file itself")
+    checkpoints = tuple(sorted(path.glob("pytorch_model*.bin")))
+    if checkpoints:
+        return open_torch(path, checkpoints, config)
+    raise SourceError(f"{path}: holds no {_SINGLE}, no {_INDEX} and no pytorch_model.bin; name the weights file itself")
 
 
 def _config_in(folder: Path) -> Mapping[str, Any] | None:

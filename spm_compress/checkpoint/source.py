@@ -11,6 +11,7 @@ from torch import Tensor
 from spm_compress.checkpoint.onnx_source import open_onnx
 from spm_compress.checkpoint.safetensors_source import open_safetensors
 from spm_compress.checkpoint.tensor_info import TensorInfo
+from spm_compress.checkpoint.torch_source import SUFFIXES, open_torch
 from spm_compress.errors import SourceError, near_misses
 
 __all__ = ["Source", "open_source", "read_finite"]
@@ -57,19 +58,23 @@ def read_finite(source: Source, name: str) -> Tensor:
 
 
 def open_source(path: Path) -> Source:
-    """Open a safetensors file, a sharded safetensors index, a Hugging Face folder or an ONNX model.
+    """Open a safetensors file, a sharded index, a Hugging Face folder, an ONNX model or a file of torch.save.
 
     Raises SourceError, with what to do, for a missing, empty, damaged or foreign file.
     """
     if not path.exists():
         beside = path.parent if path.parent.is_dir() else Path()
-        known = [p.name for p in beside.iterdir() if p.is_dir() or p.suffix in (".safetensors", ".json", ".onnx")]
+        known = [
+            p.name for p in beside.iterdir() if p.is_dir() or p.suffix in (".safetensors", ".json", ".onnx", *SUFFIXES)
+        ]
         raise SourceError(f"{path}: no such file or folder{near_misses(path.name, known)}")
     if path.suffix == ".onnx":
         return open_onnx(path)
+    if path.suffix in SUFFIXES:
+        return open_torch(path)
     if path.is_dir() or path.suffix == ".safetensors" or path.name.endswith(".index.json"):
         return open_safetensors(path)
     raise SourceError(
-        f"{path}: not a format that can be read; give a .safetensors file, a .safetensors.index.json, "
-        "a Hugging Face folder or an .onnx file (convert with safetensors.torch.save_file)"
+        f"{path}: not a format that can be read; give a .safetensors file, a .safetensors.index.json, a .pt, .pth "
+        "or .bin of torch.save, a Hugging Face folder or an .onnx file (or convert with safetensors.torch.save_file)"
     )

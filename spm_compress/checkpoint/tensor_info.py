@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["DTYPES", "ITEM_BYTES", "TensorInfo"]
+__all__ = ["DTYPES", "ITEM_BYTES", "TensorInfo", "dtype_name"]
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -17,6 +17,14 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 # Q8 and Q4 are integers with a scale, which reading turns into float32.
 ITEM_BYTES: Mapping[str, float] = {**{name: dtype.itemsize for name, dtype in DTYPES.items()}, "Q8": 1, "Q4": 0.5}
+
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return safetensors' name of a floating-point dtype that can be fitted, torch's name of any other."""
+    return _NAMES.get(dtype, str(dtype).removeprefix("torch."))
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,19 @@
 """Floor 4: a whole model, as files or as a live module."""
 
 from spm_compress.compress.evaluation import Gate, named_function
+from spm_compress.compress.expansion import Expanded, expand
 from spm_compress.compress.inspection import Inspection, inspect_model
 from spm_compress.compress.layers import Progress, Silent
+from spm_compress.compress.live import load, load_model, refreshed, save, storable
 from spm_compress.compress.model import Selected, check_device, fit_model, plan_model
-from spm_compress.compress.module import Compressed, apply_artifact, compress_model, load_model
+from spm_compress.compress.module import Compressed, apply_artifact, compress_model
 from spm_compress.compress.planned import Forecast
 from spm_compress.compress.settings import CompressSettings, LayerOverride, parse_override
 
 __all__ = [
     "CompressSettings",
     "Compressed",
+    "Expanded",
     "Forecast",
     "Gate",
     "Inspection",
@@ -21,10 +24,15 @@ __all__ = [
     "apply_artifact",
     "check_device",
     "compress_model",
+    "expand",
     "fit_model",
     "inspect_model",
+    "load",
     "load_model",
     "named_function",
     "parse_override",
     "plan_model",
+    "refreshed",
+    "save",
+    "storable",
 ]

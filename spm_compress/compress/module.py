@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from spm_compress.checkpoint.artifact import Artifact
-from spm_compress.checkpoint.huggingface import load_huggingface, member_of, module_of
-from spm_compress.checkpoint.source import Source
-from spm_compress.checkpoint.tensor_info import DTYPES, TensorInfo
+from spm_compress.checkpoint.huggingface import member_of, module_of
+from spm_compress.checkpoint.tensor_info import TensorInfo, dtype_name
 from spm_compress.compress.layers import batches
 from spm_compress.compress.selection import select
 from spm_compress.errors import ArtifactError, FitError, UsageError
@@ -19,9 +18,7 @@ from spm_compress.fitting.fit import fit_matrices
 from spm_compress.fitting.settings import FitSettings
 from spm_compress.layers.linear import SPMLinear
 
-__all__ = ["Compressed", "apply_artifact", "compress_model", "load_model", "set_tensors"]
-
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+__all__ = ["Compressed", "apply_artifact", "compress_model", "set_tensors"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ def compress_model(
     settings = settings or FitSettings(stages=stages)
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     infos = {
-        name: TensorInfo(tuple(module.weight.shape), _NAMES.get(module.weight.dtype, str(module.weight.dtype)))
+        name: TensorInfo(tuple(module.weight.shape), dtype_name(module.weight.dtype))
         for name, module in linears.items()
     }
     selection = select(infos, include=tuple(include), exclude=tuple(exclude), min_features=min_features)
@@ -87,16 +84,6 @@ def compress_model(
                 _replace(model, name, layer)
                 replaced[name] = result.error
     return Compressed(replaced, kept)
-
-
-def load_model(artifact: Artifact, source: Source) -> nn.Module:
-    """Return the compressed model, live: the source's Hugging Face model with SPMLinear layers, in evaluation mode.
-
-    Raises SourceError if the source cannot be loaded, ArtifactError if the artifact does not belong to it.
-    """
-    model = load_huggingface(source)
-    apply_artifact(model, artifact)
-    return model
 
 
 def apply_artifact(model: nn.Module, artifact: Artifact) -> None:

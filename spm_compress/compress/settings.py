@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from spm_compress.checkpoint.tensor_info import DTYPES
+from spm_compress.checkpoint.tensor_info import dtype_name
 from spm_compress.errors import UsageError
 from spm_compress.fitting.settings import FitSettings
 from spm_compress.operator.structure import Mixer
@@ -130,5 +130,5 @@ class CompressSettings:
                 [each.pattern, {k: v.value if isinstance(v, Mixer) else v for k, v in each.values}]
                 for each in self.overrides
             ],
-            "store": next(name for name, dtype in DTYPES.items() if dtype == self.store),
+            "store": dtype_name(self.store),
         }

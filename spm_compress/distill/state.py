@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from spm_compress.checkpoint.files import write_whole
+from spm_compress.checkpoint.files import write_tensors
 from spm_compress.errors import ArtifactError
 
 __all__ = ["State", "read_state", "write_state"]
@@ -43,8 +42,7 @@ def write_state(state: State, path: Path) -> None:
     for kind in ("parameters", "optimizer", "best"):
         tensors.update({f"{kind}/{name}": x.detach().cpu().contiguous() for name, x in getattr(state, kind).items()})
     plain = {name: getattr(state, name) for name in ("recipe", "step", "agreement", "before", "looks", "losses")}
-    with write_whole(path) as temporary:
-        save_file(tensors, temporary, metadata={_KEY: json.dumps(plain)})
+    write_tensors(tensors, path, {_KEY: json.dumps(plain)})
 
 
 def read_state(path: Path, recipe: Mapping[str, Any]) -> State | None:

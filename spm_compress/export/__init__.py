@@ -1,6 +1,6 @@
 """Floor 5: from an artifact to an ONNX file that is known to compute the same."""
 
-from spm_compress.export.files import Exported, export_layers, export_onnx, source_of
+from spm_compress.export.files import Exported, export_layers, export_onnx
 from spm_compress.export.lowering import Layout
 from spm_compress.export.ort_format import OrtFiles, check_ort_path, write_ort
 from spm_compress.export.settings import ExportSettings, Precision
@@ -14,6 +14,5 @@ __all__ = [
     "check_ort_path",
     "export_layers",
     "export_onnx",
-    "source_of",
     "write_ort",
 ]

@@ -14,7 +14,7 @@ import torch
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer
 from spm_compress.checkpoint.files import write_whole, write_whole_set
 from spm_compress.checkpoint.onnx_source import all_tensors, open_graph
-from spm_compress.checkpoint.source import Source, open_source
+from spm_compress.checkpoint.source import Source
 from spm_compress.errors import ExportError, VerificationError
 from spm_compress.export.choice import Choice, plans, remembered, rows_of_layers
 from spm_compress.export.graph import WAYS, chain_of_linears, from_huggingface, from_module
@@ -37,7 +37,7 @@ from spm_compress.export.verification import (
     session,
 )
 
-__all__ = ["BATCHES", "Exported", "export_layers", "export_onnx", "source_of"]
+__all__ = ["BATCHES", "Exported", "export_layers", "export_onnx"]
 
 # Batch sizes at which every exported file is compared with the torch operator.
 BATCHES = (1, 3, 16)
@@ -63,22 +63,6 @@ class Exported:
     agreements: tuple[Agreement, ...]
     choices: tuple[Choice, ...] = ()
     speedups: Mapping[int, float] = field(default_factory=dict)
-
-
-def source_of(artifact: Artifact, artifact_path: Path, given: Path | None = None) -> Source:
-    """Open the model that an artifact was fitted from: the path given, or the one it recorded.
-
-    Raises ExportError if it is gone or has changed since the fit.
-    """
-    path = given or artifact_path.parent / str(artifact.source["path"])
-    if not path.exists():
-        raise ExportError(f"{path}: the model that was fitted is not there; name it with --source, or {WAYS}")
-    source = open_source(path)
-    recorded = artifact.source["files"]
-    for name, found in source.hashes().items():
-        if name in recorded and recorded[name] != found:
-            raise ExportError(f"{path}: {name} has changed since it was fitted; run fit again, or restore it")
-    return source
 
 
 def export_onnx(

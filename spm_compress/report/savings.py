@@ -122,17 +122,17 @@ def summarize(artifact: Artifact, path: Path) -> Savings:
         mean_svd_error=_mean([layer.svd_error for layer in layers]) or 0.0,
         mean_output_error=_mean(outputs),
         mean_svd_output_error=_mean(svd_outputs),
-        verdict=_verdict(mean_error, max((layer.error for layer in layers), default=0.0), outputs)
-        if recovery is None
-        else _recovered_verdict(recovery),
+        verdict=_trained_verdict(recovery)
+        if artifact.recovery is not None
+        else _verdict(mean_error, max((layer.error for layer in layers), default=0.0), outputs),
         recovery=recovery,
     )
 
 
 def _recovery(artifact: Artifact) -> Recovery | None:
     found = artifact.recovery
-    if found is None:
-        return None
+    if found is None or "steps" not in found:
+        return None  # trained by somebody's own program
     before, after = float(found["agreement_before"]), float(found["agreement_after"])
     return Recovery(int(found["steps"]), str(found["data"]["file"]), str(found["loss"]), before, after)
 
@@ -178,7 +178,12 @@ def _verdict(mean: float, worst: float, outputs: Sequence[float]) -> str:
     )
 
 
-def _recovered_verdict(recovery: Recovery) -> str:
+def _trained_verdict(recovery: Recovery | None) -> str:
+    if recovery is None:
+        return (
+            "The model was trained further after its fit: the errors of its weights say nothing of its answers. "
+            "Measure the model's accuracy before use."
+        )
     kind = "share of equal answers" if recovery.loss == "logits" else "rank correlation of similarities"
     return (
         f"The model was trained to answer as the original, not to have its weights: their {kind} on held-out data is "

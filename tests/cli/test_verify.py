@@ -62,7 +62,7 @@ def test_tables_fit_80_columns(folder: Path) -> None:
     run = spm("verify", "words.onnx", "--against", "words.onnx", "--batch", "1,2", "--sequence", "4,32", cwd=folder)
     assert run.returncode == 0, run.stderr
     assert max(map(len, run.stdout.splitlines())) <= 80
-    rows = [line.split() for line in run.stdout.splitlines() if line.startswith("y ")]
+    rows = [line.split() for line in run.stdout.splitlines() if line.strip().startswith("y ")]
     assert [row[1:3] for row in rows] == [["1", "4"], ["1", "32"], ["2", "4"], ["2", "32"]]
     assert all(row[3:] == ["0", "0", "1.0000"] for row in rows)
     assert len(run.stderr.splitlines()) == 4

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from spm_compress import CompressSettings, FitSettings, apply_artifact, export_onnx, fit_model, open_source
-from spm_compress.checkpoint import Artifact
-from spm_compress.errors import ExportError, SourceError, VerificationError
-from spm_compress.export import ExportSettings, export_layers, source_of
+from spm_compress.checkpoint import Artifact, source_of
+from spm_compress.errors import ArtifactError, ExportError, SourceError, VerificationError
+from spm_compress.export import ExportSettings, export_layers
 from spm_compress.export.graph import ACTIVATIONS
 from spm_compress.export.lowering import Stages
 from spm_compress.export.lowering.stages import _Body
@@ -112,10 +112,10 @@ def test_a_source_that_is_gone_or_changed_is_noticed(mlp_file: Path) -> None:
     artifact, beside = fitted(mlp_file), mlp_file.parent / "model.spm.safetensors"
     assert source_of(artifact, beside).path.name == "model.safetensors"
     moved = mlp_file.rename(mlp_file.with_name("moved.safetensors"))
-    with pytest.raises(ExportError, match="--source"):
+    with pytest.raises(ArtifactError, match="--source"):
         source_of(artifact, beside)
     save_file({"0.weight": torch.zeros(64, 96)}, mlp_file)
-    with pytest.raises(ExportError, match="changed since it was fitted"):
+    with pytest.raises(ArtifactError, match="changed since it was fitted"):
         source_of(artifact, beside)
     assert source_of(artifact, beside, moved).path == moved
 

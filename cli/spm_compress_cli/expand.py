@@ -1,0 +1,38 @@
+"""`spm-compress expand`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: NAME.dense.safetensors here]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--quiet", is_flag=True, help="No messages on stderr.")
+def expand(artifact: Path | None, output: Path | None, as_json: bool, quiet: bool) -> None:
+    """Write plain dense safetensors that the original framework loads: same names, shapes and dtypes.
+
+    What was not replaced comes back bit for bit. Without ARTIFACT, the one *.spm.safetensors in the working directory
+    is taken.
+    """
+    from spm_compress.checkpoint import SUFFIX, find_artifact, read_artifact, write_tensors
+    from spm_compress.compress import expand as expanded
+    from spm_compress_cli.progress import message
+    from spm_compress_cli.tables import bytes_text, print_json, results_console
+
+    path = artifact or find_artifact(Path())
+    found = expanded(read_artifact(path))
+    out = output or Path(f"{path.name.removesuffix(SUFFIX)}.dense.safetensors")
+    for name in found.lost:
+        message(f"{name}: has no bias in the original model; what calibration added to it is left out", quiet)
+    write_tensors(found.tensors, out)
+    if as_json:
+        result = {"schema": "spm-compress/expand/1", "path": str(out), "bytes": out.stat().st_size}
+        print_json({**result, "tensors": len(found.tensors), "biases_left_out": list(found.lost)})
+        return
+    results_console().print(f"{out}: {len(found.tensors)} tensors, {bytes_text(out.stat().st_size)}", soft_wrap=True)

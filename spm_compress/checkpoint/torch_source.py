@@ -1,0 +1,119 @@
+"""Files of torch.save: a state dict, or one nested as training programs do; no code in them is run."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spm_compress.checkpoint.files import sha256_of
+from spm_compress.checkpoint.tensor_info import TensorInfo, dtype_name
+from spm_compress.errors import SourceError, first_line
+
+__all__ = ["SUFFIXES", "TorchSource", "open_torch"]
+
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+# Where training programs keep the state dict beside optimizers and counters.
+_NESTED = ("state_dict", "model_state_dict", "model", "module")
+
+
+@dataclass(frozen=True)
+class TorchSource:
+    """A Source of one or more files of torch.save.
+
+    path: what the user named; checkpoints: the files; config: the Hugging Face config.json.
+    """
+
+    path: Path
+    checkpoints: tuple[Path, ...]
+    config: Mapping[str, Any] | None
+    graph: Path | None = None
+
+    @cached_property
+    def _values(self) -> dict[str, tuple[Path, Tensor]]:
+        found = {name: (path, x) for path in self.checkpoints for name, x in _state_dict(path).items()}
+        if not found:
+            raise SourceError(f"{self.path}: holds no tensors; there is nothing to compress")
+        return {name: found[name] for name in sorted(found)}
+
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Return name -> shape and dtype, in the order of the names; values stay on disk where torch can map them."""
+        return {name: TensorInfo(tuple(x.shape), dtype_name(x.dtype)) for name, (_, x) in self._values.items()}
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor on the CPU, in its stored dtype."""
+        return self._values[name][1].detach().contiguous()
+
+    def place(self, name: str) -> Path:
+        """Return the file that holds a tensor."""
+        return self._values[name][0]
+
+    def hashes(self) -> dict[str, str]:
+        """Return file name -> SHA-256 of every file of the model."""
+        return {path.name: sha256_of(path) for path in self.checkpoints}
+
+
+def open_torch(path: Path, files: tuple[Path, ...] = (), config: Mapping[str, Any] | None = None) -> TorchSource:
+    """Open a checkpoint, or the checkpoints of a folder.
+
+    Raises SourceError for an empty or damaged one, one that holds code, or one without tensors.
+    """
+    source = TorchSource(path, files or (path,), config)
+    source.tensors()
+    return source
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    content = _loaded(path)
+    for _ in range(2):  # {"model": {"state_dict": ...}} is the deepest that is in use
+        nested = next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), None)
+        content = content if nested is None else nested
+    found = {str(name): x for name, x in content.items() if isinstance(x, Tensor)}
+    for name, x in found.items():
+        _require_honest(path, name, x)
+    return found
+
+
+def _loaded(path: Path) -> Mapping[str, Any]:
+    if path.stat().st_size == 0:
+        raise SourceError(f"{path}: is empty; fetch or save the model again")
+    is_zip = zipfile.is_zipfile(path)
+    try:
+        if is_zip:
+            with zipfile.ZipFile(path) as archive:
+                if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
+                    raise SourceError(f"{path}: is a compressed archive, which torch.save never writes; save it again")
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True if is_zip else None)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"would run {named.group(1)}" if named else "is not plain tensors"
+        raise SourceError(
+            f"{path}: {what} when it is loaded, and is not; save the model's state_dict() alone, "
+            "or convert it with safetensors.torch.save_file"
+        ) from error
+    except (RuntimeError, ValueError, TypeError, OSError, EOFError, LookupError, zipfile.BadZipFile) as error:
+        raise SourceError(
+            f"{path}: is not a whole file of torch.save ({first_line(error)}); fetch or save the model again"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise SourceError(f"{path}: holds a {type(content).__name__}, not a state dict; save model.state_dict()")
+    return content
+
+
+def _require_honest(path: Path, name: str, x: Tensor) -> None:
+    """Refuse a tensor that says to be larger than what is stored for it: reading it would fill the memory."""
+    if x.is_sparse or x.is_quantized or x.layout != torch.strided:
+        raise SourceError(f"{path}: tensor {name!r} is sparse or quantized; save it dense")
+    if x.numel() * x.element_size() > x.untyped_storage().nbytes():
+        raise SourceError(
+            f"{path}: tensor {name!r} of shape {list(x.shape)} is larger than the {x.untyped_storage().nbytes()} "
+            "bytes stored for it; such a file is not read"
+        )

@@ -1,0 +1,50 @@
+"""Back to dense: the tensors of the original model, with the fitted weights multiplied out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from spm_compress.checkpoint.artifact import Artifact
+from spm_compress.checkpoint.tensor_info import DTYPES
+from spm_compress.errors import UsageError
+
+__all__ = ["Expanded", "expand"]
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """tensors: every tensor of the original model, by its name, shape and dtype; lost: layers whose change of the bias
+    has no place, because the original has no bias there."""
+
+    tensors: Mapping[str, Tensor]
+    lost: tuple[str, ...]
+
+
+def expand(artifact: Artifact) -> Expanded:
+    """Return the dense tensors of an artifact; those that were kept are what they were, bit for bit.
+
+    Fitted weights are computed in float32 and rounded to the dtype they had. Raises UsageError for an artifact of an
+    ONNX model, whose weights have other names and orders in its file.
+    """
+    if str(artifact.source["path"]).endswith(".onnx"):
+        raise UsageError(
+            "the artifact is of an ONNX model; write a dense one with: "
+            "spm-compress export --lowering dense --onnx out.onnx"
+        )
+    tensors = dict(artifact.tensors)
+    lost = []
+    for layer in artifact.layers:
+        dense = layer.spm.to(DTYPES["F32"]).to_dense().to(DTYPES[layer.dtype])
+        tensors.update({name: dense.clone() for name in layer.names})
+        if layer.shift is None:
+            continue
+        for name in layer.names:
+            bias = name.removesuffix("weight") + "bias"
+            if bias in artifact.tensors:
+                tensors[bias] = (artifact.tensors[bias].float() + layer.shift).to(artifact.tensors[bias].dtype)
+            else:
+                lost.append(name)
+    return Expanded({name: tensors[name].contiguous() for name in sorted(tensors)}, tuple(lost))
