@@ -68,6 +68,8 @@ _CACHE = Path(".spm-compress")
 )
 @click.option("--sequential", is_flag=True, help="Fit each layer to what it gets from those already replaced.")
 @click.option("--device", default="cpu", show_default=True, help="Where to fit: cpu, cuda, cuda:1, ...")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that fit.")
+@click.option("--refit", multiple=True, metavar="GLOB", help="Fit only these anew; keep the rest of the output.")
 @click.option("--dry-run", is_flag=True, help="Print the plan with predicted bytes, errors, time and memory; no fit.")
 @evaluation_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -77,6 +79,8 @@ def fit(
     output: Path | None,
     calibration: Path | None,
     device: str,
+    jobs: int,
+    refit: tuple[str, ...],
     dry_run: bool,
     evaluate: str | None,
     min_score: float | None,
@@ -87,11 +91,12 @@ def fit(
 ) -> None:
     """Replace every dense weight of MODEL by pairwise mixing stages.
 
-    MODEL is a .safetensors file, a .safetensors.index.json, a Hugging Face folder or an .onnx model.
+    MODEL is a .safetensors file, a .safetensors.index.json, a .pt, .pth or .bin of torch.save, a Hugging Face folder
+    or an .onnx model. Interrupted, the same command goes on where it was.
     """
-    from spm_compress.checkpoint import open_source, write_artifact
+    from spm_compress.checkpoint import open_source, read_artifact, write_artifact
     from spm_compress.checkpoint.huggingface import load_huggingface
-    from spm_compress.compress import check_device, fit_model, load_model, plan_model
+    from spm_compress.compress import Here, Ledger, Processes, Refit, check_device, fit_model, load_model, plan_model
     from spm_compress.report import summarize
     from spm_compress_cli.plan_table import show_plan
     from spm_compress_cli.progress import follow
@@ -111,11 +116,20 @@ def fit(
         show_plan(selected, forecast, as_json)
         return
     path = output or Path(artifact_name(model))
-    with follow(quiet) as progress:
+    with Ledger(path) as ledger, follow(quiet) as progress:
         artifact = fit_model(
-            source, settings, beside=path.parent, device=device, progress=progress, data=calibration, cache=_CACHE
+            source,
+            settings,
+            beside=path.parent,
+            device=device,
+            progress=progress,
+            data=calibration,
+            cache=_CACHE,
+            ledger=ledger,
+            executor=Processes(jobs) if jobs > 1 else Here(),
+            refit=Refit(read_artifact(path), refit) if refit else None,
         )
-    write_artifact(artifact, path)
+        write_artifact(artifact, path)
     models = {"original": lambda: load_huggingface(source), "fitted": lambda: load_model(artifact, source)}
     scores = gate.scores(models) if gate else {}
     show_totals(summarize(artifact, path), path, as_json, scores)

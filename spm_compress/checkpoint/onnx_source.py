@@ -50,6 +50,9 @@ class OnnxSource:
     files: tuple[Path, ...]
     config: Mapping[str, Any] | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_onnx, (self.path,)  # another process reads the graph itself
+
     @property
     def graph(self) -> Path:
         """The file itself."""

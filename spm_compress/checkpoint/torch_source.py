@@ -44,6 +44,9 @@ class TorchSource:
             raise SourceError(f"{self.path}: holds no tensors; there is nothing to compress")
         return {name: found[name] for name in sorted(found)}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_torch, (self.path, self.checkpoints, self.config)  # another process maps the values itself
+
     def tensors(self) -> dict[str, TensorInfo]:
         """Return name -> shape and dtype, in the order of the names; values stay on disk where torch can map them."""
         return {name: TensorInfo(tuple(x.shape), dtype_name(x.dtype)) for name, (_, x) in self._values.items()}

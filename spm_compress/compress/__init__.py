@@ -1,24 +1,31 @@
 """Floor 4: a whole model, as files or as a live module."""
 
 from spm_compress.compress.evaluation import Gate, named_function
+from spm_compress.compress.executors import Executor, Here, Processes
 from spm_compress.compress.expansion import Expanded, expand
 from spm_compress.compress.inspection import Inspection, inspect_model
-from spm_compress.compress.layers import Progress, Silent
+from spm_compress.compress.ledger import Ledger
 from spm_compress.compress.live import load, load_model, refreshed, save, storable
-from spm_compress.compress.model import Selected, check_device, fit_model, plan_model
+from spm_compress.compress.model import Refit, Selected, check_device, fit_model, plan_model
 from spm_compress.compress.module import Compressed, apply_artifact, compress_model
 from spm_compress.compress.planned import Forecast
+from spm_compress.compress.progress import Progress, Silent
 from spm_compress.compress.settings import CompressSettings, LayerOverride, parse_override
 
 __all__ = [
     "CompressSettings",
     "Compressed",
+    "Executor",
     "Expanded",
     "Forecast",
     "Gate",
+    "Here",
     "Inspection",
     "LayerOverride",
+    "Ledger",
+    "Processes",
     "Progress",
+    "Refit",
     "Selected",
     "Silent",
     "apply_artifact",

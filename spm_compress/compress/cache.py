@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from spm_compress.checkpoint.artifact import SUFFIX, Artifact, FittedLayer, read_artifact, write_artifact
 from spm_compress.checkpoint.files import make_folder
-from spm_compress.compress.layers import Job
+from spm_compress.compress.job import Job
 from spm_compress.errors import SpmError
 from spm_compress.version import __version__
 
@@ -40,6 +41,10 @@ class FitCache:
         layer, settings = self._known[key]
         return replace(layer, names=job.names, dtype=job.dtype), float(settings["seconds"])
 
+    def __len__(self) -> int:
+        """Return how many fits are known: those in the folder, without opening them."""
+        return len(self._known) if self.folder is None else len(list(self.folder.glob(f"*{SUFFIX}")))
+
     def put(self, job: Job, layer: FittedLayer, store: torch.dtype, seconds: float) -> None:
         """Keep a fitted layer. Raises SpmError if the folder cannot be written."""
         key = _key(job, store)
@@ -55,9 +60,14 @@ class FitCache:
 
 
 def _key(job: Job, store: torch.dtype) -> str:
-    inputs = None
+    inputs: list[object] = []
     if job.moments is not None:
-        covariance, mean = job.moments.covariance, job.moments.mean
-        inputs = job.moments.rows, *(hashlib.sha256(each.numpy().tobytes()).hexdigest() for each in (covariance, mean))
+        inputs += [job.moments.rows, *map(_digest, (job.moments.covariance, job.moments.mean))]
+    if job.paired is not None:
+        inputs += map(_digest, (job.paired.cross, job.paired.mean))
     question = (job.sha256, job.fit, store, inputs, __version__, torch.__version__)
     return hashlib.sha256(repr(question).encode()).hexdigest()[:32]
+
+
+def _digest(values: Tensor) -> str:
+    return hashlib.sha256(values.numpy().tobytes()).hexdigest()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,18 +18,23 @@ from spm_compress.checkpoint.files import sha256_of
 from spm_compress.checkpoint.source import Source, read_finite
 from spm_compress.checkpoint.tensor_info import TensorInfo
 from spm_compress.compress.cache import FitCache
-from spm_compress.compress.layers import Job, Progress, Silent, digest, fit_layers
+from spm_compress.compress.executors import Executor, Here
+from spm_compress.compress.fitter import Fitter
+from spm_compress.compress.job import Job, digest
+from spm_compress.compress.ledger import Ledger
 from spm_compress.compress.planned import Forecast, fit_planned, forecast
+from spm_compress.compress.progress import Progress, Silent
 from spm_compress.compress.selection import check_patterns, select
 from spm_compress.compress.sequential import fit_sequential
 from spm_compress.compress.settings import CompressSettings
-from spm_compress.errors import UsageError, first_line
+from spm_compress.errors import ArtifactError, SourceError, UsageError, first_line
 from spm_compress.version import __version__
 
-__all__ = ["Selected", "check_device", "fit_model", "plan_model", "select_jobs"]
+__all__ = ["Refit", "Selected", "check_device", "fit_model", "plan_model", "select_jobs"]
 
 
 _MOMENTS = ".calibration.safetensors"
+_VERSIONS = {"spm_compress": __version__, "torch": torch.__version__}
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,8 @@ class Selected:
 def select_jobs(source: Source, settings: CompressSettings) -> Selected:
     """Choose the weights and say how each is fitted.
 
-    Raises UsageError if nothing is left to fit, SourceError naming a tensor that holds NaN.
+    Raises UsageError if nothing is left to fit, unless --exclude asked for that; SourceError naming a tensor that holds
+    NaN.
     """
     infos = source.tensors()
     selection = select(infos, include=settings.include, exclude=settings.exclude, min_features=settings.min_features)
@@ -55,7 +63,7 @@ def select_jobs(source: Source, settings: CompressSettings) -> Selected:
         else:
             smaller.append(name)
     tied = _tied(source, smaller)
-    if not tied:
+    if not tied and not settings.exclude:
         counts = "; ".join(sorted({f"{name}: {reason}" for name, reason in reasons.items()})[:3])
         raise UsageError(
             f"{source.path}: no weight is left to fit ({counts}, ...); loosen the selection or use fewer stages"
@@ -82,40 +90,100 @@ def fit_model(
     progress: Progress | None = None,
     data: Path | None = None,
     cache: Path | None = None,
+    ledger: Ledger | None = None,
+    executor: Executor | None = None,
+    refit: Refit | None = None,
 ) -> Artifact:
     """Fit an SPM to every selected weight of the source and return the artifact.
 
     beside: the folder that the artifact is going to lie in; the source's path is recorded relative to it.
     data: calibration data (`calibration.read_batches`): weights are then fitted to the least error of their outputs.
     cache: folder for what costs time and may be asked for again: moments of the inputs, fits at several sizes.
-    Deterministic for one machine: same source, settings and seed, same artifact.
+    ledger: entered; what it holds of this very fit is not made again. executor: who does the work, `Here` if None.
+    refit: fit some weights of an earlier artifact anew, and take the others from it.
+    Deterministic for one machine: same source, settings and seed, same artifact, interrupted or not.
 
-    Raises UsageError if nothing is left to fit, FitError or SourceError naming the tensor that cannot be.
+    Raises UsageError for a pattern without a match, FitError or SourceError naming the tensor that cannot be fitted,
+    SourceError if the model changes meanwhile, ArtifactError for the ledger of another fit.
     """
     progress = progress or Silent()
+    files = source.hashes()
     selected = select_jobs(source, settings)
+    if refit is not None:
+        selected = refit.of(selected, files)
+    fits = FitCache(cache)
+    if ledger is not None and not settings.is_planned:  # sizes that were tried for one target serve the next
+        fits = ledger.begin(_recipe(files, settings, data, device, refit))
     if not settings.is_sequential:
         selected = _calibrated(source, selected, data, cache)
+    fitter = Fitter(source, settings.store, device, progress, fits, executor or Here())
+    progress.begin(len(selected.jobs))
     reasons = dict(selected.kept)
     layers: list[FittedLayer]
     if settings.is_planned:
-        planned = fit_planned(source, selected.jobs, settings, device, progress, FitCache(cache))
+        planned = fit_planned(fitter, selected.jobs, settings)
         layers = list(planned.layers.values())
         by_name = {job.names[0]: job for job in selected.jobs}
         for choice in planned.plan.choices:
             if choice.point is None:
                 reasons.update(dict.fromkeys(by_name[choice.curve.name].names, choice.reason))
-        if not layers:
-            raise UsageError(f"{source.path}: no weight is worth replacing ({next(iter(planned.plan.choices)).reason})")
     elif settings.is_sequential:
         if data is None:
             raise UsageError("--sequential fits each layer to the inputs that it gets: give them with --calibration")
-        progress.begin(len(selected.jobs))
-        layers = list(fit_sequential(source, selected.jobs, data, settings.store, device, progress))
+        layers = list(fit_sequential(fitter, selected.jobs, data))
     else:
-        progress.begin(len(selected.jobs))
-        layers = list(fit_layers(source, selected.jobs, settings.store, device, progress))
-    return _artifact(source, {**settings.to_json(), "calibration": _named(data)}, layers, reasons, beside)
+        layers = list(fitter.fit(selected.jobs))
+    if source.hashes() != files:
+        raise SourceError(f"{source.path}: changed while it was being fitted; nothing was written; run fit again")
+    said = {**settings.to_json(), "calibration": _named(data)}
+    if refit is not None:
+        layers += refit.others
+        said["refit"] = refit.patterns
+    return _artifact(source, files, said, layers, reasons, beside)
+
+
+@dataclass(frozen=True)
+class Refit:
+    """An artifact of the same model, and globs on the names of those of its weights that are to be fitted anew."""
+
+    before: Artifact
+    patterns: tuple[str, ...]
+
+    @property
+    def others(self) -> list[FittedLayer]:
+        """The layers that stay."""
+        return [layer for layer in self.before.layers if not any(map(self._is_meant, layer.names))]
+
+    def of(self, selected: Selected, files: Mapping[str, str]) -> Selected:
+        """Return what is left to fit, and why every other tensor stays.
+
+        Raises UsageError for a glob without a match, ArtifactError for the artifact of another model or one that has
+        been trained since: its weights go together.
+        """
+        if self.before.source["files"] != files:
+            raise ArtifactError("--refit: the artifact belongs to another model; fit this one whole")
+        if self.before.recovery is not None:
+            raise ArtifactError("--refit: the artifact was trained after its fit; refit the one that it came from")
+        check_patterns("--refit", self.patterns, [name for job in selected.jobs for name in job.names])
+        jobs = tuple(job for job in selected.jobs if any(map(self._is_meant, job.names)))
+        return Selected(jobs, {**selected.kept, **{each.name: each.reason for each in self.before.kept}})
+
+    def _is_meant(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.patterns)
+
+
+def _recipe(
+    files: Mapping[str, str], settings: CompressSettings, data: Path | None, device: str, refit: Refit | None
+) -> dict[str, Any]:
+    """Return all that the numbers of a fit depend on."""
+    return {
+        "model": files,
+        "settings": settings.to_json(),
+        "calibration": _named(data),
+        "refit": None if refit is None else refit.patterns,
+        "device": device,
+        "versions": _VERSIONS,
+    }
 
 
 def plan_model(
@@ -129,7 +197,8 @@ def plan_model(
 ) -> tuple[Selected, Forecast]:
     """Return what `fit_model` would select, and its plan as short descents predict it. Raises as `fit_model`."""
     selected = _calibrated(source, select_jobs(source, settings), data, cache)
-    return selected, forecast(source, selected.jobs, settings, device, progress or Silent(), FitCache(cache))
+    fitter = Fitter(source, settings.store, device, progress or Silent(), FitCache(cache))
+    return selected, forecast(fitter, selected.jobs, settings)
 
 
 def _calibrated(source: Source, selected: Selected, data: Path | None, cache: Path | None) -> Selected:
@@ -156,6 +225,7 @@ def _named(data: Path | None) -> dict[str, str] | None:
 
 def _artifact(
     source: Source,
+    files: Mapping[str, str],
     settings: Mapping[str, object],
     layers: Sequence[FittedLayer],
     reasons: Mapping[str, str],
@@ -165,9 +235,9 @@ def _artifact(
     fitted = {name for layer in layers for name in layer.names}
     tensors = {name: source.read(name) for name in infos if name not in fitted}
     return Artifact(
-        source={"path": os.path.relpath(source.path, beside), "files": source.hashes()},
+        source={"path": os.path.relpath(source.path, beside), "files": dict(files)},
         settings=settings,
-        versions={"spm_compress": __version__, "torch": torch.__version__},
+        versions=_VERSIONS,
         layers=tuple(sorted(layers, key=lambda layer: layer.name)),
         kept=tuple(
             KeptTensor(name, infos[name].shape, infos[name].dtype, tensor.nbytes, reasons[name])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from spm_compress.checkpoint.artifact import FittedLayer
-from spm_compress.checkpoint.source import Source
-from spm_compress.compress.cache import FitCache
-from spm_compress.compress.layers import Job, Progress, fit_layers
+from spm_compress.compress.fitter import Fitter
+from spm_compress.compress.job import Job
 from spm_compress.compress.plan import Choice, Curve, Plan, Point, check_budget, within_budget, within_error
 from spm_compress.compress.settings import CompressSettings
 from spm_compress.fitting.settings import FitSettings
@@ -43,19 +41,17 @@ class Forecast:
     bytes: int
 
 
-def fit_planned(
-    source: Source, jobs: Sequence[Job], settings: CompressSettings, device: str, progress: Progress, cache: FitCache
-) -> Planned:
+def fit_planned(fitter: Fitter, jobs: Sequence[Job], settings: CompressSettings) -> Planned:
     """Fit the jobs at the sizes that the target needs, choose, and return the chosen fits.
 
-    Fits that the cache holds are not made again, so a second target costs only the sizes that are new to it.
+    Fits that the fitter knows are not made again, so a second target costs only the sizes that are new to it.
     Raises UsageError for a budget that is too small.
     """
     found: dict[tuple[str, int], FittedLayer] = {}
     remaining = _ladders(jobs, settings)
     while any(remaining.values()):
         rung = _next_rung(jobs, remaining)
-        for job, layer, _ in _fitted(source, rung, settings, device, progress, cache):
+        for job, layer in _fitted(fitter, rung):
             found[job.names[0], job.fit.stages] = layer
             if settings.max_error is not None and _error(layer) <= settings.max_error:
                 remaining[job.names[0]] = []
@@ -68,9 +64,7 @@ def fit_planned(
     return Planned(plan, chosen)
 
 
-def forecast(
-    source: Source, jobs: Sequence[Job], settings: CompressSettings, device: str, progress: Progress, cache: FitCache
-) -> Forecast:
+def forecast(fitter: Fitter, jobs: Sequence[Job], settings: CompressSettings) -> Forecast:
     """Return the plan that short descents lead to, and what the real fits would cost. Raises UsageError as a fit."""
     found: dict[tuple[str, int], FittedLayer] = {}
     seconds, memory = 0.0, 0
@@ -79,14 +73,14 @@ def forecast(
         short = []
         for job in _next_rung(jobs, remaining):
             memory = max(memory, _working_bytes(job))
-            known = cache.get(job, settings.store)
+            known = fitter.fits.get(job, fitter.store)
             if known is not None:
                 found[job.names[0], job.fit.stages] = known[0]
             else:
                 short.append(replace(job, fit=replace(job.fit, steps=min(job.fit.steps, _PROBE_STEPS))))
-        for job, layer, spent in _fitted(source, short, settings, device, progress, cache):
+        for job, layer in _fitted(fitter, short):
             found[job.names[0], job.fit.stages] = layer
-            seconds += spent * settings.fit_of(job.names[0]).steps / max(1, job.fit.steps)
+            seconds += fitter.seconds(job) * settings.fit_of(job.names[0]).steps / max(1, job.fit.steps)
     return Forecast(_plan(jobs, found, settings), seconds, memory)
 
 
@@ -99,33 +93,10 @@ def _next_rung(jobs: Sequence[Job], remaining: dict[str, list[int]]) -> list[Job
     ]
 
 
-def _fitted(
-    source: Source,
-    jobs: Sequence[Job],
-    settings: CompressSettings,
-    device: str,
-    progress: Progress,
-    cache: FitCache,
-) -> list[tuple[Job, FittedLayer, float]]:
-    """Return job, layer and seconds; from the cache where it has them."""
-    done: list[tuple[Job, FittedLayer, float]] = []
-    missing = []
-    for job in jobs:
-        known = cache.get(job, settings.store)
-        if known is None:
-            missing.append(job)
-        else:
-            done.append((job, *known))
-    progress.begin(len(missing))
-    by_name = {job.names[0]: job for job in missing}
-    before = time.perf_counter()
-    for layer in fit_layers(source, missing, settings.store, device, progress):
-        # The first layer of a batch has the time of all of it; only sums are used.
-        now = time.perf_counter()
-        seconds, before = now - before, now
-        cache.put(by_name[layer.name], layer, settings.store, seconds)
-        done.append((by_name[layer.name], layer, seconds))
-    return done
+def _fitted(fitter: Fitter, jobs: Sequence[Job]) -> list[tuple[Job, FittedLayer]]:
+    fitter.progress.begin(len(jobs))
+    by_name = {job.names[0]: job for job in jobs}
+    return [(by_name[layer.name], layer) for layer in fitter.fit(jobs)]
 
 
 def _ladders(jobs: Sequence[Job], settings: CompressSettings) -> dict[str, list[int]]:

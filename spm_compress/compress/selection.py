@@ -17,6 +17,8 @@ _LOOKUP = re.compile(
     r"(^|[._])(emb|embed|embeds|embedding|embeddings|embed_tokens|embed_positions|wte|wpe|pos_embed|"
     r"relative_attention_bias|tok_embeddings|position_ids|class_embedding)([._]|$)"
 )
+_QUANTIZED = "a quantized type, whose scale is kept elsewhere"
+_WHOLE = "whole numbers, perhaps of packed weights"
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def _reason_to_keep(
     name: str, info: TensorInfo, include: tuple[str, ...], exclude: tuple[str, ...], min_features: int
 ) -> str | None:
     if not info.is_floating:
-        return f"{info.dtype} is not a floating-point type that can be fitted"
+        return f"{info.dtype}: {_QUANTIZED if info.dtype.startswith('F') else _WHOLE}; left as it is"
     if info.is_factor is False:
         return "the graph does not multiply by it"
     if len(info.shape) != 2:

@@ -11,22 +11,21 @@ import torch
 from spm_compress.calibration.collect import paired_moments
 from spm_compress.calibration.runner import open_runner
 from spm_compress.checkpoint.artifact import FittedLayer
-from spm_compress.checkpoint.source import Source
-from spm_compress.compress.layers import Job, Progress, fit_layers
+from spm_compress.compress.fitter import Fitter
+from spm_compress.compress.job import Job
 from spm_compress.errors import UsageError
 
 __all__ = ["fit_sequential"]
 
 
-def fit_sequential(
-    source: Source, jobs: Sequence[Job], data: Path, store: torch.dtype, device: str, progress: Progress
-) -> Iterator[FittedLayer]:
+def fit_sequential(fitter: Fitter, jobs: Sequence[Job], data: Path) -> Iterator[FittedLayer]:
     """Fit the jobs in the order in which the model uses them and yield each.
 
     Inputs come from a model in which the layers before are replaced, targets from the original one. Layers of one
     input are fitted together. Raises UsageError for a weight whose inputs cannot be watched, and what
-    `open_runner` and `fit_layers` raise.
+    `open_runner` and `Fitter.fit` raise.
     """
+    source = fitter.source
     original, now = open_runner(source, data), open_runner(source, data)
     by_name = {name: job for job in jobs for name in job.names}
     order = original.order(list(by_name))
@@ -44,7 +43,7 @@ def fit_sequential(
         seen = {by_name[name].names[0]: name for name in group}
         paired = paired_moments(original, now, [seen[name] for name in names])
         ready = [replace(by_name[name], paired=paired[seen[name]], moments=paired[seen[name]].now) for name in names]
-        for layer in fit_layers(source, ready, store, device, progress):
+        for layer in fitter.fit(ready):
             done.add(layer.name)
             assert layer.shift is not None
             for name in layer.names:

@@ -13,6 +13,7 @@ from spm_compress.fitting import hierarchical
 from spm_compress.fitting.objective import Objective, energies
 from spm_compress.fitting.settings import FitSettings, StepReport, Watch
 from spm_compress.fitting.target import Target
+from spm_compress.fitting.threads import inner
 from spm_compress.fitting.workspace import Workspace
 from spm_compress.operator.blocks import coefficients
 from spm_compress.operator.structure import Chain, Mixer, Structure
@@ -84,7 +85,7 @@ def descend(
         for i, row in enumerate(open_rows.tolist()):
             if last or not ended.diverged[i]:
                 best = [{name: array[i] for name, array in named.items()} for named in ended.numbers]
-                found[row] = Descended(best, float(ended.errors[i]), ended.steps, restart, start)
+                found[row] = Descended(best, float(ended.errors[i]), int(ended.steps[i]), restart, start)
         open_rows = open_rows[ended.diverged]
         if not len(open_rows) or last:
             break
@@ -94,12 +95,12 @@ def descend(
 
 @dataclass(frozen=True)
 class _Ended:
-    """Best numbers of a batch with their relative errors (k,), and which of the batch diverged (k,)."""
+    """Best numbers of a batch with their relative errors, which of the batch diverged, and steps taken; each (k,)."""
 
     numbers: Numbers
     errors: Tensor
     diverged: Tensor
-    steps: int
+    steps: Tensor
 
 
 def _descend(
@@ -117,8 +118,10 @@ def _descend(
     workspace = Workspace()
     adam = torch.optim.Adam(parameters, betas=(0.9, 0.99), fused=True)
     patience = max(2, round(settings.steps * _PATIENCE / _CHECK_EVERY))
-    history: list[float] = []
-    step = 0
+    history: list[Tensor] = []
+    over = torch.zeros_like(broken)
+    steps = torch.zeros_like(norms, dtype=torch.int64)
+    last = torch.full_like(norms, math.inf)
     for step in range(settings.steps + 1):
         with torch.set_grad_enabled(step < settings.steps):  # the last step's numbers only have to be judged
             entries = target.entries(numbers, workspace)
@@ -131,15 +134,18 @@ def _descend(
         if step % _CHECK_EVERY == 0 or step == settings.steps:
             energy, gradient = energies(objective, difference)
             now = energy.sqrt() / norms
-            broken |= ~now.isfinite()
-            better = now < errors
+            # What is over stays as it is, so that a matrix ends the same whatever else is in the batch.
+            last, steps = torch.where(over, last, now), torch.where(over, steps, step)
+            broken |= ~now.isfinite() & ~over
+            better = (now < errors) & ~over
             errors = torch.where(better, now, errors)
             for kept, array in zip(best, (*parameters, *companion), strict=True):
                 kept.copy_(torch.where(better.reshape(-1, *[1] * (array.dim() - 1)), array.detach(), kept))
-            history.append(float(errors.mean()))
+            history.append(errors)
             if watch:
-                watch(StepReport(step, settings.steps, history[-1]))
-            if _is_over(history, patience, float(errors.max())):
+                watch(StepReport(step, settings.steps, float(errors.mean())))
+            over |= _over(history, patience)
+            if bool(over.all()):
                 break
         else:
             gradient = objective.weighted(difference)
@@ -150,12 +156,12 @@ def _descend(
             entries.backward(gradient.mul_(slope))  # type: ignore[no-untyped-call]
             adam.step()
     # A NaN on the way, an end far from the best, or no more than the zero map: a smaller step may do.
-    diverged = (broken | (errors > _COLLAPSED) | (now > _STRAYED * errors + _EXACT)) & torch.tensor(
+    diverged = (broken | (errors > _COLLAPSED) | (last > _STRAYED * errors + _EXACT)) & torch.tensor(
         settings.steps > 0, device=broken.device
     )
     shaped = iter(best)
     ended = [{name: next(shaped) for name in named} for named in structure.shapes()]
-    return _Ended(ended, errors, diverged, step)
+    return _Ended(ended, errors, diverged, steps)
 
 
 def _companion_start(objective: Objective, rank: int, seed: int) -> tuple[Tensor, Tensor] | tuple[()]:
@@ -164,8 +170,8 @@ def _companion_start(objective: Objective, rank: int, seed: int) -> tuple[Tensor
         return ()
     generator = torch.Generator().manual_seed(seed)
     batch, out, into = objective.weights.shape
-    left = torch.randn(batch, out, rank, generator=generator).to(objective.weights.device)
-    right = torch.randn(batch, rank, into, generator=generator).to(objective.weights.device)
+    left = torch.randn(out, rank, generator=generator).expand(batch, -1, -1).to(objective.weights.device)
+    right = torch.randn(rank, into, generator=generator).expand(batch, -1, -1).to(objective.weights.device)
     for _ in range(_COMPANION_SWEEPS):
         left, right = objective.companion(None, left, right)
     return left, right
@@ -176,14 +182,13 @@ def _share_of_rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / (_WARM_UP * steps + 1)) * (1 + math.cos(math.pi * step / max(steps, 1))) / 2
 
 
-def _is_over(history: Sequence[float], patience: int, worst: float) -> bool:
-    if worst <= _EXACT:
-        return True
-    return len(history) > patience and history[-1] > history[-1 - patience] * (1 - _LEAST_GAIN)
+def _over(history: Sequence[Tensor], patience: int) -> Tensor:
+    exact = history[-1] <= _EXACT
+    return exact | (history[-1] > history[-1 - patience] * (1 - _LEAST_GAIN)) if len(history) > patience else exact
 
 
 def _random_start(target: Target, structure: Structure, seed: int) -> Numbers:
-    """Random rotations, in the form of the structure's mixer, scaled to `_START_GAIN` of the weight's norm."""
+    """Random rotations, the same for every weight, in the form of the structure's mixer, `_START_GAIN` of its norm."""
     generator = torch.Generator().manual_seed(seed)
     objective = target.objective
     weights, batch = objective.weights, len(objective.weights)
@@ -194,14 +199,14 @@ def _random_start(target: Target, structure: Structure, seed: int) -> Numbers:
     entries = target.entries(start)
     gain = _START_GAIN * objective.frobenius() / torch.linalg.vector_norm(entries, dim=(1, 2))
     # On the weight's side of zero: descent from the other side has to pass a saddle (1x1 never does).
-    sign = torch.where((entries * weights).sum((1, 2)) < 0, -1.0, 1.0)
+    sign = torch.where(inner(entries, weights) < 0, -1.0, 1.0)
     return scaled(start, replace(structure, rank=0), gain, sign)
 
 
 def _random_rotations(batch: int, chain: Chain, mixer: Mixer, generator: torch.Generator) -> dict[str, Tensor]:
     # Below pi/4, so that every pair begins with a direct entry to divide by: any angle fits up to 0.3 % better,
     # but spreads the canonical numbers too far for float16.
-    angles = torch.empty(batch, chain.pairs).uniform_(-math.pi / 4, math.pi / 4, generator=generator)
+    angles = torch.empty(chain.pairs).uniform_(-math.pi / 4, math.pi / 4, generator=generator).repeat(batch, 1)
     if mixer is Mixer.GENERAL:
         direct, cross = coefficients(chain, Mixer.ROTATION, {"angles": angles})
         named = {"direct": direct, "cross": cross}

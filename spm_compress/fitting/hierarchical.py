@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spm_compress.fitting.threads import one_thread
 from spm_compress.operator.pairing import fixed_frame, partner
 from spm_compress.operator.structure import Chain, Mixer, Structure
 
@@ -103,7 +104,8 @@ def _rank_one(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Return (k, r) and (k, c), whose outer products are the best rank-one approximations of blocks (k, r, c)."""
     left, right = blocks.new_zeros(blocks.shape[:2]), blocks.new_zeros(blocks.shape[0], blocks.shape[2])
     held = blocks.flatten(1).any(1)  # a matrix padded to a square is mostly blocks of zeros
-    u, s, vt = torch.linalg.svd(blocks[held], full_matrices=False)
+    with one_thread():
+        u, s, vt = torch.linalg.svd(blocks[held], full_matrices=False)
     root = s[:, :1].sqrt()
     left[held], right[held] = u[:, :, 0] * root, vt[:, 0] * root
     return left, right

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from spm_compress.fitting.threads import inner, one_thread
+
 __all__ = ["Objective", "energies", "output_error", "regularized", "scale_and_ridge"]
 
 # Share of the mean eigenvalue that is added to every one. A direction without samples would cost nothing to
@@ -38,8 +40,7 @@ def output_error(weight: Tensor, matrix: Tensor, covariance: Tensor) -> float:
     """
     covariance = covariance.double()
     difference, whole = weight.double() - matrix.double(), weight.double()
-    energy = float(((difference @ covariance) * difference).sum().clamp(min=0))
-    total = float(((whole @ covariance) * whole).sum().clamp(min=0))
+    energy, total = (max(0.0, float(inner((each @ covariance)[None], each[None]))) for each in (difference, whole))
     return math.sqrt(energy / total) if total else (0.0 if energy == 0 else math.inf)
 
 
@@ -101,11 +102,17 @@ class Objective:
         rest = self.weights if chain is None else self.weights - chain
         if self.is_transposed:
             seen = left if self.metric is None else self.metric @ left
-            basis = torch.linalg.qr(rest.mT @ seen).Q
+            basis = _orthonormal(rest.mT @ seen)
             return rest @ basis, basis.mT
         seen = right.mT if self.metric is None else self.metric @ right.mT
-        basis = torch.linalg.qr(rest @ seen).Q
+        basis = _orthonormal(rest @ seen)
         return basis, basis.mT @ rest
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    with one_thread():
+        basis: Tensor = torch.linalg.qr(columns).Q
+    return basis
 
 
 def energies(objective: Objective, difference: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,5 +123,4 @@ def energies(objective: Objective, difference: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _energy(a: Tensor, b: Tensor) -> Tensor:
-    energy: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1)).clamp(min=0)
-    return energy
+    return inner(a, b).clamp(min=0)

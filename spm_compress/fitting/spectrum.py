@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spm_compress.errors import FitError
+from spm_compress.fitting.threads import one_thread
 
 __all__ = ["Spectrum", "spectra"]
 
@@ -96,7 +97,8 @@ def spectra(weights: Tensor) -> list[Spectrum]:
     for part in torch.split(wide, _COLUMNS, -1):
         scaled = part.double() / scale
         gram += scaled @ scaled.mT
-    energies = torch.linalg.eigvalsh(gram).clamp(min=0).flip(-1)  # (k, min(m, n))
+    with one_thread():
+        energies = torch.linalg.eigvalsh(gram).clamp(min=0).flip(-1)  # (k, min(m, n))
     totals = energies.sum(-1)
     shares = energies / torch.where(totals > 0, totals, 1)[:, None]
     norms = (largest * totals.sqrt()).tolist()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spm_compress.fitting.spectrum import Spectrum, spectra
+from spm_compress.fitting.threads import one_thread
 
 __all__ = ["low_rank_factors", "svd_error"]
 
@@ -20,7 +21,9 @@ def svd_error(weight: Tensor, numbers: float, covariance: Tensor | None = None) 
     """
     if covariance is None:
         return spectra(weight[None])[0].svd_error(numbers)
-    energy = torch.linalg.eigvalsh(_gram(weight.double(), covariance)).clamp(min=0).flip(0)  # largest first
+    gram = _gram(weight.double(), covariance)
+    with one_thread():
+        energy = torch.linalg.eigvalsh(gram).clamp(min=0).flip(0)  # largest first
     total = float(energy.sum())
     shares = energy / total if total else energy
     return Spectrum((weight.shape[0], weight.shape[1]), math.sqrt(total), shares).svd_error(numbers)
@@ -33,12 +36,14 @@ def low_rank_factors(weight: Tensor, rank: int, covariance: Tensor | None = None
     """
     weight = weight.double()
     m, n = weight.shape
-    if m <= n:
-        basis = torch.linalg.eigh(_gram(weight, covariance)).eigenvectors[:, m - rank :]
-    else:
-        vectors = torch.linalg.eigh(_gram(weight, covariance)).eigenvectors[:, n - rank :]
-        seen = vectors if covariance is None else _root(covariance) @ vectors
-        basis = torch.linalg.qr(weight @ seen).Q
+    gram = _gram(weight, covariance)
+    with one_thread():
+        vectors = torch.linalg.eigh(gram).eigenvectors[:, len(gram) - rank :]
+    basis = vectors
+    if m > n:
+        seen = weight @ (vectors if covariance is None else _root(covariance) @ vectors)
+        with one_thread():
+            basis = torch.linalg.qr(seen).Q
     return basis, basis.T @ weight
 
 
@@ -55,6 +60,7 @@ def _gram(weight: Tensor, covariance: Tensor | None) -> Tensor:
 
 
 def _root(covariance: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(covariance.double())
+    with one_thread():
+        values, vectors = torch.linalg.eigh(covariance.double())
     root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     return root

@@ -124,7 +124,7 @@ def summarize(artifact: Artifact, path: Path) -> Savings:
         mean_svd_output_error=_mean(svd_outputs),
         verdict=_trained_verdict(recovery)
         if artifact.recovery is not None
-        else _verdict(mean_error, max((layer.error for layer in layers), default=0.0), outputs),
+        else _verdict(mean_error, max((layer.error for layer in layers), default=None), outputs),
         recovery=recovery,
     )
 
@@ -162,7 +162,9 @@ def _layer(layer: FittedLayer) -> LayerSavings:
     )
 
 
-def _verdict(mean: float, worst: float, outputs: Sequence[float]) -> str:
+def _verdict(mean: float, worst: float | None, outputs: Sequence[float]) -> str:
+    if worst is None:
+        return "No weight was replaced: the model is what it was. The report says why, weight by weight."
     measured = f"the mean relative weight error is {mean:.2f} (worst layer {worst:.2f})"
     if outputs:
         return _output_verdict(sum(outputs) / len(outputs), max(outputs))

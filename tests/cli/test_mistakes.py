@@ -74,7 +74,7 @@ MISTAKES: list[tuple[str, Prepare, int, str]] = [
     ("fit model.safetensors", empty, 1, r"model\.safetensors: is empty; fetch or save the model again"),
     ("fit model.safetensors", truncated, 1, r"model\.safetensors: is not a whole safetensors file"),
     ("fit model.safetensors", corrupt, 1, r"model\.safetensors: is not a whole safetensors file"),
-    ("fit model.safetensors", whole_numbers, 2, r"no weight is left to fit \(0\.weight: I32 is not a floating-point"),
+    ("fit model.safetensors", whole_numbers, 2, r"no weight is left to fit \(0\.weight: I32: whole numbers"),
     ("fit model.safetensors", with_nan, 1, r"tensor '2\.weight' holds 1 NaN or infinite values"),
     ("fit model.safetensors --steps 1", blocked, 1, r"model\.spm\.safetensors: cannot be written"),
     ("fit model.safetensors --steps 1 -o no/where", nothing, 1, r"no/where: cannot be written"),

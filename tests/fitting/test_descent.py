@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from spm_compress.errors import FitError
 from spm_compress.fitting import FitSettings, StepReport, fit_matrices, svd_error
@@ -52,6 +54,32 @@ def test_descent_alone_ends_early_where_it_has_arrived() -> None:
     assert result.start == "random"
     assert result.error < 1e-3
     assert result.steps < FitSettings().steps
+
+
+@given(
+    shape=st.sampled_from([(48, 48), (96, 48), (48, 96)]),
+    order=st.permutations(range(4)).flatmap(lambda rows: st.integers(1, 4).map(lambda k: rows[:k])),
+    stages=st.integers(1, 12),
+    mixer=st.sampled_from([Mixer.GENERAL, Mixer.ROTATION, None]),
+    rank=st.sampled_from([0, 2, None]),
+    weighted=st.booleans(),
+)
+@settings(max_examples=25, deadline=None)
+def test_a_matrix_ends_the_same_whatever_else_is_in_its_batch(
+    shape: tuple[int, int], order: list[int], stages: int, mixer: Mixer | None, rank: int | None, weighted: bool
+) -> None:
+    weights = gaussian(4, *shape)
+    weights[1] = planted(FitSettings(stages=2, block=8), 96)[: shape[0], : shape[1]]  # this one is done early
+    inputs = gaussian(4, shape[1], 3 * shape[1])
+    covariances = inputs @ inputs.mT if weighted else None
+    asked = FitSettings(stages=stages, mixer=mixer, rank=rank, steps=60, block=8)
+    whole = fit_matrices(weights, asked, covariances=covariances)
+    part = fit_matrices(weights[order], asked, covariances=None if covariances is None else covariances[order])
+    for row, alone in zip(order, part, strict=True):
+        assert alone.spm.structure == whole[row].spm.structure
+        assert (alone.steps, alone.restarts) == (whole[row].steps, whole[row].restarts)
+        for a, b in zip(alone.spm.numbers, whole[row].spm.numbers, strict=True):
+            assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_the_same_inputs_give_the_same_bytes() -> None:

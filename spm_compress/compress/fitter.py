@@ -1,0 +1,63 @@
+"""Fits jobs: batch by batch, wherever there is room, and never twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from spm_compress.checkpoint.artifact import FittedLayer
+from spm_compress.checkpoint.source import Source
+from spm_compress.compress.cache import FitCache
+from spm_compress.compress.executors import Executor, Here, Task
+from spm_compress.compress.job import Job
+from spm_compress.compress.layers import batches
+from spm_compress.compress.progress import Progress, Silent
+
+__all__ = ["Fitter"]
+
+
+@dataclass(frozen=True)
+class Fitter:
+    """What every way to fit a model shares.
+
+    store: dtype of the stored mixers; fits: those made before and where new ones go; executor: who does the work.
+    """
+
+    source: Source
+    store: torch.dtype = torch.float32
+    device: str = "cpu"
+    progress: Progress = field(default_factory=Silent)
+    fits: FitCache = field(default_factory=lambda: FitCache(None))
+    executor: Executor = field(default_factory=Here)
+
+    def fit(self, jobs: Sequence[Job]) -> Iterator[FittedLayer]:
+        """Yield every job's layer as it is stored: first those that are known, then the others as they are done.
+
+        Raises FitError naming the weights that cannot be fitted, SourceError for one that has changed.
+        """
+        missing: dict[str, Job] = {}
+        for job in jobs:
+            known = self.fits.get(job, self.store)
+            if known is None:
+                missing[job.names[0]] = job
+            else:
+                self.progress.layer(known[0])
+                yield known[0]
+        shapes = {name: job.shape for name, job in missing.items()}
+        kinds = {name: (job.fit, job.moments is None) for name, job in missing.items()}
+        tasks = [
+            Task(tuple(missing[name] for name in batch), self.source, self.store, self.device)
+            for batch in batches(shapes, kinds)
+        ]
+        for done in self.executor.run(tasks, self.progress):
+            for job, layer in zip(done.jobs, done.layers, strict=True):
+                self.fits.put(job, layer, self.store, done.seconds / len(done.jobs))
+                self.progress.layer(layer)
+                yield layer
+
+    def seconds(self, job: Job) -> float:
+        """Return what fitting a job took, whenever that was; 0 for one that was not fitted."""
+        known = self.fits.get(job, self.store)
+        return 0.0 if known is None else known[1]

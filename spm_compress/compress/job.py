@@ -1,0 +1,67 @@
+"""One weight to fit."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spm_compress.calibration.moments import Moments, PairedMoments
+from spm_compress.checkpoint.tensor_info import TensorInfo
+from spm_compress.fitting.objective import scale_and_ridge
+from spm_compress.fitting.settings import FitSettings
+from spm_compress.fitting.threads import one_thread
+
+__all__ = ["Job", "digest"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One weight to fit: its name and those of tensors tied to it, dense dtype, how, and the `digest` of its values.
+
+    moments: of its inputs as they are when it is fitted; paired: the same beside the original model's.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, int]
+    dtype: str
+    fit: FitSettings
+    sha256: str
+    moments: Moments | None = None
+    paired: PairedMoments | None = None
+
+    def target(self, weight: Tensor) -> Tensor:
+        """Return the matrix (out, in) to approximate: the weight, or what corrects for changed inputs.
+
+        Of inputs x now and x0 in the original model, W' = W cov(x0, x) cov(x, x)^-1 has the least ||W' x - W x0||; with
+        the ridge of the metric on both covariances, so that W' = W where nothing has changed.
+        """
+        if self.paired is None:
+            return weight
+        now = self.paired.now
+        scale, ridge = scale_and_ridge(now.covariance, now.rows)
+        ridges = ridge * torch.eye(weight.shape[1], dtype=torch.float64)
+        crossed = weight.double() @ (self.paired.cross.double() / scale + ridges)
+        with one_thread():
+            solved: Tensor = torch.linalg.solve(now.covariance.double() / scale + ridges, crossed, left=False)
+        return solved.float()
+
+    def shift(self, weight: Tensor, matrix: Tensor) -> Tensor | None:
+        """Return (out,) float32 what the bias is raised by, so that the mean output stays; None without moments."""
+        if self.moments is None:
+            return None
+        mean = self.moments.mean.double()
+        before = mean if self.paired is None else self.paired.mean.double()
+        return (weight.double() @ before - matrix.double() @ mean).float()
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the dense weight; tied names are one weight, but each had its own copy on disk."""
+        return TensorInfo(self.shape, self.dtype).bytes * len(self.names)
+
+
+def digest(weight: Tensor) -> str:
+    """Return the SHA-256 of the values as float32 in C order: how a weight is found again in a graph."""
+    return hashlib.sha256(weight.float().contiguous().numpy().tobytes()).hexdigest()

@@ -1,0 +1,204 @@
+"""A fit that is killed, interrupted or run twice: an output is whole or not there, and nothing done is lost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_commands import COMMAND, spm
+
+from spm_compress import read_artifact
+
+KILLS = int(os.environ.get("SPM_KILLS", "50"))
+ARGUMENTS = ("fit", "model.safetensors", "--steps", "300", "--quiet")
+
+
+def write_model(path: Path, seed: int = 0) -> None:
+    """Six weights of six shapes: six batches."""
+    draw = torch.Generator().manual_seed(seed)
+    shapes = [(64 + 16 * i, 96) for i in range(6)]
+    save_file({f"layer.{i}.weight": torch.randn(shape, generator=draw) for i, shape in enumerate(shapes)}, path)
+
+
+def run_in(folder: Path) -> None:
+    """Be the command; torch is imported already."""
+    import sys
+
+    from spm_compress_cli.main import main
+
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    sys.argv = ["spm-compress", *ARGUMENTS]
+    with Path(os.devnull).open("w") as nowhere:
+        sys.stdout = nowhere
+        main()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_model(tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(folder: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["spm_compress.compress", "spm_compress.report", "spm_compress_cli.fit", __name__])
+    began = time.perf_counter()
+    whole = context.Process(target=run_in, args=(folder,))
+    whole.start()
+    whole.join()
+    lasts = time.perf_counter() - began
+    output = folder / "model.spm.safetensors"
+    expected = digest(output)
+    output.unlink()
+    draw, resumed, ended = random.Random(0), 0, 0
+    for _ in range(KILLS):
+        before = len(list(folder.glob("*.ledger/*.spm.safetensors")))
+        resumed += before > 0
+        run = context.Process(target=run_in, args=(folder,))
+        run.start()
+        run.join(draw.uniform(0, lasts))
+        run.kill()
+        run.join()
+        assert len(list(folder.glob("*.ledger/*.spm.safetensors"))) >= before or output.exists()
+        if output.exists():
+            assert digest(output) == expected
+            ended += 1
+            if run.exitcode == 0:
+                assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", output.name]
+            output.unlink()
+    assert resumed >= KILLS // 4
+    assert ended
+    last = context.Process(target=run_in, args=(folder,))
+    last.start()
+    last.join()
+    assert last.exitcode == 0
+    assert digest(output) == expected
+    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", output.name]
+
+
+def begin(folder: Path, steps: int) -> subprocess.Popen[str]:
+    arguments = [*COMMAND, "fit", "model.safetensors", "--steps", str(steps)]
+    return subprocess.Popen(arguments, cwd=folder, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def unfinished(folder: Path) -> Path:
+    """A folder with the ledger of a fit that was interrupted after a weight or more."""
+    fit = subprocess.Popen(
+        [*COMMAND, "fit", "model.safetensors", "--steps", "3000"], cwd=folder, stderr=subprocess.PIPE
+    )
+    ledger = folder / "model.spm.safetensors.ledger"
+    while not list(ledger.glob("*.spm.safetensors")):
+        assert fit.poll() is None
+        time.sleep(0.02)
+    fit.send_signal(signal.SIGINT)
+    _, stderr = fit.communicate(timeout=60)
+    last = stderr.splitlines()[-1]
+    assert last.startswith("error: interrupted; ")
+    assert last.endswith(" fitted weights are kept, and the same command goes on from there")
+    assert fit.returncode == 1
+    assert not (folder / "model.spm.safetensors").exists()
+    return folder
+
+
+def test_the_ledger_of_another_fit_is_refused_with_what_differs(unfinished: Path) -> None:
+    run = spm("fit", "model.safetensors", "--steps", "200", "--seed", "3", cwd=unfinished)
+    assert run.returncode == 1
+    assert run.stderr.splitlines() == [
+        "error: model.spm.safetensors.ledger: belongs to an unfinished fit with seed 0 (now 3); steps 3000 (now 200); "
+        "repeat that command to finish it, or delete the folder to begin anew"
+    ]
+    write_model(unfinished / "model.safetensors", seed=1)
+    run = spm("fit", "model.safetensors", "--steps", "3000", cwd=unfinished)
+    assert run.returncode == 1
+    assert "an unfinished fit with model.safetensors " in run.stderr
+    recipe = unfinished / "model.spm.safetensors.ledger" / "recipe.json"
+    write_model(unfinished / "model.safetensors")
+    value = json.loads(recipe.read_text())
+    value["versions"]["spm_compress"] = "0.0.1"
+    recipe.write_text(json.dumps(value))
+    run = spm("fit", "model.safetensors", "--steps", "3000", cwd=unfinished)
+    assert run.returncode == 1
+    assert "an unfinished fit with spm_compress 0.0.1 (now " in run.stderr
+
+
+def test_two_runs_of_one_output_do_not_meet(folder: Path) -> None:
+    fit = begin(folder, 100000)
+    while not (folder / "model.spm.safetensors.ledger" / "recipe.json").exists():
+        assert fit.poll() is None
+        time.sleep(0.02)
+    try:
+        run = spm("fit", "model.safetensors", cwd=folder)
+        assert run.returncode == 1
+        assert run.stderr.splitlines() == [
+            "error: model.spm.safetensors: another run is writing it; wait until it is done, or name another file "
+            "with --output"
+        ]
+        assert (
+            spm("fit", "model.safetensors", "--steps", "5", "-o", "other.spm.safetensors", cwd=folder).returncode == 0
+        )
+    finally:
+        fit.kill()
+        fit.wait()
+
+
+def test_a_model_that_changes_meanwhile_is_noticed(folder: Path) -> None:
+    fit = begin(folder, 1500)
+    while not list(folder.glob("*.ledger/*.spm.safetensors")):
+        assert fit.poll() is None
+        time.sleep(0.02)
+    write_model(folder / "new.safetensors", seed=1)
+    (folder / "new.safetensors").replace(folder / "model.safetensors")
+    _, stderr = fit.communicate(timeout=120)
+    assert fit.returncode == 1
+    assert "changed while" in stderr.splitlines()[-1]
+    assert "nothing was written" in stderr.splitlines()[-1]
+    assert not (folder / "model.spm.safetensors").exists()
+
+
+def test_some_weights_are_fitted_anew(folder: Path) -> None:
+    assert spm("fit", "model.safetensors", "--steps", "20", cwd=folder).returncode == 0
+    before = read_artifact(folder / "model.spm.safetensors")
+    again = spm(
+        "fit", "model.safetensors", "--steps", "20", "--stages", "4", "--refit", "layer.[12].*", "--json", cwd=folder
+    )
+    assert again.returncode == 0, again.stderr
+    after = read_artifact(folder / "model.spm.safetensors")
+    assert [layer.name for layer in after.layers] == [layer.name for layer in before.layers]
+    stages = {layer.name: layer.spm.structure.stages for layer in after.layers}
+    assert stages == {f"layer.{i}.weight": 4 if i in (1, 2) else 10 for i in range(6)}
+    for old, new in zip(before.layers, after.layers, strict=True):
+        same = old.spm.structure == new.spm.structure and all(
+            torch.equal(a[name], b[name]) for a, b in zip(old.spm.numbers, new.spm.numbers, strict=True) for name in a
+        )
+        assert same == (new.name not in ("layer.1.weight", "layer.2.weight"))
+    wrong = spm("fit", "model.safetensors", "--refit", "layr.*", cwd=folder)
+    assert wrong.returncode == 2
+    assert "--refit" in wrong.stderr
+    write_model(folder / "model.safetensors", seed=1)
+    wrong = spm("fit", "model.safetensors", "--refit", "layer.1.*", cwd=folder)
+    assert wrong.returncode == 1
+    assert "belongs to another model" in wrong.stderr
+
+
+def test_several_processes_give_the_same_bytes(folder: Path) -> None:
+    assert spm("fit", "model.safetensors", "--steps", "60", "-o", "one.spm.safetensors", cwd=folder).returncode == 0
+    run = spm("fit", "model.safetensors", "--steps", "60", "-o", "two.spm.safetensors", "--jobs", "3", cwd=folder)
+    assert run.returncode == 0, run.stderr
+    assert digest(folder / "one.spm.safetensors") == digest(folder / "two.spm.safetensors")
+    assert sum(" error " in line for line in run.stderr.splitlines()) == 6
