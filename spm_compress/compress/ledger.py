@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from spm_compress.checkpoint.files import make_folder, write_whole
+from spm_compress.checkpoint.files import write_whole
 from spm_compress.compress.cache import FitCache
 from spm_compress.errors import ArtifactError, SpmError
 
@@ -37,15 +38,19 @@ class Ledger:
 
     def __enter__(self) -> Ledger:
         """Lock it, and sweep away what a killed run left unfinished."""
-        make_folder(self.folder)
         try:
+            if self.output.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "it is a folder")
+            self.folder.mkdir(exist_ok=True)
             self._lock.acquire()
         except Timeout as error:
             raise SpmError(
                 f"{self.output}: another run is writing it; wait until it is done, or name another file with --output"
             ) from error
         except OSError as error:
-            raise SpmError(f"{self.folder}: cannot be locked ({error.strerror}); check its permissions") from error
+            raise SpmError(
+                f"{self.output}: cannot be written ({error.strerror}); check the folder's permissions and free space"
+            ) from error
         for folder, pattern in ((self.output.parent, f".{self.output.name}.*.tmp"), (self.folder, ".*.tmp")):
             for path in folder.glob(pattern):
                 path.unlink(missing_ok=True)

@@ -219,8 +219,8 @@ def _calibrated(source: Source, selected: Selected, data: Path | None, cache: Pa
     return Selected(tuple(jobs), selected.kept)
 
 
-def _named(data: Path | None) -> dict[str, str] | None:
-    return None if data is None else {"file": data.name, "sha256": sha256_of(data)}
+def _named(data: Path | None) -> dict[str, str | None] | None:
+    return None if data is None else {"file": data.name, "sha256": sha256_of(data) if data.is_file() else None}
 
 
 def _artifact(

@@ -49,7 +49,7 @@ def test_what_is_no_dense_map_stays_with_its_reason(tmp_path: Path) -> None:
         "fc.bias": "1-D, not a matrix",
         "embeddings.word_embeddings.weight": "a lookup table by its name",
         "wpe.weight": "a lookup table by its name",
-        "steps": "I64 is not a floating-point type that can be fitted",
+        "steps": "I64: whole numbers, perhaps of packed weights; left as it is",
         "conv.weight": "4-D, not a matrix",
         "head.weight": "narrower than 32 features",
         "small.weight": "excluded",
