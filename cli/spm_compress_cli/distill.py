@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from spm_compress_cli.evaluation import evaluation_options, gate_of
+from spm_compress_cli.factory import factory_option
 
 
 @click.command()
@@ -28,6 +29,7 @@ from spm_compress_cli.evaluation import evaluation_options, gate_of
 @click.option(
     "--source", "source_path", type=click.Path(path_type=Path), help="The model that was fitted, if it has moved."
 )
+@factory_option
 @click.option("--steps", type=int, default=1000, show_default=True, help="Optimizer steps.")
 @click.option("--batch", type=int, default=32, show_default=True, help="Samples a step.")
 @click.option("--accumulate", type=int, default=1, show_default=True, help="Parts in which a batch is run.")
@@ -69,6 +71,7 @@ def distill(
     calibration: Path,
     output: Path | None,
     source_path: Path | None,
+    factory: str | None,
     log: Path | None,
     device: str,
     evaluate: str | None,
@@ -98,7 +101,7 @@ def distill(
     )
     path = artifact or find_artifact(Path())
     fitted = read_artifact(path)
-    source = source_of(fitted, path, source_path)
+    source = source_of(fitted, path, source_path, factory)
     out = output or Path(f"{path.name.removesuffix(SUFFIX)}.recovered{SUFFIX}")
     state = out.with_name(f"{out.name}.state")
     with follow_training(quiet, log) as watch:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from spm_compress_cli.factory import factory_option
 from spm_compress_cli.sizes import Sizes
 
 _ACTIVATIONS = ["relu", "gelu", "tanh", "sigmoid", "silu", "leaky-relu", "elu", "none"]
@@ -25,6 +26,7 @@ _ACTIVATIONS = ["relu", "gelu", "tanh", "sigmoid", "silu", "leaky-relu", "elu", 
 @click.option(
     "--source", "source_path", type=click.Path(path_type=Path), help="The model that was fitted, if it has moved."
 )
+@factory_option
 @click.option(
     "--activation",
     type=click.Choice(_ACTIVATIONS),
@@ -83,6 +85,7 @@ def export(
     ort_path: Path | None,
     graph: Path | None,
     source_path: Path | None,
+    factory: str | None,
     activation: str | None,
     lowering: str,
     layout: str,
@@ -112,7 +115,7 @@ def export(
         raise click.UsageError("--layers writes ONNX files; give --onnx FOLDER, and leave --ort out")
     if quantize and dtype != "float32":
         raise click.UsageError("--quantize int8 and --dtype float16 exclude each other; choose one")
-    from spm_compress.checkpoint import find_artifact, read_artifact, source_of
+    from spm_compress.checkpoint import find_artifact, is_bare, read_artifact, source_of
     from spm_compress.export import (
         ExportSettings,
         Layout,
@@ -143,8 +146,8 @@ def export(
     if layers:
         written = export_layers(fitted, onnx_path, settings=settings)
     else:
-        source = None if graph else source_of(fitted, path, source_path)
-        if source and source.config is None and source.graph is None and activation is None:
+        source = None if graph else source_of(fitted, path, source_path, factory)
+        if source and is_bare(source) and activation is None:
             message("no graph is given: assuming a chain of linears with relu between them (--activation)", quiet)
         exported = export_onnx(
             fitted,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spm_compress_cli.evaluation import evaluation_options, gate_of
+from spm_compress_cli.factory import factory_option
 
 if TYPE_CHECKING:
     from spm_compress.compress import CompressSettings
@@ -17,7 +18,8 @@ _CACHE = Path(".spm-compress")
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path(path_type=Path), required=False)
+@factory_option
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Artifact to write.  [default: NAME.spm.safetensors here]"
 )
@@ -75,7 +77,8 @@ _CACHE = Path(".spm-compress")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def fit(
-    model: Path,
+    model: Path | None,
+    factory: str | None,
     output: Path | None,
     calibration: Path | None,
     device: str,
@@ -91,11 +94,11 @@ def fit(
 ) -> None:
     """Replace every dense weight of MODEL by pairwise mixing stages.
 
-    MODEL is a .safetensors file, a .safetensors.index.json, a .pt, .pth or .bin of torch.save, a Hugging Face folder
-    or an .onnx model. Interrupted, the same command goes on where it was.
+    MODEL is a .safetensors file, a .safetensors.index.json, a .pt, .pth or .bin of torch.save, a .pt2 of torch.export,
+    a Hugging Face folder or an .onnx model; with --factory, the weights of what is built, or left out. Interrupted, the
+    same command goes on where it was.
     """
-    from spm_compress.checkpoint import open_source, read_artifact, write_artifact
-    from spm_compress.checkpoint.huggingface import load_huggingface
+    from spm_compress.checkpoint import is_live, load_module, open_source, read_artifact, write_artifact
     from spm_compress.compress import Here, Ledger, Processes, Refit, check_device, fit_model, load_model, plan_model
     from spm_compress.report import summarize
     from spm_compress_cli.plan_table import show_plan
@@ -105,9 +108,11 @@ def fit(
     settings = _settings(**options)
     gate = gate_of(evaluate, min_score, max_drop)
     check_device(device)
-    source = open_source(model)
-    if gate and source.config is None:
-        raise click.UsageError(f"--eval: {model} has no model that can be called; only a Hugging Face folder has")
+    source = open_source(model, factory)
+    if gate and not is_live(source):
+        raise click.UsageError(
+            f"--eval: {model} is no model that can be called; a Hugging Face folder is, or give --factory"
+        )
     if dry_run:
         with follow(quiet) as progress:
             selected, forecast = plan_model(
@@ -115,7 +120,7 @@ def fit(
             )
         show_plan(selected, forecast, as_json)
         return
-    path = output or Path(artifact_name(model))
+    path = output or Path(artifact_name(model or Path(str(factory).partition(":")[0])))
     with Ledger(path) as ledger, follow(quiet) as progress:
         artifact = fit_model(
             source,
@@ -130,7 +135,7 @@ def fit(
             refit=Refit(read_artifact(path), refit) if refit else None,
         )
         write_artifact(artifact, path)
-    models = {"original": lambda: load_huggingface(source), "fitted": lambda: load_model(artifact, source)}
+    models = {"original": lambda: load_module(source), "fitted": lambda: load_model(artifact, source)}
     scores = gate.scores(models) if gate else {}
     show_totals(summarize(artifact, path), path, as_json, scores)
     if gate:
@@ -200,6 +205,6 @@ def _count(option: str, text: str, *, least: int) -> int:
 def artifact_name(model: Path) -> str:
     """Return the default name of a model's artifact: its own name with .spm.safetensors."""
     name = model.resolve().name
-    for suffix in (".safetensors.index.json", ".safetensors", ".onnx"):
+    for suffix in (".safetensors.index.json", ".safetensors", ".onnx", ".pt2", ".pt", ".pth", ".bin", ".ckpt"):
         name = name.removesuffix(suffix)
     return f"{name}.spm.safetensors"

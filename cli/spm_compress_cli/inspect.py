@@ -6,9 +6,12 @@ from pathlib import Path
 
 import click
 
+from spm_compress_cli.factory import factory_option
+
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path(path_type=Path), required=False)
+@factory_option
 @click.option("--include", multiple=True, metavar="GLOB", help="Only weights of this name; repeatable.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave weights of this name out; repeatable.")
 @click.option(
@@ -24,7 +27,8 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print the inspection as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def inspect(
-    model: Path,
+    model: Path | None,
+    factory: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     min_features: int,
@@ -44,12 +48,13 @@ def inspect(
     from spm_compress_cli.inspection_table import show_inspection
     from spm_compress_cli.progress import message
 
+    source = open_source(model, factory)
     inspection = inspect_model(
-        open_source(model),
+        source,
         include=include,
         exclude=exclude,
         min_features=min_features,
         probe_steps=probe_steps,
         progress=lambda done, total, what: message(f"[{done}/{total}] {what}", quiet),
     )
-    show_inspection(inspection, model, as_json)
+    show_inspection(inspection, source.path, as_json)

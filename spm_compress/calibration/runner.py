@@ -11,6 +11,7 @@ from torch import Tensor
 from spm_compress.calibration.data import Batch
 from spm_compress.calibration.onnx_runner import open_onnx_runner
 from spm_compress.calibration.torch_runner import open_torch_runner
+from spm_compress.checkpoint.modules import is_live
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import UsageError
 
@@ -44,9 +45,9 @@ def open_runner(source: Source, data: Path) -> Runner:
     """
     if source.graph is not None:
         return open_onnx_runner(source, data)
-    if source.config is not None:
+    if is_live(source):
         return open_torch_runner(source, data)
     raise UsageError(
         f"{source.path}: holds weights without a model that can be run on {data}; "
-        "calibrate a Hugging Face folder or an .onnx model"
+        "calibrate a Hugging Face folder, an .onnx model or what a --factory builds"
     )

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from spm_compress.calibration.data import Batch, check_names, read_batches
 from spm_compress.calibration.padding import real_rows
-from spm_compress.checkpoint.huggingface import load_huggingface, module_of, quiet
+from spm_compress.checkpoint.huggingface import module_of, quiet
+from spm_compress.checkpoint.modules import load_module
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import SourceError, first_line
 
@@ -103,8 +104,8 @@ def as_tensors(batch: Batch) -> dict[str, Tensor]:
 
 
 def open_torch_runner(source: Source, data: Path) -> TorchRunner:
-    """Load a Hugging Face folder. Raises SourceError or UsageError as `load_huggingface` and `read_batches`."""
-    model = load_huggingface(source)
+    """Load the live model. Raises SourceError or UsageError as `load_module` and `read_batches`."""
+    model = load_module(source)
     return TorchRunner(source.path, model, batches_for(model, source, data), _layers(model, source))
 
 

@@ -10,6 +10,8 @@ from spm_compress.checkpoint.artifact import (
     write_artifact,
 )
 from spm_compress.checkpoint.files import write_tensors
+from spm_compress.checkpoint.modules import is_bare, is_live, load_module
+from spm_compress.checkpoint.named import named_function
 from spm_compress.checkpoint.origin import source_of
 from spm_compress.checkpoint.source import Source, open_source
 from spm_compress.checkpoint.tensor_info import TensorInfo
@@ -22,6 +24,10 @@ __all__ = [
     "Source",
     "TensorInfo",
     "find_artifact",
+    "is_bare",
+    "is_live",
+    "load_module",
+    "named_function",
     "open_source",
     "read_artifact",
     "source_of",

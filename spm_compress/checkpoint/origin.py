@@ -11,18 +11,26 @@ from spm_compress.errors import ArtifactError
 __all__ = ["source_of"]
 
 
-def source_of(artifact: Artifact, artifact_path: Path, given: Path | None = None) -> Source:
+def source_of(artifact: Artifact, artifact_path: Path, given: Path | None = None, factory: str | None = None) -> Source:
     """Open the model that an artifact was fitted from: the path given, or the one it recorded.
 
+    factory: of a model that a function builds; what the artifact recorded is never imported by itself.
     Raises ArtifactError if it is gone or has changed since the fit.
     """
+    recorded_factory = artifact.source.get("factory")
+    if recorded_factory and factory is None:
+        raise ArtifactError(
+            f"{artifact_path}: was fitted from what {recorded_factory} builds; to run that code again, say "
+            f"--factory {recorded_factory}"
+        )
     path = given or artifact_path.parent / str(artifact.source["path"])
-    if not path.exists():
+    built = recorded_factory in artifact.source["files"]
+    if not built and not path.exists():
         raise ArtifactError(
             f"{path}: the model that was fitted is not there; name it with --source, "
             "or, to export, its graph with --graph dense.onnx"
         )
-    source = open_source(path)
+    source = open_source(None if built else path, factory)
     recorded = artifact.source["files"]
     for name, found in source.hashes().items():
         if name in recorded and recorded[name] != found:

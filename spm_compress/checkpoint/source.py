@@ -8,13 +8,17 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from spm_compress.checkpoint.factory_source import open_factory
 from spm_compress.checkpoint.onnx_source import open_onnx
+from spm_compress.checkpoint.program_source import open_program
 from spm_compress.checkpoint.safetensors_source import open_safetensors
 from spm_compress.checkpoint.tensor_info import TensorInfo
 from spm_compress.checkpoint.torch_source import SUFFIXES, open_torch
-from spm_compress.errors import SourceError, near_misses
+from spm_compress.errors import SourceError, UsageError, near_misses
 
 __all__ = ["Source", "open_source", "read_finite"]
+
+_SUFFIXES = (".safetensors", ".json", ".onnx", ".pt2", *SUFFIXES)
 
 
 class Source(Protocol):
@@ -57,24 +61,30 @@ def read_finite(source: Source, name: str) -> Tensor:
     return tensor
 
 
-def open_source(path: Path) -> Source:
-    """Open a safetensors file, a sharded index, a Hugging Face folder, an ONNX model or a file of torch.save.
+def open_source(path: Path | None, factory: str | None = None) -> Source:
+    """Open a safetensors file, a sharded index, a Hugging Face folder, an ONNX model, a torch checkpoint or a program.
 
-    Raises SourceError, with what to do, for a missing, empty, damaged or foreign file.
+    factory: `module:function` that builds the model, with its own weights if there is no path (`open_factory`).
+    Raises SourceError, with what to do, for a missing, empty, damaged or foreign file, UsageError for neither.
     """
+    if factory is not None:
+        return open_factory(factory, None if path is None else open_source(path))
+    if path is None:
+        raise UsageError("there is no model; name a file or folder, or a function with --factory module:function")
     if not path.exists():
         beside = path.parent if path.parent.is_dir() else Path()
-        known = [
-            p.name for p in beside.iterdir() if p.is_dir() or p.suffix in (".safetensors", ".json", ".onnx", *SUFFIXES)
-        ]
+        known = [each.name for each in beside.iterdir() if each.is_dir() or each.suffix in _SUFFIXES]
         raise SourceError(f"{path}: no such file or folder{near_misses(path.name, known)}")
     if path.suffix == ".onnx":
         return open_onnx(path)
+    if path.suffix == ".pt2":
+        return open_program(path)
     if path.suffix in SUFFIXES:
         return open_torch(path)
     if path.is_dir() or path.suffix == ".safetensors" or path.name.endswith(".index.json"):
         return open_safetensors(path)
     raise SourceError(
         f"{path}: not a format that can be read; give a .safetensors file, a .safetensors.index.json, a .pt, .pth "
-        "or .bin of torch.save, a Hugging Face folder or an .onnx file (or convert with safetensors.torch.save_file)"
+        "or .bin of torch.save, a .pt2 of torch.export, a Hugging Face folder or an .onnx file (or convert with "
+        "safetensors.torch.save_file)"
     )

@@ -1,6 +1,6 @@
 """Floor 4: a whole model, as files or as a live module."""
 
-from spm_compress.compress.evaluation import Gate, named_function
+from spm_compress.compress.evaluation import Gate
 from spm_compress.compress.executors import Executor, Here, Processes
 from spm_compress.compress.expansion import Expanded, expand
 from spm_compress.compress.inspection import Inspection, inspect_model
@@ -36,7 +36,6 @@ __all__ = [
     "inspect_model",
     "load",
     "load_model",
-    "named_function",
     "parse_override",
     "plan_model",
     "refreshed",

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,29 +12,9 @@ from torch import nn
 
 from spm_compress.errors import UsageError, VerificationError, first_line
 
-__all__ = ["Gate", "named_function"]
+__all__ = ["Gate"]
 
 Models = Mapping[str, Callable[[], nn.Module]]
-
-
-def named_function(name: str) -> Callable[[nn.Module], Any]:
-    """Import `module:function`; the working directory is searched first, as by `python -m`.
-
-    This runs the module's code. Raises UsageError if there is none of that name.
-    """
-    module_name, _, function_name = name.partition(":")
-    if not module_name or not function_name:
-        raise UsageError(f"--eval {name}: is not of the form module:function")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"--eval {name}: cannot be imported ({first_line(error)})") from error
-    if not callable(found):
-        raise UsageError(f"--eval {name}: is a {type(found).__name__}, not a function")
-    return found  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

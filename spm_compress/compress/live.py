@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer, read_artifact, write_artifact
-from spm_compress.checkpoint.huggingface import load_huggingface, member_of, module_of
+from spm_compress.checkpoint.huggingface import member_of, module_of
+from spm_compress.checkpoint.modules import load_module
 from spm_compress.checkpoint.origin import source_of
 from spm_compress.checkpoint.source import Source
 from spm_compress.compress.layers import stored_as
@@ -27,19 +28,20 @@ from spm_compress.version import __version__
 __all__ = ["load", "load_model", "refreshed", "save", "storable"]
 
 
-def load(artifact: Path | str, source: Path | str | None = None) -> nn.Module:
-    """Return a compressed model, live, in evaluation mode: a Hugging Face model with SPMLinear layers.
+def load(artifact: Path | str, source: Path | str | None = None, *, factory: str | None = None) -> nn.Module:
+    """Return a compressed model, live, in evaluation mode: the original model with SPMLinear layers.
 
-    artifact: file that `fit` or `distill` wrote; source: the folder that was fitted, if it has moved.
+    artifact: file that `fit` or `distill` wrote; source: the Hugging Face folder that was fitted, if it has moved;
+    factory: `module:function` that builds the model, if it was fitted from one.
     Raises ArtifactError if either is missing, damaged or does not belong to the other; SourceError if transformers
     cannot load the model.
     """
     path = Path(artifact)
     found = read_artifact(path)
-    return load_model(found, source_of(found, path, None if source is None else Path(source)))
+    return load_model(found, source_of(found, path, None if source is None else Path(source), factory))
 
 
-def save(model: nn.Module, path: Path | str, *, like: Path | str) -> None:
+def save(model: nn.Module, path: Path | str, *, like: Path | str, factory: str | None = None) -> None:
     """Write the numbers that a model from `load` has now as an artifact, which exports and reports as any other.
 
     like: the artifact that the model was loaded from; what it keeps by name (layers, kept tensors) is taken from the
@@ -47,16 +49,16 @@ def save(model: nn.Module, path: Path | str, *, like: Path | str) -> None:
     """
     path, like = Path(path), Path(like)
     artifact = read_artifact(like)
-    source = source_of(artifact, like)
+    source = source_of(artifact, like, factory=factory)
     write_artifact(refreshed(artifact, model, source, beside=path.parent), path)
 
 
 def load_model(artifact: Artifact, source: Source) -> nn.Module:
-    """Return the compressed model, live: the source's Hugging Face model with SPMLinear layers, in evaluation mode.
+    """Return the compressed model, live: the source's model with SPMLinear layers, in evaluation mode.
 
     Raises SourceError if the source cannot be loaded, ArtifactError if the artifact does not belong to it.
     """
-    model = load_huggingface(source)
+    model = load_module(source)
     apply_artifact(model, artifact)
     return model
 

@@ -14,6 +14,7 @@ import torch
 from spm_compress.calibration.collect import collect, load_or_collect
 from spm_compress.calibration.runner import open_runner
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer, KeptTensor
+from spm_compress.checkpoint.factory_source import FactorySource
 from spm_compress.checkpoint.files import sha256_of
 from spm_compress.checkpoint.source import Source, read_finite
 from spm_compress.checkpoint.tensor_info import TensorInfo
@@ -235,7 +236,7 @@ def _artifact(
     fitted = {name for layer in layers for name in layer.names}
     tensors = {name: source.read(name) for name in infos if name not in fitted}
     return Artifact(
-        source={"path": os.path.relpath(source.path, beside), "files": dict(files)},
+        source={"path": os.path.relpath(source.path, beside), "files": dict(files), **_factory(source)},
         settings=settings,
         versions=_VERSIONS,
         layers=tuple(sorted(layers, key=lambda layer: layer.name)),
@@ -245,6 +246,10 @@ def _artifact(
         ),
         tensors=tensors,
     )
+
+
+def _factory(source: Source) -> dict[str, str]:
+    return {"factory": source.factory} if isinstance(source, FactorySource) else {}
 
 
 def check_device(device: str) -> None:

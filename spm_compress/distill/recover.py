@@ -11,7 +11,7 @@ from torch import nn
 
 from spm_compress.checkpoint.artifact import Artifact
 from spm_compress.checkpoint.files import sha256_of
-from spm_compress.checkpoint.huggingface import load_huggingface
+from spm_compress.checkpoint.modules import is_live, load_module
 from spm_compress.checkpoint.source import Source
 from spm_compress.compress.live import load_model, refreshed, storable
 from spm_compress.distill.loop import Distilled, distill
@@ -49,12 +49,12 @@ def recover(
     artifact is going to lie in; state: where the training is kept, so that it can be resumed (`distill`).
     Deterministic on one machine. Raises what `distill` raises, and UsageError for a source that torch cannot train.
     """
-    if source.config is None:
+    if not is_live(source):
         raise UsageError(
-            f"{source.path}: has no model that torch can train; distill needs a Hugging Face folder "
+            f"{source.path}: has no model that torch can train; distill needs a Hugging Face folder or a --factory "
             "(in Python, spm_compress.distill.distill takes any two modules)"
         )
-    teacher, student = load_huggingface(source), load_model(artifact, source)
+    teacher, student = load_module(source), load_model(artifact, source)
     loader, held = samples(teacher, source, data, settings)
     recipe = {
         "artifact": _digest(artifact),

@@ -12,12 +12,22 @@ import onnx_ir as ir
 import torch
 
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer
+from spm_compress.checkpoint.factory_source import FactorySource
 from spm_compress.checkpoint.files import write_whole, write_whole_set
+from spm_compress.checkpoint.modules import is_live
 from spm_compress.checkpoint.onnx_source import all_tensors, open_graph
+from spm_compress.checkpoint.program_source import ProgramSource
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import ExportError, VerificationError
 from spm_compress.export.choice import Choice, plans, remembered, rows_of_layers
-from spm_compress.export.graph import WAYS, chain_of_linears, from_huggingface, from_module
+from spm_compress.export.graph import (
+    WAYS,
+    chain_of_linears,
+    from_factory,
+    from_huggingface,
+    from_module,
+    from_program,
+)
 from spm_compress.export.lowering import Dense, Lowering
 from spm_compress.export.measuring.timing import interleaved
 from spm_compress.export.precision import in_precision
@@ -84,10 +94,10 @@ def export_onnx(
     Raises ExportError where no graph can be had, VerificationError if ONNX Runtime and torch differ.
     """
     settings = settings or ExportSettings()
-    if artifact.retrained and (graph is not None or source is None or source.config is None):
+    if artifact.retrained and (graph is not None or source is None or not is_live(source)):
         raise ExportError(
             f"the artifact was trained after its fit, and a graph with its {len(artifact.retrained)} changed biases "
-            "and norms can be made from its Hugging Face folder only; leave --graph out"
+            "and norms can be made from its Hugging Face folder or factory only; leave --graph out"
         )
     dense = _dense_graph(source, graph, activation, artifact.retrained)
     if dense_path is not None:
@@ -147,6 +157,10 @@ def _dense_graph(
         raise ExportError(f"there is no graph to put the layers into; {WAYS}")
     if source.graph is not None:
         return open_graph(source.graph)
+    if isinstance(source, ProgramSource):
+        return from_program(source.program)
+    if isinstance(source, FactorySource):
+        return from_factory(source, changed)
     if source.config is not None:
         return from_huggingface(source, changed)[1]
     chain = chain_of_linears(source, activation)

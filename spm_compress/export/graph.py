@@ -11,12 +11,21 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from spm_compress.checkpoint.factory_source import FactorySource
 from spm_compress.checkpoint.huggingface import load_huggingface, quiet
 from spm_compress.checkpoint.source import Source
 from spm_compress.compress.module import set_tensors
 from spm_compress.errors import ExportError
 
-__all__ = ["ACTIVATIONS", "WAYS", "chain_of_linears", "from_huggingface", "from_module"]
+__all__ = [
+    "ACTIVATIONS",
+    "WAYS",
+    "chain_of_linears",
+    "from_factory",
+    "from_huggingface",
+    "from_module",
+    "from_program",
+]
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -55,10 +64,37 @@ def from_huggingface(source: Source, changed: Mapping[str, Tensor] | None = None
     return model, from_module(model, example, axes, names)
 
 
+def from_factory(source: FactorySource, changed: Mapping[str, Tensor] | None = None) -> ir.Model:
+    """Export the module that a function of the user builds; the first axis of every input is dynamic.
+
+    Raises ExportError if the function gives no example inputs.
+    """
+    example = source.example()
+    if example is None:
+        raise ExportError(
+            f"--factory {source.factory}: gives no example inputs to export with; return a pair of the module and "
+            "them, or give the dense model's graph with --graph dense.onnx"
+        )
+    model = source.build()
+    set_tensors(model, changed or {})
+    return from_module(model, example, {name: {0: "batch"} for name in example}, None)
+
+
+def from_program(program: torch.export.ExportedProgram) -> ir.Model:
+    """Export a program of torch.export; what is dynamic in it stays so."""
+    with quiet():
+        found = torch.onnx.export(program, dynamo=True, verbose=False)
+    assert found is not None
+    return found.model
+
+
 def from_module(
-    model: nn.Module, example: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, str]], outputs: list[str]
+    model: nn.Module, example: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, str]], outputs: list[str] | None
 ) -> ir.Model:
-    """Export a module called with keyword tensors. axes: input -> {dimension: name} of the dynamic ones."""
+    """Export a module called with keyword tensors. axes: input -> {dimension: name} of the dynamic ones.
+
+    outputs: their names; None leaves them to the exporter.
+    """
     with quiet():
         program = torch.onnx.export(
             model.eval(),

@@ -1,0 +1,135 @@
+"""A model that a function of the user builds, `--factory module:function`."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spm_compress.checkpoint.named import named_function
+from spm_compress.checkpoint.tensor_info import TensorInfo, dtype_name
+from spm_compress.errors import SourceError, first_line
+
+__all__ = ["FactorySource", "open_factory"]
+
+
+@dataclass(frozen=True)
+class FactorySource:
+    """A Source of a module that is built; its tensors are those of its state dict.
+
+    path: the file that the function is in, or the weights that are loaded into what it builds; weights: that Source's
+    tensors; factory: `module:function`.
+    """
+
+    path: Path
+    factory: str
+    weights: Any = None  # a Source, which this module is below
+    graph: Path | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FactorySource, (self.path, self.factory, self.weights, self.graph)  # another process builds its own
+
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        """The Hugging Face config.json beside the weights, if there is one."""
+        return None if self.weights is None else self.weights.config
+
+    @cached_property
+    def _built(self) -> tuple[nn.Module, Mapping[str, Tensor] | None]:
+        function = named_function("--factory", self.factory)
+        try:
+            found = function()
+        except Exception as error:  # the user's own code
+            raise SourceError(
+                f"--factory {self.factory}: raises {type(error).__name__}: {first_line(error)}"
+            ) from error
+        module, example = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+        if not isinstance(module, nn.Module):
+            raise SourceError(
+                f"--factory {self.factory}: returns a {type(module).__name__}; return an nn.Module, or a pair of one "
+                "and its example inputs"
+            )
+        module = module.float().cpu().eval()
+        if self.weights is not None:
+            self._fill(module)
+        return module, None if example is None else _by_name(self.factory, module, example)
+
+    def _fill(self, module: nn.Module) -> None:
+        values = {name: self.weights.read(name) for name in self.weights.tensors()}
+        try:
+            module.load_state_dict(values)
+        except RuntimeError as error:
+            what = " ".join(str(error).split())[:300]
+            raise SourceError(f"{self.path}: does not fit what --factory {self.factory} builds ({what})") from error
+
+    @cached_property
+    def _values(self) -> dict[str, Tensor]:
+        found = {name: x.detach() for name, x in self._built[0].state_dict().items() if isinstance(x, Tensor)}
+        if not found:
+            raise SourceError(
+                f"--factory {self.factory}: builds a module without tensors; there is nothing to compress"
+            )
+        return dict(sorted(found.items()))
+
+    def build(self) -> nn.Module:
+        """Return the module, float32, on the CPU, in evaluation mode; a new one at every call."""
+        return FactorySource(self.path, self.factory, self.weights, self.graph)._built[0]
+
+    def example(self) -> Mapping[str, Tensor] | None:
+        """Return example inputs by name, if the function gives some: two samples or more along the first axis."""
+        return self._built[1]
+
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Return name -> shape and dtype, in the order of the names."""
+        if self.weights is not None:
+            return self.weights.tensors()  # type: ignore[no-any-return]
+        return {name: TensorInfo(tuple(x.shape), dtype_name(x.dtype)) for name, x in self._values.items()}
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor on the CPU; weights as (out_features, in_features)."""
+        return self._values[name] if self.weights is None else self.weights.read(name)
+
+    def place(self, name: str) -> Path:
+        """Return the file that holds a tensor."""
+        return self.path if self.weights is None else self.weights.place(name)
+
+    def hashes(self) -> dict[str, str]:
+        """Return what the model consists of -> SHA-256: the weights' files, or else the values that were built."""
+        if self.weights is not None:
+            return self.weights.hashes()  # type: ignore[no-any-return]
+        digest = hashlib.sha256()
+        for name, x in self._values.items():
+            digest.update(f"{name} {tuple(x.shape)} {x.dtype}".encode())
+            digest.update(x.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return {self.factory: digest.hexdigest()}
+
+
+def open_factory(factory: str, weights: Any = None) -> FactorySource:
+    """Return the model that `module:function` builds, with its own values or those of another Source.
+
+    The function returns an nn.Module, or a pair of one and its example inputs (a mapping of keyword arguments, a
+    tensor or a tuple of them), which exporting needs. Raises UsageError if it cannot be imported, SourceError if it
+    fails, does not build a module, or the weights do not fit it.
+    """
+    file = inspect.getsourcefile(inspect.unwrap(named_function("--factory", factory)))
+    source = FactorySource(weights.path if weights is not None else Path(file or factory), factory, weights)
+    source.build()
+    return source
+
+
+def _by_name(factory: str, module: nn.Module, example: Any) -> Mapping[str, Tensor]:
+    """Return example inputs as keyword arguments of the module's forward."""
+    if isinstance(example, Tensor):
+        example = (example,)
+    if isinstance(example, (tuple, list)):
+        example = dict(zip(inspect.signature(module.forward).parameters, example, strict=False))
+    if not isinstance(example, Mapping) or not all(isinstance(x, Tensor) for x in example.values()):
+        raise SourceError(f"--factory {factory}: its example inputs are no tensor, tuple or mapping of tensors")
+    return example
