@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spm_compress.checkpoint.linears import use_linears
 from spm_compress.checkpoint.named import named_function
 from spm_compress.checkpoint.tensor_info import TensorInfo, dtype_name
 from spm_compress.errors import SourceError, first_line
@@ -41,6 +42,11 @@ class FactorySource:
         """The Hugging Face config.json beside the weights, if there is one."""
         return None if self.weights is None else self.weights.config
 
+    @property
+    def input_first(self) -> Container[str]:
+        """Names of weights that the files hold as (in_features, out_features)."""
+        return () if self.weights is None else self.weights.input_first
+
     @cached_property
     def _built(self) -> tuple[nn.Module, Mapping[str, Tensor] | None]:
         function = named_function("--factory", self.factory)
@@ -57,6 +63,7 @@ class FactorySource:
                 "and its example inputs"
             )
         module = module.float().cpu().eval()
+        use_linears(module)
         if self.weights is not None:
             self._fill(module)
         return module, None if example is None else _by_name(self.factory, module, example)

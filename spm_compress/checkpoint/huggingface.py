@@ -12,6 +12,7 @@ from collections.abc import Container, Iterator
 import torch
 from torch import nn
 
+from spm_compress.checkpoint.linears import use_linears
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import SourceError, first_line
 
@@ -27,13 +28,18 @@ def module_of(tensor: str, model: nn.Module, modules: Container[str]) -> str | N
 
 
 def member_of(name: str, model: nn.Module, members: Container[str]) -> str | None:
-    """Return the name of a module or parameter, one of `members`, in a live model, None if it has none of that name."""
+    """Return the name of a module or parameter, one of `members`, in a live model, None if it has none of that name.
+
+    LoRA's wrappers (peft) leave their own words in the names of what they merged into.
+    """
     prefix = getattr(model, "base_model_prefix", "") + "."
-    return next((each for each in (name, prefix + name, name.removeprefix(prefix)) if each in members), None)
+    plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+    tried = (each for known in (name, plain) for each in (known, prefix + known, known.removeprefix(prefix)))
+    return next((each for each in tried if each in members), None)
 
 
 def load_huggingface(source: Source) -> nn.Module:
-    """Return the model in float32, in evaluation mode; only files of the folder, no code from it.
+    """Return the model in float32, in evaluation mode, with linear layers only; no code from the folder is run.
 
     Raises SourceError where transformers is missing, or does not know or cannot load the architecture.
     """
@@ -59,6 +65,7 @@ def load_huggingface(source: Source) -> nn.Module:
         raise SourceError(
             f"{source.path}: transformers cannot load it ({first_line(error)}); check the folder"
         ) from error
+    use_linears(model)
     return model.eval()  # type: ignore[no-any-return]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class OnnxSource:
     others: Mapping[str, ir.TensorProtocol]
     files: tuple[Path, ...]
     config: Mapping[str, Any] | None = None
+    input_first: Container[str] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_onnx, (self.path,)  # another process reads the graph itself

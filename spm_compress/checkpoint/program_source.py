@@ -6,7 +6,7 @@ import json
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ class ProgramSource:
 
     path: Path
     config: Mapping[str, Any] | None = None
+    input_first: Container[str] = ()
     graph: Path | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from spm_compress.checkpoint.files import sha256_of
-from spm_compress.checkpoint.tensor_info import TensorInfo
+from spm_compress.checkpoint.tensor_info import TensorInfo, input_first
 from spm_compress.checkpoint.torch_source import TorchSource, open_torch
 from spm_compress.errors import SourceError
 
@@ -34,21 +34,29 @@ class SafetensorsSource:
     config: Mapping[str, Any] | None
     graph: Path | None = None
 
+    @property
+    def input_first(self) -> Container[str]:
+        """Names of weights that are stored as (in_features, out_features)."""
+        return input_first(self.files, self.config)
+
     def tensors(self) -> dict[str, TensorInfo]:
         """Return name -> shape and dtype, in the order of the names, without reading values."""
         infos: dict[str, TensorInfo] = {}
+        turned = self.input_first
         for path in sorted(set(self.files.values())):
             with _opened(path) as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
                     piece = file.get_slice(name)
-                    infos[name] = TensorInfo(tuple(piece.get_shape()), piece.get_dtype())
+                    shape = tuple(piece.get_shape())
+                    infos[name] = TensorInfo(shape[::-1] if name in turned else shape, piece.get_dtype())
         return {name: infos[name] for name in sorted(infos)}
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor on the CPU, in its stored dtype."""
+        """Return one tensor on the CPU, in its stored dtype; weights as (out_features, in_features)."""
         with _opened(self.files[name]) as file:
             try:
-                return file.get_tensor(name)  # type: ignore[no-any-return]
+                found: Tensor = file.get_tensor(name)
+                return found.T.contiguous() if name in self.input_first else found
             except SafetensorError as error:
                 raise SourceError(f"{self.files[name]}: tensor {name!r} cannot be read ({error})") from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +35,10 @@ class Source(Protocol):
     @property
     def graph(self) -> Path | None:
         """The ONNX file with the model's graph, if it is one."""
+
+    @property
+    def input_first(self) -> Container[str]:
+        """Names of weights that the files hold as (in_features, out_features), unlike what `read` returns."""
 
     def tensors(self) -> dict[str, TensorInfo]:
         """Return name -> shape and dtype, in the order of the names, without reading values."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-__all__ = ["DTYPES", "ITEM_BYTES", "TensorInfo", "dtype_name"]
+__all__ = ["DTYPES", "ITEM_BYTES", "TensorInfo", "dtype_name", "input_first"]
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -25,6 +27,18 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 def dtype_name(dtype: torch.dtype) -> str:
     """Return safetensors' name of a floating-point dtype that can be fitted, torch's name of any other."""
     return _NAMES.get(dtype, str(dtype).removeprefix("torch."))
+
+
+# transformers' Conv1D, in the model families that are made of it.
+_CONV1D_FAMILIES = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+_CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
+
+
+def input_first(names: Iterable[str], config: Mapping[str, Any] | None) -> frozenset[str]:
+    """Return which weights of a Hugging Face model are stored as (in_features, out_features)."""
+    if (config or {}).get("model_type") not in _CONV1D_FAMILIES:
+        return frozenset()
+    return frozenset(name for name in names if _CONV1D.search(name))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spm_compress.checkpoint.files import sha256_of
-from spm_compress.checkpoint.tensor_info import TensorInfo, dtype_name
+from spm_compress.checkpoint.tensor_info import TensorInfo, dtype_name, input_first
 from spm_compress.errors import SourceError, first_line
 
 __all__ = ["SUFFIXES", "TorchSource", "open_torch"]
@@ -47,13 +47,23 @@ class TorchSource:
     def __reduce__(self) -> tuple[Any, ...]:
         return open_torch, (self.path, self.checkpoints, self.config)  # another process maps the values itself
 
+    @property
+    def input_first(self) -> Container[str]:
+        """Names of weights that are stored as (in_features, out_features)."""
+        return input_first(self._values, self.config)
+
     def tensors(self) -> dict[str, TensorInfo]:
         """Return name -> shape and dtype, in the order of the names; values stay on disk where torch can map them."""
-        return {name: TensorInfo(tuple(x.shape), dtype_name(x.dtype)) for name, (_, x) in self._values.items()}
+        turned = self.input_first
+        return {
+            name: TensorInfo(tuple(x.mT.shape if name in turned else x.shape), dtype_name(x.dtype))
+            for name, (_, x) in self._values.items()
+        }
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor on the CPU, in its stored dtype."""
-        return self._values[name][1].detach().contiguous()
+        """Return one tensor on the CPU, in its stored dtype; weights as (out_features, in_features)."""
+        found = self._values[name][1].detach()
+        return (found.T if name in self.input_first else found).contiguous()
 
     def place(self, name: str) -> Path:
         """Return the file that holds a tensor."""

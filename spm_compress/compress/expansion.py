@@ -47,4 +47,6 @@ def expand(artifact: Artifact) -> Expanded:
                 tensors[bias] = (artifact.tensors[bias].float() + layer.shift).to(artifact.tensors[bias].dtype)
             else:
                 lost.append(name)
+    for name in artifact.source.get("input_first", ()):
+        tensors[name] = tensors[name].T
     return Expanded({name: tensors[name].contiguous() for name in sorted(tensors)}, tuple(lost))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -236,7 +236,7 @@ def _artifact(
     fitted = {name for layer in layers for name in layer.names}
     tensors = {name: source.read(name) for name in infos if name not in fitted}
     return Artifact(
-        source={"path": os.path.relpath(source.path, beside), "files": dict(files), **_factory(source)},
+        source={"path": os.path.relpath(source.path, beside), "files": dict(files), **_known(source, infos)},
         settings=settings,
         versions=_VERSIONS,
         layers=tuple(sorted(layers, key=lambda layer: layer.name)),
@@ -248,8 +248,11 @@ def _artifact(
     )
 
 
-def _factory(source: Source) -> dict[str, str]:
-    return {"factory": source.factory} if isinstance(source, FactorySource) else {}
+def _known(source: Source, names: Iterable[str]) -> dict[str, Any]:
+    """Return what else has to be known of the source to build or write it again."""
+    turned = [name for name in names if name in source.input_first]
+    found: dict[str, Any] = {"factory": source.factory} if isinstance(source, FactorySource) else {}
+    return {**found, "input_first": turned} if turned else found
 
 
 def check_device(device: str) -> None:

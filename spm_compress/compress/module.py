@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spm_compress.checkpoint.artifact import Artifact
 from spm_compress.checkpoint.huggingface import member_of, module_of
+from spm_compress.checkpoint.linears import use_linears
 from spm_compress.checkpoint.tensor_info import TensorInfo, dtype_name
 from spm_compress.compress.layers import batches
 from spm_compress.compress.selection import select
@@ -38,7 +39,7 @@ def compress_model(
     min_features: int = 32,
     settings: FitSettings | None = None,
 ) -> Compressed:
-    """Replace every `nn.Linear` of a module by an SPMLinear fitted to it, in place.
+    """Replace every `nn.Linear` (and Conv1D of transformers) of a module by an SPMLinear fitted to it, in place.
 
     include, exclude: globs on module names ("encoder.*"); settings takes the place of `stages`. Layers
     that share a weight go on sharing it; a linear layer whose weight something else uses too (an
@@ -48,6 +49,7 @@ def compress_model(
     Raises UsageError for a glob without a match, FitError naming a layer that cannot be fitted.
     """
     settings = settings or FitSettings(stages=stages)
+    use_linears(model)
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     infos = {
         name: TensorInfo(tuple(module.weight.shape), dtype_name(module.weight.dtype))
@@ -94,6 +96,7 @@ def apply_artifact(model: nn.Module, artifact: Artifact) -> None:
 
     Raises ArtifactError if a layer is missing from the module or has another shape.
     """
+    use_linears(model)
     set_tensors(model, artifact.retrained)
     for layer in artifact.layers:
         shared: SPMLinear | None = None

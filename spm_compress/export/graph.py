@@ -15,7 +15,7 @@ from spm_compress.checkpoint.factory_source import FactorySource
 from spm_compress.checkpoint.huggingface import load_huggingface, quiet
 from spm_compress.checkpoint.source import Source
 from spm_compress.compress.module import set_tensors
-from spm_compress.errors import ExportError
+from spm_compress.errors import ExportError, first_line
 
 __all__ = [
     "ACTIVATIONS",
@@ -54,6 +54,8 @@ def from_huggingface(source: Source, changed: Mapping[str, Tensor] | None = None
     """
     model = load_huggingface(source)
     set_tensors(model, changed or {})
+    if hasattr(model.config, "use_cache"):  # a graph has no place for keys and values of earlier tokens
+        model.config.use_cache = False
     example = _example_inputs(model, source.config or {})
     with torch.no_grad():
         outputs = model(**example)
@@ -81,30 +83,41 @@ def from_factory(source: FactorySource, changed: Mapping[str, Tensor] | None = N
 
 
 def from_program(program: torch.export.ExportedProgram) -> ir.Model:
-    """Export a program of torch.export; what is dynamic in it stays so."""
-    with quiet():
-        found = torch.onnx.export(program, dynamo=True, verbose=False)
-    assert found is not None
-    return found.model
+    """Export a program of torch.export; what is dynamic in it stays so. Raises ExportError as `from_module`."""
+    return _exported(program)
 
 
 def from_module(
-    model: nn.Module, example: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, str]], outputs: list[str] | None
+    model: nn.Module,
+    example: Mapping[str, Tensor],
+    axes: Mapping[str, Mapping[int, str]],
+    outputs: list[str] | None,
 ) -> ir.Model:
     """Export a module called with keyword tensors. axes: input -> {dimension: name} of the dynamic ones.
 
-    outputs: their names; None leaves them to the exporter.
+    outputs: their names; None leaves them to the exporter. Raises ExportError for what torch.onnx cannot export.
     """
-    with quiet():
-        program = torch.onnx.export(
-            model.eval(),
-            kwargs=dict(example),
-            dynamo=True,
-            dynamic_shapes={name: dict(dims) for name, dims in axes.items()},
-            input_names=list(example),
-            output_names=outputs,
-            verbose=False,
-        )
+    return _exported(
+        model.eval(),
+        kwargs=dict(example),
+        dynamic_shapes={name: dict(dims) for name, dims in axes.items()},
+        input_names=list(example),
+        output_names=outputs,
+    )
+
+
+def _exported(model: Any, **options: Any) -> ir.Model:
+    try:
+        with quiet():
+            program = torch.onnx.export(model, dynamo=True, verbose=False, **options)
+    except Exception as error:  # the exporter raises many types, with pages of advice; the first cause says most
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ExportError(
+            f"torch.onnx.export cannot export the model ({first_line(cause)[:200]}); give the dense model's graph with "
+            "--graph dense.onnx"
+        ) from error
     assert program is not None  # only returned as None for the exporter that writes files
     return program.model
 

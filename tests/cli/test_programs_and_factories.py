@@ -240,6 +240,21 @@ def test_mistakes_with_factories_are_one_line(folder: Path, arguments: str, code
     assert words in line
 
 
+def test_a_model_that_cannot_be_exported_is_one_line(folder: Path) -> None:
+    with (folder / "nets.py").open("a") as file:
+        file.write(
+            "class Odd(Net):\n    def forward(self, x, scale):\n"
+            "        return self.first(x) if float(x.sum()) > 0 else self.first(-x)\n\n"
+            "def odd():\n    torch.manual_seed(0)\n    return Odd(), {'x': torch.randn(3, 64), 'scale': torch.ones(3, 1)}\n"
+        )
+    assert spm("fit", "--factory", "nets:odd", "--steps", "5", "--quiet", cwd=folder).returncode == 0
+    run = spm("export", "--onnx", "out.onnx", "--factory", "nets:odd", cwd=folder)
+    assert run.returncode == 1
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("error: torch.onnx.export cannot export the model (")
+    assert line.endswith("give the dense model's graph with --graph dense.onnx")
+
+
 def test_a_factory_without_inputs_needs_a_graph(folder: Path) -> None:
     factory = ("--factory", "nets:without_example")
     assert spm("fit", *factory, "--steps", "5", "--quiet", cwd=folder).returncode == 0
