@@ -22,16 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from real_models import ROOT, covariances, fetched
+from real_models import ROOT, fetched
 from recovery_data import Judge, write_texts
 from torch import nn
 
 from spm_compress import CompressSettings, FitSettings, fit_model, open_source, read_artifact, write_artifact
+from spm_compress.calibration import collect, open_runner
 from spm_compress.checkpoint import Source
 from spm_compress.checkpoint.huggingface import load_huggingface
 from spm_compress.compress import load_model
 from spm_compress.distill import DistillSettings, Trained, distill
 from spm_compress.distill.samples import samples
+from spm_compress.fitting.objective import regularized
 from spm_compress.fitting.truncated_svd import low_rank_factors
 from spm_compress.layers import SPMLinear
 from spm_compress.operator import SPM
@@ -60,20 +62,25 @@ def _stages(share: float) -> int:
 
 
 def svd(source: Source, layers: str, share: float, data: Path) -> nn.Module:
-    """Return the model with truncated SVDs of as many numbers as the SPM has, weighted as its fit is."""
+    """Return the model with truncated SVDs of as many numbers as the SPM has, weighted and shifted as its fit is."""
     model = load_huggingface(source)
-    found = covariances("minilm", data)
+    names = _names(source, layers)
+    found = collect(open_runner(source, data), names)
     settings = FitSettings(stages=_stages(share))
-    for name in _names(source, layers):
-        weight = source.read(name).float()
+    for name in names:
+        weight, moments = source.read(name).float(), found[name]
         m, n = weight.shape
         rank = max(1, settings.stored_structure(m, n).parameter_count // (m + n))
-        left, right = (x.float() for x in low_rank_factors(weight, rank, found[name]))
+        left, right = low_rank_factors(weight, rank, regularized(moments.covariance, moments.rows))
         # Both factors of one size, so that one learning rate fits them.
         scale = (right.norm() / left.norm()).sqrt()
-        operator = SPM(Structure(Mixer.GENERAL, n, m, (), rank), [{"left": left * scale, "right": right / scale}])
+        numbers = [{"left": (left * scale).float(), "right": (right / scale).float()}]
+        operator = SPM(Structure(Mixer.GENERAL, n, m, (), rank), numbers)
+        shift = (weight.double() - left @ right) @ moments.mean.double()
         module = name.removesuffix(".weight")
-        model.set_submodule(module, SPMLinear.in_place_of(model.get_submodule(module), operator))
+        linear = model.get_submodule(module)
+        assert isinstance(linear, nn.Linear)
+        model.set_submodule(module, SPMLinear.in_place_of(linear, operator, shift.float()))
     return model
 
 

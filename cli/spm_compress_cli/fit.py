@@ -11,7 +11,7 @@ from spm_compress_cli.evaluation import evaluation_options, gate_of
 from spm_compress_cli.factory import factory_option
 
 if TYPE_CHECKING:
-    from spm_compress.compress import CompressSettings
+    from spm_compress.compress import CompressSettings, Executor
 
 # Fits at several sizes are kept here, in the working directory, for the next target.
 _CACHE = Path(".spm-compress")
@@ -70,7 +70,16 @@ _CACHE = Path(".spm-compress")
 )
 @click.option("--sequential", is_flag=True, help="Fit each layer to what it gets from those already replaced.")
 @click.option("--device", default="cpu", show_default=True, help="Where to fit: cpu, cuda, cuda:1, ...")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that fit.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes that fit; on Ray, tasks at once.  [default: 1]")
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Who fits: this machine, or the Ray cluster of RAY_ADDRESS (a local one without it).",
+)
+@click.option("--gpu-share", type=click.FloatRange(0), default=0.0, help="Of a GPU, for a task on Ray.  [default: 0]")
+@click.option("--ship-weights", is_flag=True, help="Send weights to Ray's workers, which do not see the files.")
 @click.option("--refit", multiple=True, metavar="GLOB", help="Fit only these anew; keep the rest of the output.")
 @click.option("--dry-run", is_flag=True, help="Print the plan with predicted bytes, errors, time and memory; no fit.")
 @evaluation_options
@@ -82,7 +91,10 @@ def fit(
     output: Path | None,
     calibration: Path | None,
     device: str,
-    jobs: int,
+    jobs: int | None,
+    executor: str,
+    gpu_share: float,
+    ship_weights: bool,
     refit: tuple[str, ...],
     dry_run: bool,
     evaluate: str | None,
@@ -99,7 +111,7 @@ def fit(
     same command goes on where it was.
     """
     from spm_compress.checkpoint import is_live, load_module, open_source, read_artifact, write_artifact
-    from spm_compress.compress import Here, Ledger, Processes, Refit, check_device, fit_model, load_model, plan_model
+    from spm_compress.compress import Ledger, Refit, check_device, fit_model, load_model, plan_model
     from spm_compress.report import summarize
     from spm_compress_cli.plan_table import show_plan
     from spm_compress_cli.progress import follow
@@ -131,7 +143,7 @@ def fit(
             data=calibration,
             cache=_CACHE,
             ledger=ledger,
-            executor=Processes(jobs) if jobs > 1 else Here(),
+            executor=_executor(executor, jobs, gpu_share, ship_weights),
             refit=Refit(read_artifact(path), refit) if refit else None,
         )
         write_artifact(artifact, path)
@@ -140,6 +152,16 @@ def fit(
     show_totals(summarize(artifact, path), path, as_json, scores)
     if gate:
         gate.check(scores)
+
+
+def _executor(name: str, jobs: int | None, gpu_share: float, ship_weights: bool) -> Executor:
+    from spm_compress.compress import Here, OnRay, Processes
+
+    if name == "ray":
+        return OnRay(jobs, gpu_share, ship_weights)
+    if gpu_share or ship_weights:
+        raise click.UsageError("--gpu-share and --ship-weights are for --executor ray")
+    return Here() if jobs in (None, 1) else Processes(jobs or 1)
 
 
 def _settings(

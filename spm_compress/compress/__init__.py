@@ -10,6 +10,7 @@ from spm_compress.compress.model import Refit, Selected, check_device, fit_model
 from spm_compress.compress.module import Compressed, apply_artifact, compress_model
 from spm_compress.compress.planned import Forecast
 from spm_compress.compress.progress import Progress, Silent
+from spm_compress.compress.ray_executor import OnRay
 from spm_compress.compress.settings import CompressSettings, LayerOverride, parse_override
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Inspection",
     "LayerOverride",
     "Ledger",
+    "OnRay",
     "Processes",
     "Progress",
     "Refit",

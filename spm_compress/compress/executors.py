@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -26,22 +27,31 @@ __all__ = ["Done", "Executor", "Here", "Processes", "Task"]
 
 @dataclass(frozen=True)
 class Task:
-    """Jobs of one shape and kind, and where their weights come from: the source, or `shipped` with the task."""
+    """Jobs of one shape and kind, and their weights: a source, or the tensors themselves; model: what they are of."""
 
     jobs: tuple[Job, ...]
-    source: Source
+    weights: Source | tuple[Tensor, ...]
+    model: Path
     store: torch.dtype
     device: str
-    shipped: tuple[Tensor, ...] | None = None
+
+    def shipped_along(self) -> Task:
+        """Return the task with its weights in it, for a process that does not see the model's files."""
+        return replace(self, weights=tuple(self._read()))
+
+    def _read(self) -> Sequence[Tensor]:
+        if isinstance(self.weights, tuple):
+            return self.weights
+        return [self.weights.read(job.names[0]) for job in self.jobs]
 
     def run(self, watch: Watch | None = None) -> Done:
         """Fit. Raises FitError, and SourceError for a weight that is no longer what it was when it was selected."""
         began = time.perf_counter()
-        weights = self.shipped or [self.source.read(job.names[0]) for job in self.jobs]
+        weights = self._read()
         for job, weight in zip(self.jobs, weights, strict=True):
             if digest(weight) != job.sha256:
                 raise SourceError(
-                    f"{self.source.path}: {job.names[0]} changed while the model was being fitted; nothing was written"
+                    f"{self.model}: {job.names[0]} changed while the model was being fitted; nothing was written"
                 )
         layers = fit_batch(self.jobs, weights, self.store, self.device, watch)
         return Done(self.jobs, tuple(layers), time.perf_counter() - began)

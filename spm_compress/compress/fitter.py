@@ -48,7 +48,7 @@ class Fitter:
         shapes = {name: job.shape for name, job in missing.items()}
         kinds = {name: (job.fit, job.moments is None) for name, job in missing.items()}
         tasks = [
-            Task(tuple(missing[name] for name in batch), self.source, self.store, self.device)
+            Task(tuple(missing[name] for name in batch), self.source, self.source.path, self.store, self.device)
             for batch in batches(shapes, kinds)
         ]
         for done in self.executor.run(tasks, self.progress):

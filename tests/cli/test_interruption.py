@@ -196,6 +196,46 @@ def test_some_weights_are_fitted_anew(folder: Path) -> None:
     assert "belongs to another model" in wrong.stderr
 
 
+def ray_workers(mark: str) -> list[int]:
+    """Return the processes with a task in hand whose environment has the mark."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if status.read_bytes().startswith(b"ray::_run") and f"SPM_TEST={mark}\0".encode() in (
+                status.with_name("environ").read_bytes()
+            ):
+                found.append(int(status.parent.name))
+        except OSError:  # gone meanwhile
+            continue
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds workers through /proc")
+@pytest.mark.parametrize("ship", [[], ["--ship-weights"]])
+def test_workers_of_ray_give_the_same_bytes_though_one_is_killed(folder: Path, ship: list[str]) -> None:
+    pytest.importorskip("ray")
+    steps = ("--steps", "1000")
+    assert spm("fit", "model.safetensors", *steps, "-o", "one.spm.safetensors", cwd=folder).returncode == 0
+    mark = str(os.getpid()) + ("s" if ship else "")
+    arguments = ["-o", "ray.spm.safetensors", "--executor", "ray", "--jobs", "3", *ship]
+    fit = subprocess.Popen(
+        [*COMMAND, "fit", "model.safetensors", *steps, *arguments],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "SPM_TEST": mark},
+    )
+    workers: list[int] = []
+    while fit.poll() is None and not workers:
+        workers = ray_workers(mark)
+        time.sleep(0.02)
+    os.kill(workers[0], signal.SIGKILL)
+    _, stderr = fit.communicate(timeout=240)
+    assert fit.returncode == 0, stderr
+    assert digest(folder / "one.spm.safetensors") == digest(folder / "ray.spm.safetensors")
+    assert sum(" error " in line for line in stderr.splitlines()) == 6
+
+
 def test_several_processes_give_the_same_bytes(folder: Path) -> None:
     assert spm("fit", "model.safetensors", "--steps", "60", "-o", "one.spm.safetensors", cwd=folder).returncode == 0
     run = spm("fit", "model.safetensors", "--steps", "60", "-o", "two.spm.safetensors", "--jobs", "3", cwd=folder)

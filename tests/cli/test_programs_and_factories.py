@@ -245,7 +245,8 @@ def test_a_model_that_cannot_be_exported_is_one_line(folder: Path) -> None:
         file.write(
             "class Odd(Net):\n    def forward(self, x, scale):\n"
             "        return self.first(x) if float(x.sum()) > 0 else self.first(-x)\n\n"
-            "def odd():\n    torch.manual_seed(0)\n    return Odd(), {'x': torch.randn(3, 64), 'scale': torch.ones(3, 1)}\n"
+            "def odd():\n    torch.manual_seed(0)\n"
+            "    return Odd(), {'x': torch.randn(3, 64), 'scale': torch.ones(3, 1)}\n"
         )
     assert spm("fit", "--factory", "nets:odd", "--steps", "5", "--quiet", cwd=folder).returncode == 0
     run = spm("export", "--onnx", "out.onnx", "--factory", "nets:odd", cwd=folder)
