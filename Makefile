@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 OPENVINO_VENV := .venv-openvino
 OPENVINO := onnxruntime-openvino==1.24.1
 
-.PHONY: demo test test-openvino test-web lint format bench clean
+.PHONY: demo test test-openvino test-web fuzz lint format bench clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,14 @@ examples/browser/node_modules: examples/browser/package-lock.json
 test-web: $(VENV)/ready examples/browser/node_modules  ## the exported MiniLM in headless Chromium
 	$(BIN)/pytest tests/web --numprocesses=0 --capture=no
 
+# atheris has wheels for Linux only, so it is no part of [dev].
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/ready  ## random files against the readers, FUZZ_SECONDS each
+	$(BIN)/pip install --quiet --disable-pip-version-check 'atheris>=2.3'
+	for reader in safetensors manifest onnx torch program; do \
+		$(BIN)/python tests/fuzz/fuzz.py $$reader -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	done
+
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -54,6 +62,9 @@ bench: $(VENV)/ready  ## the figures of docs/measurements.md
 	$(BIN)/python benchmarks/fit_minilm.py
 	$(BIN)/python benchmarks/design_choices.py
 	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/fit_quality.py
+	$(BIN)/python benchmarks/fit_speed.py
+	$(BIN)/python benchmarks/recovery.py --train all
 
 clean:
 	rm -rf $(VENV) $(OPENVINO_VENV) examples/browser/node_modules build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -33,13 +33,13 @@ from spm_compress_cli.factory import factory_option
 @click.option("--steps", type=int, default=1000, show_default=True, help="Optimizer steps.")
 @click.option("--batch", type=int, default=32, show_default=True, help="Samples a step.")
 @click.option("--accumulate", type=int, default=1, show_default=True, help="Parts in which a batch is run.")
-@click.option("--learning-rate", type=float, default=5e-3, show_default=True, help="The highest one.")
+@click.option("--learning-rate", type=float, default=3e-3, show_default=True, help="The highest one.")
 @click.option("--weight-decay", type=float, default=0.0, show_default=True, help="Of the optimizer.")
 @click.option("--optimizer", default="AdamW", show_default=True, help="A class of torch.optim.")
 @click.option(
     "--block-share",
     type=float,
-    default=0.3,
+    default=0.1,
     show_default=True,
     help="Share of steps block by block, before end to end.",
 )

@@ -61,7 +61,7 @@ def main() -> None:
             ),
             score=score,
             steps=1000,
-            rates=(1e-3, 5e-3),
+            rates=(1e-3, 5e-3, 5e-2),
             higher_is_better=False,
         )
         run(study, variants, options)

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from spm_compress.calibration.texts import dataset_texts
 from spm_compress.checkpoint.huggingface import quiet
+from spm_compress.checkpoint.limits import require_room
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import SourceError, UsageError, first_line, near_misses
 
@@ -75,6 +76,8 @@ def _arrays(data: Path) -> dict[str, np.ndarray]:
     try:
         if data.suffix == ".safetensors":
             return load_file(data)
+        with zipfile.ZipFile(data) as archive:
+            require_room(data, "what it unpacks to", sum(each.file_size for each in archive.infolist()))
         with np.load(data, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (SafetensorError, zipfile.BadZipFile, OSError, ValueError, EOFError, KeyError) as error:

@@ -301,8 +301,10 @@ def _read_structure(entry: Mapping[str, Any], name: str, tensors: Mapping[str, T
             for g, group in enumerate(chain["groups"])
         )
         diagonals = tuple(int(at) for at in chain["diagonals"])
-        if not groups or list(diagonals) != sorted(set(diagonals) & set(range(len(groups) + 1))):
-            raise ValueError(f"{name}: a chain without groups, or a diagonal that stands at no boundary")
+        if not any(group.stages for group in groups):  # with one, the file holds numbers for every feature of the width
+            raise ValueError(f"{name}: a chain without stages")
+        if list(diagonals) != sorted(set(diagonals) & set(range(len(groups) + 1))):
+            raise ValueError(f"{name}: a diagonal that stands at no boundary")
         chains.append(Chain(width, groups, diagonals))
     into, out, rank = int(entry["in_features"]), int(entry["out_features"]), int(entry.get("rank", 0))
     if not 0 <= rank <= min(into, out) or not (chains or rank):

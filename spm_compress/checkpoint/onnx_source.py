@@ -127,6 +127,10 @@ def open_graph(path: Path) -> ir.Model:
                 raise SourceError(f"{path}: keeps {name} at {tensor.location!r}, outside its folder; not followed")
             if not place.is_file():
                 raise SourceError(f"{path}: keeps {name} in {tensor.location!r}, which is missing; fetch it beside it")
+            if (tensor.offset or 0) + max(tensor.length or 0, tensor.nbytes) > place.stat().st_size:
+                raise SourceError(
+                    f"{path}: {name} reaches beyond the end of {tensor.location!r}; fetch that file again"
+                )
     if model.ir_version <= _INITIALIZERS_ARE_INPUTS:
         RemoveInitializersFromInputsPass()(model)
     return model

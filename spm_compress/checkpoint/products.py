@@ -104,7 +104,7 @@ def inline_products(model: ir.Model) -> None:
 
 
 def _is_product(node: ir.Node) -> bool:
-    if node.domain not in _STANDARD or node.op_type not in _PRODUCTS or len(node.inputs) < 2:
+    if node.domain not in _STANDARD or node.op_type not in _PRODUCTS or len(node.inputs) < 2 or not node.outputs:
         return False
     options = _options(node)
     return not options.get("transA", 0) and options.get("alpha", 1.0) == 1.0 and options.get("beta", 1.0) == 1.0

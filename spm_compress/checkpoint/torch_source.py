@@ -98,8 +98,8 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
 def _loaded(path: Path) -> Mapping[str, Any]:
     if path.stat().st_size == 0:
         raise SourceError(f"{path}: is empty; fetch or save the model again")
-    is_zip = zipfile.is_zipfile(path)
     try:
+        is_zip = zipfile.is_zipfile(path)
         if is_zip:
             with zipfile.ZipFile(path) as archive:
                 if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
@@ -112,7 +112,9 @@ def _loaded(path: Path) -> Mapping[str, Any]:
             f"{path}: {what} when it is loaded, and is not; save the model's state_dict() alone, "
             "or convert it with safetensors.torch.save_file"
         ) from error
-    except (RuntimeError, ValueError, TypeError, OSError, EOFError, LookupError, zipfile.BadZipFile) as error:
+    except SourceError:
+        raise
+    except Exception as error:  # torch raises many types for damaged files, assertions too
         raise SourceError(
             f"{path}: is not a whole file of torch.save ({first_line(error)}); fetch or save the model again"
         ) from error

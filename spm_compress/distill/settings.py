@@ -43,11 +43,11 @@ class DistillSettings:
     steps: int = 1000
     batch: int = 32
     accumulate: int = 1
-    learning_rate: float = 5e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 0.0
     warm_up: float = 0.05
     clip: float = 1.0
-    block_share: float = 0.3
+    block_share: float = 0.1
     loss: Loss | None = None
     temperature: float = 2.0
     trained: Trained = Trained.SPM

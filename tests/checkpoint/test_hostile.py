@@ -1,0 +1,164 @@
+"""Files that somebody made to do harm: nothing outside the model's folder is read, nothing huge is allocated."""
+
+from __future__ import annotations
+
+import json
+import resource
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from safetensors.torch import save_file
+
+from spm_compress import CompressSettings, FitSettings, fit_model, open_source, read_artifact, write_artifact
+from spm_compress.calibration.data import read_batches
+from spm_compress.errors import ArtifactError, SourceError, UsageError
+
+
+def header(path: Path, entries: dict[str, object], data: bytes = b"") -> None:
+    text = json.dumps(entries).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"w": {"dtype": "F32", "shape": [1 << 20, 1 << 20], "data_offsets": [0, 1 << 42]}},
+        {"w": {"dtype": "F32", "shape": [1 << 31, 1 << 31], "data_offsets": [0, 16]}},
+        {"w": {"dtype": "F32", "shape": [2, 2], "data_offsets": [-16, 0]}},
+        {"w": {"dtype": "F32", "shape": [2, 2], "data_offsets": [16, 0]}},
+        {"w": {"dtype": "F32", "shape": [-2, -2], "data_offsets": [0, 16]}},
+        {"w": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}, "v": {"dtype": "F32", "shape": [2, 2]}},
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path: Path, entries: dict[str, object]) -> None:
+    path = tmp_path / "model.safetensors"
+    header(path, entries, bytes(16))
+    with pytest.raises(SourceError, match="is not a whole safetensors file"):
+        open_source(path)
+    path.write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
+    with pytest.raises(SourceError, match="is not a whole safetensors file"):
+        open_source(path)
+
+
+def shard_absolute(folder: Path) -> str:
+    return str(folder / "secret.safetensors")
+
+
+def shard_above(folder: Path) -> str:
+    return "../secret.safetensors"
+
+
+def shard_linked(folder: Path) -> str:
+    (folder / "model" / "linked.safetensors").symlink_to(folder / "secret.safetensors")
+    return "linked.safetensors"
+
+
+@pytest.mark.parametrize("name", [shard_absolute, shard_above, shard_linked])
+def test_a_shard_outside_the_folder_is_not_followed(tmp_path: Path, name: Callable[[Path], str]) -> None:
+    (tmp_path / "model").mkdir()
+    save_file({"w": torch.ones(64, 64)}, tmp_path / "secret.safetensors")
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"w": name(tmp_path)}}))
+    with pytest.raises(SourceError, match="lies outside the model's folder; such an index is not followed"):
+        open_source(index)
+
+
+def external(path: Path, location: str, **more: int) -> None:
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[64, 64], data_location=TensorProto.EXTERNAL)
+    for key, value in {"location": location, **more}.items():
+        tensor.external_data.add(key=key, value=str(value))
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 64]) for name in "xy"]
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:], [tensor])
+    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
+
+
+def test_external_data_stays_in_the_folder_and_in_its_file(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "secret").write_bytes(bytes(4 * 64 * 64))
+    (folder / "linked").symlink_to(tmp_path / "secret")
+    for location in ("../secret", str(tmp_path / "secret"), "linked"):
+        external(folder / "m.onnx", location)
+        with pytest.raises(SourceError, match=r"outside its folder; not followed|is not a readable ONNX model"):
+            open_source(folder / "m.onnx")
+    (folder / "data").write_bytes(bytes(4 * 64 * 64))
+    for more in ({"offset": 4096}, {"length": 1 << 40}, {"offset": 1 << 40}):
+        external(folder / "m.onnx", "data", **more)
+        with pytest.raises(SourceError, match=r"reaches beyond the end of 'data'|is not a readable ONNX model"):
+            open_source(folder / "m.onnx")
+    external(folder / "m.onnx", "data")
+    assert open_source(folder / "m.onnx").read("w").shape == (64, 64)
+
+
+def test_dimensions_without_values_allocate_nothing(tmp_path: Path) -> None:
+    external(tmp_path / "m.onnx", "data")
+    model = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("external_data")
+    tensor.data_location = TensorProto.DEFAULT
+    tensor.raw_data = bytes(64)
+    tensor.dims[:] = [1 << 20, 1 << 20]
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(SourceError):
+        fit_model(open_source(tmp_path / "m.onnx"), CompressSettings(FitSettings(steps=1)), beside=tmp_path)
+
+
+def test_compressed_calibration_data_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"w": torch.ones(64, 64)}, tmp_path / "model.safetensors")
+    np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros((1 << 12, 1 << 12), np.float32))
+    assert (tmp_path / "bomb.npz").stat().st_size < 1 << 17
+    source = open_source(tmp_path / "model.safetensors")
+    monkeypatch.setenv("SPM_COMPRESS_MAX_GIB", "0.01")
+    with pytest.raises(SourceError, match=r"what it unpacks to would take 0\.1 GiB; .* SPM_COMPRESS_MAX_GIB=1"):
+        read_batches(source, tmp_path / "bomb.npz")
+    monkeypatch.setenv("SPM_COMPRESS_MAX_GIB", "1")
+    assert len(read_batches(source, tmp_path / "bomb.npz")[0]) == 1
+    monkeypatch.setenv("SPM_COMPRESS_MAX_GIB", "much")
+    with pytest.raises(UsageError, match="SPM_COMPRESS_MAX_GIB=much: is not a number of GiB"):
+        read_batches(source, tmp_path / "bomb.npz")
+
+
+def test_an_artifact_that_claims_any_width_is_damaged(tmp_path: Path) -> None:
+    save_file({"w": torch.randn(64, 64)}, tmp_path / "model.safetensors")
+    path = tmp_path / "model.spm.safetensors"
+    settings = CompressSettings(FitSettings(stages=2, steps=1))
+    write_artifact(fit_model(open_source(tmp_path / "model.safetensors"), settings, beside=tmp_path), path)
+    raw = path.read_bytes()
+    (length,) = struct.unpack("<Q", raw[:8])
+    entries = json.loads(raw[8 : 8 + length])
+    manifest = json.loads(entries["__metadata__"]["spm_compress"])
+    structure = manifest["layers"][0]["structure"]
+    huge = 1 << 50
+    structure.update(in_features=huge, out_features=huge)
+    manifest["layers"][0]["shape"] = [huge, huge]
+    structure["chains"] = [
+        {"width": huge, "diagonals": [], "groups": [{"order": [1, 0], "stages": 0, "low": 1, "descending": False}]}
+    ]
+    numbers = {name: {"dtype": "F32", "shape": [0, huge], "data_offsets": [0, 0]} for name in ("w.spm.0.cross",)}
+    header(path, {"__metadata__": {"spm_compress": json.dumps(manifest)}, **numbers})
+    with pytest.raises(ArtifactError, match="manifest is damaged"):
+        read_artifact(path)
+
+
+def test_none_of_them_needs_memory(tmp_path: Path) -> None:
+    """The same files again, in a process that may not have a GiB more than it starts with."""
+    program = (
+        "import resource, sys, pytest, torch\n"
+        "import spm_compress.compress, spm_compress.calibration, onnx\n"
+        "now = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (now + 2**30, now + 2**30))\n"
+        f"sys.exit(pytest.main(['-q', '-n', '0', '-p', 'no:cacheprovider', {__file__!r}, '-k', 'not memory']))\n"
+    )
+    if not Path("/proc/self/statm").exists():
+        pytest.skip(f"needs /proc to measure, {resource.__name__} to limit")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
