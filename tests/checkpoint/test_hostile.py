@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import struct
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,3 +164,43 @@ def test_none_of_them_needs_memory(tmp_path: Path) -> None:
         pytest.skip(f"needs /proc to measure, {resource.__name__} to limit")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def legacy(path: Path) -> bytes:
+    torch.save({"w": torch.ones(4, 4)}, path, _use_new_zipfile_serialization=False)
+    return path.read_bytes()
+
+
+def test_what_the_fuzzer_found(tmp_path: Path) -> None:
+    """Files on which torch, zipfile or the splice once ended with an error of their own."""
+    path = tmp_path / "w.pt"
+    raw = legacy(path)
+    # torch asserts that every storage is there: another key for it in the list at the end.
+    key = next(word for word in re.findall(rb"\d{9,}", raw))
+    last = raw.rindex(key)
+    path.write_bytes(raw[:last] + key[:-1] + b"x" + raw[last + len(key) :])
+    with pytest.raises(SourceError, match=r"w\.pt: "):
+        open_source(path)
+    # An end-of-archive record that says the archive spans several disks.
+    locator = b"PK\x06\x07" + struct.pack("<LQL", 1, 0, 2)
+    path.write_bytes(bytes(64) + locator + b"PK\x05\x06" + bytes(18))
+    with pytest.raises(SourceError, match=r"w\.pt: is not a whole file of torch\.save"):
+        open_source(path)
+    # A .pt2 that ends within an entry.
+    program = tmp_path / "w.pt2"
+    torch.export.save(torch.export.export(torch.nn.Linear(4, 4), (torch.ones(1, 4),)), program)
+    with zipfile.ZipFile(program) as archive:
+        entry = next(each for each in archive.infolist() if each.filename.endswith("model.json"))
+    whole = bytearray(program.read_bytes())
+    at = whole.rindex(entry.filename.encode()) - 46  # its record in the central directory
+    whole[at + 20 : at + 28] = struct.pack("<LL", 1 << 30, 1 << 30)
+    program.write_bytes(bytes(whole))
+    with pytest.raises(SourceError, match=r"w\.pt2: is not a whole program of torch\.export"):
+        open_source(program)
+    # A product without an output.
+    (tmp_path / "data").write_bytes(np.eye(64, dtype=np.float32).tobytes())
+    external(tmp_path / "m.onnx", "data")
+    model = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    model.graph.node[0].ClearField("output")
+    onnx.save(model, tmp_path / "m.onnx")
+    assert open_source(tmp_path / "m.onnx").tensors()["w"].is_factor is False
