@@ -91,7 +91,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_attention_heads=4,
         intermediate_size=64,
         max_position_embeddings=32,
-        initializer_range=0.3,
+        initializer_range=0.15,
     )
     BertModel(config).save_pretrained(folder)
     BertTokenizerFast(str(vocabulary)).save_pretrained(folder)
@@ -103,5 +103,5 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Lines of words that it knows."""
     draw = random.Random(0)
     path = tmp_path_factory.mktemp("texts") / "texts.txt"
-    path.write_text("\n".join(" ".join(draw.choices(WORDS, k=draw.randint(3, 12))) for _ in range(96)) + "\n")
+    path.write_text("\n".join(" ".join(draw.choices(WORDS, k=draw.randint(3, 12))) for _ in range(400)) + "\n")
     return path

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from test_commands import spm
 
-QUICK = ["--steps", "24", "--batch", "8", "--check-every", "8", "--held-out", "0.2", "--learning-rate", "0.01"]
+QUICK = ["--steps", "24", "--batch", "8", "--check-every", "8", "--held-out", "0.2"]
+QUICK += ["--learning-rate", "0.01", "--block-share", "0.3"]
 SCORE = """
 import torch
 
@@ -85,7 +86,7 @@ def test_a_fit_can_be_judged_too(fitted: Path) -> None:
         ("distill --calibration texts.txt --steps 0", 2, "--steps 0: must be 1 or more"),
         ("distill --calibration texts.txt --batch 8 --accumulate 3", 2, "--accumulate 3: must divide the batch of 8"),
         ("distill --calibration texts.txt --batch 8 --loss logits", 2, "none of which --loss logits can compare"),
-        ("distill --calibration texts.txt --batch 96", 2, "holds one batch of 96 at most"),
+        ("distill --calibration texts.txt --batch 400", 2, "holds one batch of 400 at most"),
         ("distill --calibration texts.txt --min-score 1", 2, "say how to get it with --eval"),
         ("distill --calibration texts.txt --eval score", 2, "--eval score: is not of the form module:function"),
         ("distill --calibration texts.txt --eval score:absent", 2, "--eval score:absent: cannot be imported"),

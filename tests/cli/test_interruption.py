@@ -99,9 +99,7 @@ def begin(folder: Path, steps: int) -> subprocess.Popen[str]:
 @pytest.fixture
 def unfinished(folder: Path) -> Path:
     """A folder with the ledger of a fit that was interrupted after a weight or more."""
-    fit = subprocess.Popen(
-        [*COMMAND, "fit", "model.safetensors", "--steps", "3000"], cwd=folder, stderr=subprocess.PIPE
-    )
+    fit = begin(folder, 3000)
     ledger = folder / "model.spm.safetensors.ledger"
     while not list(ledger.glob("*.spm.safetensors")):
         assert fit.poll() is None
@@ -154,7 +152,7 @@ def test_two_runs_of_one_output_do_not_meet(folder: Path) -> None:
         )
     finally:
         fit.kill()
-        fit.wait()
+        fit.communicate()
 
 
 def test_a_model_that_changes_meanwhile_is_noticed(folder: Path) -> None:

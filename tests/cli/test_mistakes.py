@@ -64,7 +64,7 @@ def not_onnx(folder: Path) -> None:
 
 
 MISTAKES: list[tuple[str, Prepare, int, str]] = [
-    ("fit", nothing, 2, r"Missing argument 'MODEL'"),
+    ("fit", nothing, 2, r"there is no model; name a file or folder, or a function with --factory"),
     (
         "fit modle.safetensors",
         nothing,

@@ -17,5 +17,5 @@ def source(bert: Path) -> Source:
 
 @pytest.fixture(scope="session")
 def artifact(source: Source) -> Artifact:
-    fit = FitSettings(stages=4, block=8, steps=30)
+    fit = FitSettings(stages=12, block=8, steps=100)
     return fit_model(source, CompressSettings(fit, include=("encoder.*",)), beside=source.path.parent)

@@ -18,7 +18,9 @@ from spm_compress.distill import DistillSettings, Progress, Recovered, Trained, 
 from spm_compress.errors import ArtifactError, ExportError, UsageError
 from spm_compress.fitting import relative_error
 
-QUICK = DistillSettings(steps=24, batch=8, check_every=8, keep_every=5, held_out=0.2, learning_rate=1e-2)
+QUICK = DistillSettings(
+    steps=60, batch=8, check_every=10, keep_every=5, held_out=0.2, learning_rate=1e-2, block_share=0.1
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def test_what_is_stored_is_what_was_trained(
     assert savings.recovery is not None
     assert savings.recovery.after == recovered.distilled.after
     assert "trained to answer" in savings.verdict
-    assert path.stat().st_size < 1.1 * sum(x.nbytes for x in artifact.tensors.values()) + 40_000
+    assert path.stat().st_size < 1.1 * sum(x.nbytes for x in artifact.tensors.values()) + 60_000
 
 
 def test_errors_are_those_of_the_new_numbers_against_the_old_weights(recovered: Recovered, source: Source) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
 from spm_compress.checkpoint import FittedLayer
-from spm_compress.compress.layers import digest
+from spm_compress.compress.job import digest
 from spm_compress.export import choice, files
 from spm_compress.export.choice import plans, rows_of_layers
 from spm_compress.export.graph import from_module

@@ -16,7 +16,7 @@ from draw import random_spm
 from torch import nn
 
 from spm_compress.checkpoint import FittedLayer
-from spm_compress.compress.layers import digest
+from spm_compress.compress.job import digest
 from spm_compress.export.graph import from_module
 from spm_compress.export.lowering import Blocks, Dense, Layout, Lowering, Stages, lowerings, number_arrays
 from spm_compress.export.splicing.splice import layer_model, splice

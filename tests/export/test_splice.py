@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spm_compress import FitSettings, fit_matrices
 from spm_compress.checkpoint import FittedLayer
-from spm_compress.compress.layers import digest
+from spm_compress.compress.job import digest
 from spm_compress.errors import ExportError
 from spm_compress.export.lowering import Dense, Lowering, Stages, lowerings
 from spm_compress.export.splicing.splice import splice
