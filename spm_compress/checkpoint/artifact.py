@@ -1,17 +1,18 @@
 """The artifact `NAME.spm.safetensors`: SPM numbers, tensors left dense, and a manifest that explains them.
 
-One safetensors file. Its metadata has one entry, `spm_compress`, a JSON manifest (version 4; 1 to 3 are read too):
-`source` (path, files and their SHA-256), `settings`, `versions`, `layers`, `kept` and `recovery`. A fitted weight W has
-its numbers under `W.spm.<chain>.<array>` (a low-rank companion counts as one more chain), orders that follow no
-formula under `W.spm.<chain>.order.<group>` and what its bias is to be raised by under `W.spm.shift`; a kept
+One safetensors file. Its metadata has one entry, `spm_compress`, a JSON manifest (version 5; 1 to 4 are read too):
+`source` (path, files and their SHA-256), `settings`, `versions`, `layers`, `kept`, `recovery` and `shards`: names of
+the files beside it, `NAME.spm-<digest>.safetensors`, that hold the tensors where they are too many for one. A fitted
+weight W has its numbers under `W.spm.<chain>.<array>` (a low-rank companion counts as one more chain), orders that
+follow no formula under `W.spm.<chain>.order.<group>` and what its bias is to be raised by under `W.spm.shift`; a kept
 tensor has its own name.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,25 +21,28 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from spm_compress.checkpoint.files import write_tensors
+from spm_compress.checkpoint.files import beside, save_tensors, sha256_of, write_tensors, write_whole_set
+from spm_compress.checkpoint.structures import read_structure, structure_json
 from spm_compress.errors import ArtifactError
-from spm_compress.operator.pairing import Affine, Group, Order, Shuffle, Table
 from spm_compress.operator.spm import SPM
-from spm_compress.operator.structure import Chain, Mixer, Structure
 
 __all__ = [
     "MANIFEST_VERSION",
+    "SHARD_BYTES",
     "SUFFIX",
     "Artifact",
     "FittedLayer",
     "KeptTensor",
+    "artifact_bytes",
     "find_artifact",
     "read_artifact",
     "write_artifact",
 ]
 
-# 2: orders can be shuffles; 3: companions, shifts and errors of outputs; 4: what a recovery changed
-MANIFEST_VERSION = 4
+# 2: orders can be shuffles; 3: companions, shifts and errors of outputs; 4: what a recovery changed; 5: shards
+MANIFEST_VERSION = 5
+# Of one of the files that a large artifact is made of; saving takes twice as much memory for a moment.
+SHARD_BYTES = 1 << 29
 SUFFIX = ".spm.safetensors"
 _KEY = "spm_compress"
 
@@ -96,7 +100,8 @@ class KeptTensor:
 class Artifact:
     """A compressed model: fitted layers, kept tensors with their values, and where it came from.
 
-    source: {"path", "files"}; settings and versions as in the manifest; tensors: the kept values.
+    source: {"path", "files"}; settings and versions as in the manifest; tensors: the kept values, which may be read
+    only when asked for.
     recovery: how the model was trained after the fit, if it was; its "retrained" names the kept tensors that are no
     longer the source's.
     """
@@ -115,17 +120,78 @@ class Artifact:
         return {name: self.tensors[name] for name in (self.recovery or {}).get("retrained", ())}
 
 
-def write_artifact(artifact: Artifact, path: Path) -> None:
-    """Write the artifact; the same artifact gives the same bytes. Raises SpmError if it cannot be written."""
-    tensors = {kept.name: artifact.tensors[kept.name].contiguous() for kept in artifact.kept}
+def write_artifact(artifact: Artifact, path: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write the artifact; the same artifact gives the same bytes.
+
+    More than shard_bytes of tensors go to several files beside it, each written before the next one's tensors are read;
+    those of an artifact that stood there before are removed. Raises SpmError if it cannot be written.
+    """
+    size = sum(kept.bytes for kept in artifact.kept) + sum(layer.stored_bytes for layer in artifact.layers)
+    shards: list[str] = []
+    if size <= shard_bytes:
+        write_tensors(dict(_tensors(artifact)), path, _metadata(artifact, shards))
+    else:
+        with write_whole_set(path) as folder:
+            shards += [_write_shard(tensors, folder, path) for tensors in _pieces(artifact, shard_bytes)]
+            save_tensors({}, folder / path.name, _metadata(artifact, shards))
+    for name, old in _shards_beside(path).items():
+        if name not in shards:
+            old.unlink(missing_ok=True)
+
+
+def artifact_bytes(path: Path) -> int:
+    """Return the size on disk of an artifact that can be read, with the files that it is spread over."""
+    with safe_open(path, framework="pt") as file:
+        shards = json.loads(file.metadata()[_KEY]).get("shards", ())
+    return sum(each.stat().st_size for each in (path, *map(path.with_name, shards)))
+
+
+def _tensors(artifact: Artifact) -> Iterator[tuple[str, Tensor]]:
+    for kept in artifact.kept:
+        yield kept.name, artifact.tensors[kept.name].contiguous()
     for layer in artifact.layers:
         for i, named in enumerate(layer.spm.numbers):
-            tensors.update({f"{layer.name}.spm.{i}.{name}": array.contiguous() for name, array in named.items()})
+            for name, array in named.items():
+                yield f"{layer.name}.spm.{i}.{name}", array.contiguous()
         for i, g in layer.spm.structure.tables:
             order = layer.spm.structure.chains[i].groups[g].order.indices(0)
-            tensors[f"{layer.name}.spm.{i}.order.{g}"] = order.to(torch.int32)
+            yield f"{layer.name}.spm.{i}.order.{g}", order.to(torch.int32)
         if layer.shift is not None:
-            tensors[f"{layer.name}.spm.shift"] = layer.shift.contiguous()
+            yield f"{layer.name}.spm.shift", layer.shift.contiguous()
+
+
+def _pieces(artifact: Artifact, most: int) -> Iterator[dict[str, Tensor]]:
+    """Yield the tensors in order, as many at a time as `most` bytes hold, and one at least."""
+    piece: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in _tensors(artifact):
+        if piece and size + tensor.nbytes > most:
+            yield piece
+            piece, size = {}, 0
+        piece[name] = tensor
+        size += tensor.nbytes
+    yield piece
+
+
+def _write_shard(tensors: Mapping[str, Tensor], folder: Path, path: Path) -> str:
+    """Write a shard of the artifact at `path` and return its name.
+
+    Named by its content, it never takes the place of one that an artifact still needs.
+    """
+    scratch = folder / "shard"
+    save_tensors(tensors, scratch)
+    name = f"{path.name.removesuffix('.safetensors')}-{sha256_of(scratch)[:16]}.safetensors"
+    scratch.replace(folder / name)
+    return name
+
+
+def _shards_beside(path: Path) -> dict[str, Path]:
+    """Return every file beside `path` that is named as a shard of it."""
+    named = re.compile(re.escape(path.name.removesuffix(".safetensors")) + r"-[0-9a-f]{16}\.safetensors")
+    return {each.name: each for each in path.parent.iterdir() if named.fullmatch(each.name)}
+
+
+def _metadata(artifact: Artifact, shards: list[str]) -> dict[str, str]:
     manifest = {
         "version": MANIFEST_VERSION,
         "versions": artifact.versions,
@@ -134,8 +200,9 @@ def write_artifact(artifact: Artifact, path: Path) -> None:
         "layers": [_layer_json(layer) for layer in artifact.layers],
         "kept": [asdict(kept) for kept in artifact.kept],
         "recovery": artifact.recovery,
+        "shards": shards,
     }
-    write_tensors(tensors, path, {_KEY: json.dumps(manifest)})
+    return {_KEY: json.dumps(manifest)}
 
 
 def read_artifact(path: Path) -> Artifact:
@@ -145,12 +212,7 @@ def read_artifact(path: Path) -> Artifact:
     """
     if not path.is_file():
         raise ArtifactError(f"{path}: no such artifact; make one with: spm-compress fit MODEL")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path}: is not a whole safetensors file ({error}); run fit again") from error
+    metadata, tensors = _read_file(path)
     if _KEY not in metadata:
         raise ArtifactError(f"{path}: is a safetensors file but not an spm-compress artifact; run fit on it first")
     try:
@@ -164,6 +226,8 @@ def read_artifact(path: Path) -> Artifact:
             "upgrade spm-compress"
         )
     try:
+        for shard in manifest.get("shards", ()):
+            tensors |= _read_file(_shard_at(path, shard))[1]
         found = Artifact(
             source=dict(manifest["source"]),
             settings=dict(manifest["settings"]),
@@ -177,6 +241,24 @@ def read_artifact(path: Path) -> Artifact:
         return found
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise ArtifactError(f"{path}: its manifest is damaged ({error!r}); run fit again") from error
+
+
+def _read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return the metadata and the tensors, which stay in the file until they are used."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path}: is not a whole safetensors file ({error}); run fit again") from error
+
+
+def _shard_at(path: Path, name: str) -> Path:
+    place = beside(path, name)
+    if place is None:
+        raise ArtifactError(f"{path}: its part {name!r} lies outside its folder; such an artifact is not followed")
+    if not place.is_file():
+        raise ArtifactError(f"{path}: its part {name!r} is missing; fetch it beside the artifact, or run fit again")
+    return place
 
 
 def find_artifact(folder: Path) -> Path:
@@ -203,13 +285,13 @@ def _layer_json(layer: FittedLayer) -> dict[str, Any]:
         "start": layer.start,
         "output_error": layer.output_error,
         "svd_output_error": layer.svd_output_error,
-        "structure": _structure_json(layer.spm.structure),
+        "structure": structure_json(layer.spm.structure),
     }
 
 
 def _read_layer(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FittedLayer:
     name = entry["names"][0]
-    structure = _read_structure(entry["structure"], name, tensors)
+    structure = read_structure(entry["structure"], name, tensors)
     numbers = []
     for i, shapes in enumerate(structure.shapes()):
         named = {}
@@ -253,86 +335,3 @@ def _read_kept(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> KeptT
     if tuple(tensors[kept.name].shape) != kept.shape:
         raise ValueError(f"{kept.name} has shape {tuple(tensors[kept.name].shape)}, not {kept.shape}")
     return kept
-
-
-def _structure_json(structure: Structure) -> dict[str, Any]:
-    return {
-        "mixer": structure.mixer.value,
-        "in_features": structure.in_features,
-        "out_features": structure.out_features,
-        "rank": structure.rank,
-        "chains": [
-            {
-                "width": chain.width,
-                "diagonals": chain.diagonals,
-                "groups": [
-                    {
-                        "order": _order_json(group.order),
-                        "stages": group.stages,
-                        "low": group.low,
-                        "descending": group.descending,
-                    }
-                    for group in chain.groups
-                ],
-            }
-            for chain in structure.chains
-        ],
-    }
-
-
-def _order_json(order: Order) -> Any:
-    match order:
-        case Affine():
-            return [order.multiplier, order.offset]
-        case Shuffle():
-            return {"shuffle": order.rows}
-        case Table():
-            return "table"
-
-
-def _read_structure(entry: Mapping[str, Any], name: str, tensors: Mapping[str, Tensor]) -> Structure:
-    chains = []
-    for i, chain in enumerate(entry["chains"]):
-        width = int(chain["width"])
-        if width < 1:
-            raise ValueError(f"{name}: a chain of width {width}")
-        groups = tuple(
-            _read_group(group, width, tensors.get(f"{name}.spm.{i}.order.{g}"))
-            for g, group in enumerate(chain["groups"])
-        )
-        diagonals = tuple(int(at) for at in chain["diagonals"])
-        if not any(group.stages for group in groups):  # with one, the file holds numbers for every feature of the width
-            raise ValueError(f"{name}: a chain without stages")
-        if list(diagonals) != sorted(set(diagonals) & set(range(len(groups) + 1))):
-            raise ValueError(f"{name}: a diagonal that stands at no boundary")
-        chains.append(Chain(width, groups, diagonals))
-    into, out, rank = int(entry["in_features"]), int(entry["out_features"]), int(entry.get("rank", 0))
-    if not 0 <= rank <= min(into, out) or not (chains or rank):
-        raise ValueError(f"{name}: a companion of rank {rank} beside {len(chains)} chains")
-    return Structure(Mixer(entry["mixer"]), into, out, tuple(chains), rank)
-
-
-def _read_group(entry: Mapping[str, Any], width: int, table: Tensor | None) -> Group:
-    stages, low = int(entry["stages"]), int(entry["low"])
-    # Bounds before any power of two is taken of a number that a stranger may have written.
-    if not 0 <= stages <= width.bit_length() or not 1 <= low <= width or low & (low - 1):
-        raise ValueError(f"a group of {stages} stages from stride {low} at width {width}")
-    return Group(_read_order(entry["order"], width, table), stages, low, bool(entry["descending"]))
-
-
-def _read_order(entry: Any, width: int, table: Tensor | None) -> Order:
-    if entry == "table":
-        features = tuple(table.tolist()) if table is not None else ()
-        if sorted(features) != list(range(width)):
-            raise ValueError("an order is not a permutation")
-        return Table(features)
-    if isinstance(entry, dict):
-        rows = int(entry["shuffle"])
-        if rows < 1 or width % rows:
-            raise ValueError(f"a shuffle of {width} features in {rows} rows")
-        return Shuffle(rows)
-    multiplier, offset = (int(number) for number in entry)
-    # In range before any arithmetic with tensors, whose integers have 64 bits.
-    if not 0 < multiplier <= width or not 0 <= offset < width or math.gcd(multiplier, width) != 1:
-        raise ValueError(f"order ({multiplier}, {offset}) is not a permutation of {width} features")
-    return Affine(multiplier, offset)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
 import shutil
@@ -16,7 +17,16 @@ from torch import Tensor
 
 from spm_compress.errors import SpmError
 
-__all__ = ["make_folder", "sha256_of", "write_tensors", "write_whole", "write_whole_set"]
+__all__ = [
+    "beside",
+    "make_folder",
+    "save_tensors",
+    "sha256_of",
+    "sweep",
+    "write_tensors",
+    "write_whole",
+    "write_whole_set",
+]
 
 
 @contextmanager
@@ -72,10 +82,30 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
     Raises SpmError as `write_whole`.
     """
     with write_whole(path) as temporary:
-        try:
-            save_file(dict(tensors), temporary, metadata=dict(metadata or {"format": "pt"}))
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+        save_tensors(tensors, temporary, metadata)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file within `write_whole` or `write_whole_set`. Raises OSError if it cannot be written."""
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata or {"format": "pt"}))
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes left in a folder of files that they had not finished, of any name or this one."""
+    for path in folder.glob(f".{name if name == '*' else glob.escape(name)}.*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def beside(path: Path, name: str) -> Path | None:
+    """Return the file of that name in the folder of `path`; None if it lies elsewhere: absolute, `..` or a link."""
+    place = path.parent / name
+    return place if place.resolve().parent == path.parent.resolve() else None
 
 
 def make_folder(folder: Path) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from spm_compress.checkpoint.files import sha256_of
+from spm_compress.checkpoint.files import beside, sha256_of
 from spm_compress.checkpoint.tensor_info import TensorInfo, input_first
 from spm_compress.checkpoint.torch_source import TorchSource, open_torch
 from spm_compress.errors import SourceError
@@ -111,8 +111,8 @@ def _open_index(path: Path, index: Path, config: Mapping[str, Any] | None) -> Sa
     files: dict[str, Path] = {}
     held: dict[Path, Mapping[str, Path]] = {}
     for name, shard in weight_map.items():
-        file = index.parent / shard
-        if file.resolve().parent != index.parent.resolve():
+        file = beside(index, shard)
+        if file is None:
             raise SourceError(
                 f"{index}: shard {shard!r} lies outside the model's folder; such an index is not followed"
             )

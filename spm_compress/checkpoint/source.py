@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from spm_compress.checkpoint.tensor_info import TensorInfo
 from spm_compress.checkpoint.torch_source import SUFFIXES, open_torch
 from spm_compress.errors import SourceError, UsageError, near_misses
 
-__all__ = ["Source", "open_source", "read_finite"]
+__all__ = ["LazyTensors", "Source", "open_source", "read_finite"]
 
 _SUFFIXES = (".safetensors", ".json", ".onnx", ".pt2", *SUFFIXES)
 
@@ -51,6 +51,28 @@ class Source(Protocol):
 
     def hashes(self) -> dict[str, str]:
         """Return file name -> SHA-256 of every file of the model."""
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Some tensors of a source by name, each read when it is asked for: a large model is never in memory at once."""
+
+    def __init__(self, source: Source, names: Iterable[str]) -> None:
+        self._source = source
+        self._names = dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._source.read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def read_finite(source: Source, name: str) -> Tensor:

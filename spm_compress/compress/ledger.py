@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from spm_compress.checkpoint.files import write_whole
+from spm_compress.checkpoint.files import sweep, write_whole
 from spm_compress.compress.cache import FitCache
 from spm_compress.errors import ArtifactError, SpmError
 
@@ -51,9 +51,8 @@ class Ledger:
             raise SpmError(
                 f"{self.output}: cannot be written ({error.strerror}); check the folder's permissions and free space"
             ) from error
-        for folder, pattern in ((self.output.parent, f".{self.output.name}.*.tmp"), (self.folder, ".*.tmp")):
-            for path in folder.glob(pattern):
-                path.unlink(missing_ok=True)
+        sweep(self.output.parent, self.output.name)
+        sweep(self.folder)
         return self
 
     def begin(self, recipe: Mapping[str, Any]) -> FitCache:

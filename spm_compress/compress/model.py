@@ -16,7 +16,7 @@ from spm_compress.calibration.runner import open_runner
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer, KeptTensor
 from spm_compress.checkpoint.factory_source import FactorySource
 from spm_compress.checkpoint.files import sha256_of
-from spm_compress.checkpoint.source import Source, read_finite
+from spm_compress.checkpoint.source import LazyTensors, Source, read_finite
 from spm_compress.checkpoint.tensor_info import TensorInfo
 from spm_compress.compress.cache import FitCache
 from spm_compress.compress.executors import Executor, Here
@@ -234,7 +234,7 @@ def _artifact(
 ) -> Artifact:
     infos = source.tensors()
     fitted = {name for layer in layers for name in layer.names}
-    tensors = {name: source.read(name) for name in infos if name not in fitted}
+    tensors = LazyTensors(source, (name for name in infos if name not in fitted))
     return Artifact(
         source={"path": os.path.relpath(source.path, beside), "files": dict(files), **_known(source, infos)},
         settings=settings,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from spm_compress.checkpoint.artifact import Artifact, FittedLayer, KeptTensor
+from spm_compress.checkpoint.artifact import Artifact, FittedLayer, KeptTensor, artifact_bytes
 from spm_compress.checkpoint.tensor_info import ITEM_BYTES
 
 __all__ = ["SCHEMA", "LayerSavings", "Savings", "Size", "summarize", "to_json"]
@@ -68,7 +68,7 @@ class Savings:
     """The whole report.
 
     fitted: the replaced weights together; model: everything, tensors left dense included, and of the
-    artifact's bytes also its header, so that `model.bytes.after` is the size of the file.
+    artifact's bytes also its header, so that `model.bytes.after` is what lies on the disk.
     """
 
     layers: tuple[LayerSavings, ...]
@@ -117,7 +117,7 @@ def summarize(artifact: Artifact, path: Path) -> Savings:
         fitted_bytes=size,
         fitted_multiply_adds=sum((layer.multiply_adds for layer in layers), nothing),
         model_parameters=parameters + Size(kept_parameters, kept_parameters),
-        model_bytes=Size(size.before + kept_bytes, path.stat().st_size),
+        model_bytes=Size(size.before + kept_bytes, artifact_bytes(path)),
         mean_error=mean_error,
         mean_svd_error=_mean([layer.svd_error for layer in layers]) or 0.0,
         mean_output_error=_mean(outputs),
