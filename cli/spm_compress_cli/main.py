@@ -52,11 +52,14 @@ cli.add_command(bench)
 def main() -> None:
     """Run the command line; every error that a user can cause is one line on stderr."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="spm-compress", standalone_mode=False)
     except UsageError as error:
         code = _refuse(str(error), _WRONG_USAGE)
     except SpmError as error:
         code = _refuse(str(error), _FAILED)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        code = error.exit_code
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f" (see: {context.command_path} --help)" if context else ""

@@ -107,9 +107,9 @@ def _loaded(path: Path) -> Mapping[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True if is_zip else None)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"would run {named.group(1)}" if named else "is not plain tensors"
+        what = f"would run {named.group(1)} when it is loaded" if named else "holds more than plain tensors"
         raise SourceError(
-            f"{path}: {what} when it is loaded, and is not; save the model's state_dict() alone, "
+            f"{path}: {what}, so it is not loaded; save the model's state_dict() alone, "
             "or convert it with safetensors.torch.save_file"
         ) from error
     except SourceError:

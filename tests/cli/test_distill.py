@@ -18,11 +18,6 @@ def first(model):
     torch.manual_seed(0)
     ids = torch.randint(5, 50, (8, 6))
     return model(input_ids=ids).last_hidden_state[..., 0].mean()
-
-def length(model):
-    return "long"
-
-missing = None
 """
 
 
@@ -75,33 +70,6 @@ def test_a_fit_can_be_judged_too(fitted: Path) -> None:
     assert run.returncode == 1
     assert "score: original" in run.stdout
     assert "more than --max-drop -10" in run.stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        ("distill", 2, "Missing option '--calibration'"),
-        ("distill --calibration absent.txt", 1, "absent.txt: no such calibration file"),
-        ("distill --calibration texts.txt --optimizer Magic", 2, "--optimizer 'Magic': is none of torch.optim"),
-        ("distill --calibration texts.txt --steps 0", 2, "--steps 0: must be 1 or more"),
-        ("distill --calibration texts.txt --batch 8 --accumulate 3", 2, "--accumulate 3: must divide the batch of 8"),
-        ("distill --calibration texts.txt --batch 8 --loss logits", 2, "none of which --loss logits can compare"),
-        ("distill --calibration texts.txt --batch 400", 2, "holds one batch of 400 at most"),
-        ("distill --calibration texts.txt --min-score 1", 2, "say how to get it with --eval"),
-        ("distill --calibration texts.txt --eval score", 2, "--eval score: is not of the form module:function"),
-        ("distill --calibration texts.txt --eval score:absent", 2, "--eval score:absent: cannot be imported"),
-        ("distill --calibration texts.txt --eval score:missing", 2, "is a NoneType, not a function"),
-        ("distill --calibration texts.txt --source absent", 1, "absent: the model that was fitted is not there"),
-        ("distill --calibration bert", 1, "bert: is no folder that datasets saved"),
-        ("fit bert --stages 4 --block 8 --steps 1 --eval score:length", 2, "score:length: fails on the original model"),
-    ],
-)
-def test_mistakes_are_one_line(fitted: Path, arguments: str, code: int, message: str) -> None:
-    run = spm(*arguments.split(), cwd=fitted)
-    assert run.returncode == code, run.stderr
-    (line,) = [line for line in run.stderr.splitlines() if line.startswith("error:")]
-    assert message in line
-    assert "Traceback" not in run.stderr
 
 
 def test_texts_of_a_datasets_folder_are_those_of_a_text_file(fitted: Path) -> None:

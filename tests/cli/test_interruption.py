@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import subprocess
 import time
@@ -112,6 +113,35 @@ def unfinished(folder: Path) -> Path:
     assert fit.returncode == 1
     assert not (folder / "model.spm.safetensors").exists()
     return folder
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(folder: Path) -> None:
+    output = folder / "model.spm.safetensors"
+    assert spm("fit", "model.safetensors", "--steps", "5", "--seed", "1", cwd=folder).returncode == 0
+    before = output.read_bytes()
+    most = len(before) // 2  # every weight's own file has room, the whole artifact has not
+
+    run = subprocess.run(
+        [*COMMAND, *ARGUMENTS],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)),
+    )
+    assert run.returncode == 1
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("error: model.spm.safetensors: cannot be written (")
+    assert line.endswith("check the folder's permissions and free space")
+    assert output.read_bytes() == before
+    assert len(list(folder.glob("*.ledger/*.spm.safetensors"))) == 6
+    assert not list(folder.rglob("*.tmp"))
+    assert spm(*ARGUMENTS, cwd=folder).returncode == 0
+    after = output.read_bytes()
+    assert not list(folder.glob("*.ledger"))
+    output.unlink()
+    assert spm(*ARGUMENTS, cwd=folder).returncode == 0
+    assert output.read_bytes() == after != before
 
 
 def test_the_ledger_of_another_fit_is_refused_with_what_differs(unfinished: Path) -> None:

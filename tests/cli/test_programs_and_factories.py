@@ -39,12 +39,6 @@ def without_example():
 
 def score(model):
     return -model(x=torch.ones(2, 64), scale=torch.ones(2, 1)).square().mean()
-
-def broken():
-    raise RuntimeError("no such weights\\nsecond line")
-
-def number():
-    return 3
 """
 
 
@@ -217,27 +211,6 @@ def test_weights_are_put_into_what_a_function_builds(folder: Path) -> None:
     wrong = spm("fit", "w.safetensors", *factory, cwd=folder)
     assert wrong.returncode == 1
     assert "does not fit what --factory nets:build builds" in wrong.stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        ("fit", 2, "there is no model; name a file or folder, or a function with --factory module:function"),
-        ("fit --factory nets", 2, "--factory nets: is not of the form module:function"),
-        ("fit --factory nest:build", 2, "--factory nest:build: cannot be imported (No module named 'nest')"),
-        ("fit --factory nets:build2", 2, "--factory nets:build2: cannot be imported"),
-        ("fit --factory nets:nn", 2, "--factory nets:nn: is a module, not a function"),
-        ("fit --factory nets:broken", 1, "--factory nets:broken: raises RuntimeError: no such weights"),
-        ("fit --factory nets:number", 1, "--factory nets:number: returns a int; return an nn.Module"),
-        ("inspect --factory nets:number", 1, "--factory nets:number: returns a int; return an nn.Module"),
-    ],
-)
-def test_mistakes_with_factories_are_one_line(folder: Path, arguments: str, code: int, words: str) -> None:
-    run = spm(*arguments.split(), cwd=folder)
-    assert run.returncode == code
-    (line,) = run.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert words in line
 
 
 def test_a_model_that_cannot_be_exported_is_one_line(folder: Path) -> None:

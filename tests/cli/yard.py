@@ -1,0 +1,169 @@
+"""A folder with one of everything that a command takes, and the ways in which a file of it can be wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import numpy_helper
+from safetensors.torch import load_file, save_file
+from small_graphs import lookup, product
+from torch import nn
+
+from spm_compress import CompressSettings, FitSettings, fit_model, open_source, write_artifact
+
+GOLDEN = Path(__file__).parents[1] / "checkpoint" / "golden"
+MODULE = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Linear(64, 96), {"input": torch.randn(3, 64)}
+
+def broken():
+    raise RuntimeError("no such weights\\nsecond line")
+
+def number():
+    return 3
+
+def score(model):
+    return model(torch.ones(2, 96)).sum()
+
+def text(model):
+    return "long"
+
+def nan(model):
+    return float("nan")
+
+def other_input(model):
+    return model(y=torch.ones(2, 96)).sum()
+
+nothing = None
+"""
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(96, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
+
+
+def fill(folder: Path, bert: Path, texts: Path) -> None:
+    """Write model.safetensors, its artifact and its .pt, dense.onnx, out.onnx, a BERT, its artifact and texts, code."""
+    save_file(mlp().state_dict(), folder / "model.safetensors")
+    torch.save(mlp().state_dict(), folder / "model.pt")
+    fit = FitSettings(stages=3, block=8, steps=1)
+    artifact = fit_model(open_source(folder / "model.safetensors"), CompressSettings(fit), beside=folder)
+    write_artifact(artifact, folder / "mlp.spm.safetensors")
+    product(folder / "dense.onnx")
+    model = onnx.load(folder / "dense.onnx")
+    (weight,) = model.graph.initializer
+    weight.CopyFrom(numpy_helper.from_array(1.1 * numpy_helper.to_array(weight), "w"))
+    onnx.save(model, folder / "out.onnx")
+    (folder / "code_of_the_user.py").write_text(MODULE)
+    shutil.copytree(bert, folder / "bert")
+    shutil.copy(texts, folder / "texts.txt")
+    settings = CompressSettings(fit, include=("encoder.*",))
+    write_artifact(fit_model(open_source(folder / "bert"), settings, beside=folder), folder / "bert.spm.safetensors")
+
+
+def nothing(folder: Path) -> None:
+    """Leave it as it is."""
+
+
+def empty(folder: Path) -> None:
+    for name in ("model.safetensors", "model.pt", "out.onnx", "mlp.spm.safetensors"):
+        (folder / name).write_bytes(b"")
+
+
+def truncated(folder: Path) -> None:
+    for name in ("model.safetensors", "model.pt", "out.onnx", "mlp.spm.safetensors"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-100])
+
+
+def zeros(folder: Path) -> None:
+    for name in ("model.safetensors", "model.pt", "out.onnx", "mlp.spm.safetensors"):
+        (folder / name).write_bytes(b"\x00" * 500)
+
+
+def whole_numbers(folder: Path) -> None:
+    save_file({"0.weight": torch.ones(64, 64, dtype=torch.int32)}, folder / "model.safetensors")
+
+
+def no_tensors(folder: Path) -> None:
+    save_file({}, folder / "model.safetensors")
+
+
+def with_nan(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["2.weight"][0, 0] = float("nan")
+    save_file(tensors, folder / "model.safetensors")
+
+
+def no_artifact(folder: Path) -> None:
+    for path in folder.glob("*.spm.safetensors"):
+        path.unlink()
+
+
+def only_bert(folder: Path) -> None:
+    (folder / "mlp.spm.safetensors").unlink()
+
+
+def blocked(folder: Path) -> None:
+    (folder / "model.spm.safetensors").mkdir()
+
+
+def later_version(folder: Path) -> None:
+    save_file({}, folder / "mlp.spm.safetensors", metadata={"spm_compress": json.dumps({"version": 99})})
+
+
+def missing_shard(folder: Path) -> None:
+    (folder / "part.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "absent.safetensors"}}))
+
+
+def outside_shard(folder: Path) -> None:
+    (folder / "part.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "../else.safetensors"}}))
+
+
+def not_json(folder: Path) -> None:
+    (folder / "part.safetensors.index.json").write_text("{")
+
+
+def empty_folder(folder: Path) -> None:
+    (folder / "part").mkdir()
+
+
+def changed_model(folder: Path) -> None:
+    save_file(nn.Linear(96, 64).state_dict(), folder / "model.safetensors")
+
+
+def other_name(folder: Path) -> None:
+    product(folder / "dense.onnx", x="z")
+
+
+def other_width(folder: Path) -> None:
+    product(folder / "dense.onnx", dims=(4, 96))
+
+
+def short(folder: Path) -> None:
+    lookup(folder / "out.onnx", positions=32)
+
+
+def blank_texts(folder: Path) -> None:
+    (folder / "texts.txt").write_text("\n\n")
+
+
+def wrong_inputs(folder: Path) -> None:
+    save_file({"tokens": torch.ones(4, 8, dtype=torch.int64)}, folder / "inputs.safetensors")
+
+
+def ragged_inputs(folder: Path) -> None:
+    inputs = {"input_ids": torch.ones(4, 8, dtype=torch.int64), "attention_mask": torch.ones(3, 8, dtype=torch.int64)}
+    save_file(inputs, folder / "inputs.safetensors")
+
+
+def nan_inputs(folder: Path) -> None:
+    save_file({"x": torch.full((4, 96), float("nan"))}, folder / "inputs.safetensors")
