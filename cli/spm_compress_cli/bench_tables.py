@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from spm_compress_cli.tables import bytes_text, compact_table, print_json, results_console
+from spm_compress.units import bytes_text
+from spm_compress_cli.tables import compact_table, print_json, results_console
 
 if TYPE_CHECKING:
     from spm_compress.export.measuring.footprint import Footprint

@@ -22,8 +22,9 @@ def expand(artifact: Path | None, output: Path | None, as_json: bool, quiet: boo
     """
     from spm_compress.checkpoint import SUFFIX, find_artifact, read_artifact, write_tensors
     from spm_compress.compress import expand as expanded
+    from spm_compress.units import bytes_text
     from spm_compress_cli.progress import message
-    from spm_compress_cli.tables import bytes_text, print_json, results_console
+    from spm_compress_cli.tables import print_json, results_console
 
     path = artifact or find_artifact(Path())
     found = expanded(read_artifact(path))

@@ -9,15 +9,30 @@ import click
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path), required=False)
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write it as one page of HTML.")
+@click.option(
+    "--with",
+    "attached",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="For the page: what inspect --json, bench --json or distill --log wrote; repeatable.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def report(artifact: Path | None, as_json: bool) -> None:
+def report(artifact: Path | None, html: Path | None, attached: tuple[Path, ...], as_json: bool) -> None:
     """Show what a fit saved and what it cost.
 
     Without ARTIFACT, the one *.spm.safetensors in the working directory is taken.
     """
     from spm_compress.checkpoint import find_artifact, read_artifact
-    from spm_compress.report import summarize
+    from spm_compress.report import read_attachments, summarize, write_page
     from spm_compress_cli.tables import show_report
 
+    if attached and html is None:
+        raise click.UsageError("--with adds to the page; give --html report.html too")
     path = artifact or find_artifact(Path())
-    show_report(summarize(read_artifact(path), path), path, as_json)
+    found = read_artifact(path)
+    savings = summarize(found, path)
+    if html is not None:
+        write_page(found, savings, path.name, html, read_attachments(attached))
+    show_report(savings, path, as_json)

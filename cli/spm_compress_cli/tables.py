@@ -12,6 +12,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from spm_compress.units import bytes_text
+
 if TYPE_CHECKING:
     from spm_compress.report import Savings, Size
 
@@ -125,12 +127,3 @@ def _kept(savings: Savings) -> Table:
 
 def _add(table: Table, title: str, size: Size, form: Any) -> None:
     table.add_row(title, form(size.before), form(size.after), f"{size.kept:.1%}", f"{size.removed:.1%}")
-
-
-def bytes_text(count: int) -> str:
-    size, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB"):
-        if size < 1000:
-            break
-        size, unit = size / 1000, larger
-    return f"{count} B" if unit == "B" else f"{size:.2f} {unit}"

@@ -1,18 +1,18 @@
 """The artifact `NAME.spm.safetensors`: SPM numbers, tensors left dense, and a manifest that explains them.
 
 One safetensors file. Its metadata has one entry, `spm_compress`, a JSON manifest (version 5; 1 to 4 are read too):
-`source` (path, files and their SHA-256), `settings`, `versions`, `layers`, `kept`, `recovery` and `shards`: names of
-the files beside it, `NAME.spm-<digest>.safetensors`, that hold the tensors where they are too many for one. A fitted
-weight W has its numbers under `W.spm.<chain>.<array>` (a low-rank companion counts as one more chain), orders that
-follow no formula under `W.spm.<chain>.order.<group>` and what its bias is to be raised by under `W.spm.shift`; a kept
-tensor has its own name.
+`source` (path, files and their SHA-256), `settings`, `versions`, `layers`, `kept`, `recovery`, `curves` and `shards`:
+names of the files beside it, `NAME.spm-<digest>.safetensors`, that hold the tensors where they are too many for one.
+A fitted weight W has its numbers under `W.spm.<chain>.<array>` (a low-rank companion counts as one more chain),
+orders that follow no formula under `W.spm.<chain>.order.<group>` and what its bias is to be raised by under
+`W.spm.shift`; a kept tensor has its own name.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ __all__ = [
     "write_artifact",
 ]
 
-# 2: orders can be shuffles; 3: companions, shifts and errors of outputs; 4: what a recovery changed; 5: shards
+# 2: orders can be shuffles; 3: companions, shifts and errors of outputs; 4: what a recovery changed; 5: shards, curves
 MANIFEST_VERSION = 5
 # Of one of the files that a large artifact is made of; saving takes twice as much memory for a moment.
 SHARD_BYTES = 1 << 29
@@ -104,6 +104,7 @@ class Artifact:
     only when asked for.
     recovery: how the model was trained after the fit, if it was; its "retrained" names the kept tensors that are no
     longer the source's.
+    curves: name of a weight -> {"stages", "bytes", "error"} at every size that was tried, where sizes were planned.
     """
 
     source: Mapping[str, Any]
@@ -113,6 +114,7 @@ class Artifact:
     kept: tuple[KeptTensor, ...]
     tensors: Mapping[str, Tensor]
     recovery: Mapping[str, Any] | None = None
+    curves: Mapping[str, Sequence[Mapping[str, float]]] | None = None
 
     @property
     def retrained(self) -> dict[str, Tensor]:
@@ -200,6 +202,7 @@ def _metadata(artifact: Artifact, shards: list[str]) -> dict[str, str]:
         "layers": [_layer_json(layer) for layer in artifact.layers],
         "kept": [asdict(kept) for kept in artifact.kept],
         "recovery": artifact.recovery,
+        "curves": artifact.curves,
         "shards": shards,
     }
     return {_KEY: json.dumps(manifest)}
@@ -236,6 +239,7 @@ def read_artifact(path: Path) -> Artifact:
             kept=(kept := tuple(_read_kept(entry, tensors) for entry in manifest["kept"])),
             tensors={entry.name: tensors[entry.name] for entry in kept},
             recovery=None if manifest.get("recovery") is None else dict(manifest["recovery"]),
+            curves=_read_curves(manifest.get("curves")),
         )
         found.retrained  # noqa: B018 (names that are not there are damage)
         return found
@@ -322,6 +326,13 @@ def _read_layer(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitt
         svd_output_error=_optional(entry.get("svd_output_error")),
         shift=shift,
     )
+
+
+def _read_curves(entry: Any) -> dict[str, list[dict[str, float]]] | None:
+    if entry is None:
+        return None
+    keys = ("stages", "bytes", "error")
+    return {str(name): [{key: point[key] + 0 for key in keys} for point in points] for name, points in entry.items()}
 
 
 def _optional(value: Any) -> float | None:

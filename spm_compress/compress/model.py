@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -121,9 +121,13 @@ def fit_model(
     progress.begin(len(selected.jobs))
     reasons = dict(selected.kept)
     layers: list[FittedLayer]
+    curves = None
     if settings.is_planned:
         planned = fit_planned(fitter, selected.jobs, settings)
         layers = list(planned.layers.values())
+        curves = {
+            choice.curve.name: [asdict(point) for point in choice.curve.points] for choice in planned.plan.choices
+        }
         by_name = {job.names[0]: job for job in selected.jobs}
         for choice in planned.plan.choices:
             if choice.point is None:
@@ -140,7 +144,7 @@ def fit_model(
     if refit is not None:
         layers += refit.others
         said["refit"] = refit.patterns
-    return _artifact(source, files, said, layers, reasons, beside)
+    return replace(_artifact(source, files, said, layers, reasons, beside), curves=curves)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from spm_compress.errors import SpmError, UsageError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, LogNorm
+    from matplotlib.figure import Figure
 
-__all__ = ["BreakEven", "Cell", "Setting", "break_even_json", "check_picture", "draw"]
+__all__ = ["BreakEven", "Cell", "Setting", "break_even_json", "check_picture", "draw", "figure_of", "read_break_even"]
 
 SCHEMA = "spm-compress/break-even/1"
 _FORMATS = (".svg", ".png")
@@ -93,6 +94,16 @@ def break_even_json(found: BreakEven) -> dict[str, Any]:
     }
 
 
+def read_break_even(value: Mapping[str, Any]) -> BreakEven:
+    """Return the map of which `break_even_json` made that value. Raises LookupError or TypeError for another one."""
+    cells = []
+    for cell in value["cells"]:
+        seconds = dict(cell["seconds"])
+        dense, int8 = seconds.pop("float32"), seconds.pop("int8")
+        cells.append(Cell(cell["features"], cell["batch"], dense, int8, seconds))
+    return BreakEven(Setting(**value["setting"]), tuple(cells))
+
+
 def check_picture(path: Path) -> None:
     """Find out beforehand whether `draw` can write there.
 
@@ -107,11 +118,21 @@ def check_picture(path: Path) -> None:
 
 
 def draw(found: BreakEven, path: Path) -> None:
-    """Draw the speed-up of the best lowering over dense float32 as a heat map; the same map gives the same SVG.
-
-    Where dense int8 is faster than that, the cell says so. Raises as `check_picture`.
-    """
+    """Write `figure_of` the map; the same map gives the same SVG. Raises as `check_picture`."""
     check_picture(path)
+    import matplotlib
+
+    # Without a salt and a date of its own matplotlib names and dates every SVG anew.
+    form = path.suffix.lower().removeprefix(".")
+    with write_whole(path) as temporary, matplotlib.rc_context({"svg.hashsalt": "spm-compress"}):
+        figure_of(found).savefig(temporary, format=form, dpi=160, metadata={"Date": None} if form == "svg" else None)
+
+
+def figure_of(found: BreakEven) -> Figure:
+    """Draw the speed-up of the best lowering over dense float32 as a heat map.
+
+    Where dense int8 is faster than that, the cell says so.
+    """
     import matplotlib
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
@@ -147,10 +168,7 @@ def draw(found: BreakEven, path: Path) -> None:
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value >= 1 else f"1/{1 / value:g}"))
     bar.outline.set_visible(False)
-    # Without a salt and a date of its own matplotlib names and dates every SVG anew.
-    form = path.suffix.lower().removeprefix(".")
-    with write_whole(path) as temporary, matplotlib.rc_context({"svg.hashsalt": "spm-compress"}):
-        figure.savefig(temporary, format=form, dpi=160, metadata={"Date": None} if form == "svg" else None)
+    return figure
 
 
 def _label(axes: Axes, cell: Cell, at: tuple[int, int], norm: LogNorm, colours: Colormap) -> None:

@@ -72,6 +72,7 @@ def main() -> None:
             "settings": {},
             "retrained": ["kept"],
         },
+        curves={"canonical.weight": [{"stages": 9, "bytes": 900, "error": 0.5}]},
     )
     FOLDER.mkdir(exist_ok=True)
     write_artifact(artifact, FOLDER / f"v{MANIFEST_VERSION}.spm.safetensors")

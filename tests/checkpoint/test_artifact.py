@@ -48,6 +48,12 @@ def test_reading_and_writing_gives_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "again.spm.safetensors").read_bytes() == GOLDEN.read_bytes()
 
 
+def test_others_may_read_it_as_any_new_file(tmp_path: Path) -> None:
+    write_artifact(read_artifact(GOLDEN), tmp_path / "a.spm.safetensors")
+    (tmp_path / "new").touch()
+    assert (tmp_path / "a.spm.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
 def test_stored_bytes_are_those_in_the_file() -> None:
     artifact, (_, tensors) = read_artifact(GOLDEN), opened(GOLDEN)
     for layer in artifact.layers:
