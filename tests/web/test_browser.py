@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import http.server
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -28,14 +27,6 @@ SENTENCES = [
     "Shares dropped 3.5% when the news was published.",
     "Straße, naïve café and 北京: accents and other scripts.",
 ]
-
-
-def chromium() -> str:
-    names = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
-    found = next((path for path in map(shutil.which, names) if path), None)
-    if found is None:
-        pytest.fail("no Chromium here; install it (apt-get install chromium) or name it in CHROMIUM")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +83,9 @@ def in_python(model: Path) -> np.ndarray:
     return np.asarray(embed(features, arrays["attention_mask"]))
 
 
-def test_the_page_embeds_as_python_does_and_asks_nobody_else(site: str, model: Path) -> None:
+def test_the_page_embeds_as_python_does_and_asks_nobody_else(site: str, model: Path, chromium: str) -> None:
     done = subprocess.run(
-        ["node", EXAMPLE / "open_page.mjs", chromium(), site, json.dumps(SENTENCES)],
+        ["node", EXAMPLE / "open_page.mjs", chromium, site, json.dumps(SENTENCES)],
         capture_output=True,
         text=True,
         check=False,
