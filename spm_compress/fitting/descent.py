@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from spm_compress.fitting import hierarchical
 from spm_compress.fitting.objective import Objective, energies
@@ -116,7 +117,7 @@ def _descend(
     errors = torch.full_like(norms, math.inf)
     broken = torch.zeros_like(norms, dtype=torch.bool)
     workspace = Workspace()
-    adam = torch.optim.Adam(parameters, betas=(0.9, 0.99), fused=True)
+    adam = _Adam(parameters)
     patience = max(2, round(settings.steps * _PATIENCE / _CHECK_EVERY))
     history: list[Tensor] = []
     over = torch.zeros_like(broken)
@@ -150,11 +151,10 @@ def _descend(
         else:
             gradient = objective.weighted(difference)
         if step < settings.steps:
-            adam.param_groups[0]["lr"] = settings.learning_rate * _share_of_rate(step, settings.steps)
             for parameter in parameters:
                 parameter.grad = None
             entries.backward(gradient.mul_(slope))  # type: ignore[no-untyped-call]
-            adam.step()
+            adam.step(settings.learning_rate * _share_of_rate(step, settings.steps))
     # A NaN on the way, an end far from the best, or no more than the zero map: a smaller step may do.
     diverged = (broken | (errors > _COLLAPSED) | (last > _STRAYED * errors + _EXACT)) & torch.tensor(
         settings.steps > 0, device=broken.device
@@ -162,6 +162,36 @@ def _descend(
     shaped = iter(best)
     ended = [{name: next(shaped) for name in named} for named in structure.shapes()]
     return _Ended(ended, errors, diverged, steps)
+
+
+class _Adam:
+    """What torch.optim.Adam computes, without its bookkeeping: that takes a fifth of a small matrix's step."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters = list(parameters)
+        self.means = [torch.zeros_like(each) for each in parameters]
+        self.squares = [torch.zeros_like(each) for each in parameters]
+        self.counts = [torch.zeros((), device=each.device) for each in parameters]
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        gradients = [each.grad for each in self.parameters if each.grad is not None]
+        adam(
+            self.parameters,
+            gradients,
+            self.means,
+            self.squares,
+            [],
+            self.counts,
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.99,
+            lr=rate,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
 
 
 def _companion_start(objective: Objective, rank: int, seed: int) -> tuple[Tensor, Tensor] | tuple[()]:
