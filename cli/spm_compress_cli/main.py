@@ -9,6 +9,7 @@ import click
 import spm_compress
 from spm_compress.errors import SpmError, UsageError
 from spm_compress_cli.bench import bench
+from spm_compress_cli.diff import diff
 from spm_compress_cli.distill import distill
 from spm_compress_cli.expand import expand
 from spm_compress_cli.export import export
@@ -30,6 +31,7 @@ def cli() -> None:
     spm-compress fit model.safetensors --stages 10
     spm-compress distill --calibration texts.txt
     spm-compress report
+    spm-compress diff a.spm.safetensors b.spm.safetensors
     spm-compress export --onnx out.onnx
     spm-compress verify out.onnx --against dense.onnx
     spm-compress bench out.onnx --against dense.onnx
@@ -43,6 +45,7 @@ cli.add_command(inspect)
 cli.add_command(fit)
 cli.add_command(distill)
 cli.add_command(report)
+cli.add_command(diff)
 cli.add_command(expand)
 cli.add_command(export)
 cli.add_command(verify)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +14,7 @@ from spm_compress.errors import SpmError
 from spm_compress.report import pictures
 from spm_compress.report.attachments import Attachments
 from spm_compress.report.break_even import read_break_even
+from spm_compress.report.flat import flat
 from spm_compress.report.savings import Savings, Size
 from spm_compress.units import bytes_text
 
@@ -56,7 +56,7 @@ def write_page(artifact: Artifact, savings: Savings, name: str, path: Path, atta
         totals=_totals(savings),
         pictures=_pictures(artifact, savings, attached),
         benches=attached.benches,
-        settings=_flat(artifact.settings),
+        settings=flat(artifact.settings),
         stages=sorted({layer.stages for layer in savings.layers}),
     )
     with write_whole(path) as temporary:
@@ -119,14 +119,3 @@ def _pictures(artifact: Artifact, savings: Savings, attached: Attachments) -> li
         caption = "Measured on the machine named below the map: one layer, by width and rows."
         found.append(_Picture("break-even", "Where SPM breaks even", picture, caption))
     return found
-
-
-def _flat(settings: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Return a nested mapping as rows."""
-    rows: list[tuple[str, str]] = []
-    for key, value in settings.items():
-        if isinstance(value, dict) and value:
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)))
-    return rows
