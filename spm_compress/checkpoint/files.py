@@ -90,10 +90,19 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
     path.touch()
     mode = path.stat().st_mode
     try:
-        save_file(dict(tensors), path, metadata=dict(metadata or {"format": "pt"}))
+        save_file(dict(_apart(tensors)), path, metadata=dict(metadata or {"format": "pt"}))
     except SafetensorError as error:
         raise OSError(str(error)) from error
     path.chmod(mode)  # safetensors puts a file in its place that nobody else may read
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors, each in memory of its own: safetensors writes none that share it, as tied ones of torch do."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        yield name, tensor.clone() if place in seen else tensor
+        seen.add(place)
 
 
 def sweep(folder: Path, name: str = "*") -> None:

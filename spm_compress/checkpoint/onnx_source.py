@@ -131,6 +131,13 @@ def open_graph(path: Path) -> ir.Model:
                 raise SourceError(
                     f"{path}: {name} reaches beyond the end of {tensor.location!r}; fetch that file again"
                 )
+        else:
+            try:
+                tensor.numpy()
+            except Exception as error:  # onnx_ir asserts that values stand in the field of their dtype
+                raise SourceError(
+                    f"{path}: {name or 'a tensor'} is damaged ({first_line(error)}); export it again"
+                ) from error
     if model.ir_version <= _INITIALIZERS_ARE_INPUTS:
         RemoveInitializersFromInputsPass()(model)
     return model
