@@ -7,7 +7,7 @@ import glob
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from spm_compress.errors import SpmError
+from spm_compress.errors import SpmError, UsageError
 
 __all__ = [
     "beside",
+    "keep_apart",
     "make_folder",
     "save_tensors",
     "sha256_of",
@@ -115,9 +116,23 @@ def sweep(folder: Path, name: str = "*") -> None:
 
 
 def beside(path: Path, name: str) -> Path | None:
-    """Return the file of that name in the folder of `path`; None if it lies elsewhere: absolute, `..` or a link."""
+    """Return the file of that name in the folder of `path`; None if it lies elsewhere: absolute, `..` or a link.
+
+    In the cache of Hugging Face every file is a link into one folder; so a link beside a link is followed where both
+    point into the same one.
+    """
     place = path.parent / name
-    return place if place.resolve().parent == path.parent.resolve() else None
+    folders = {path.parent.resolve(), path.resolve().parent}
+    return place if place.parent == path.parent and place.resolve().parent in folders else None
+
+
+def keep_apart(option: str, output: Path, others: Iterable[Path]) -> None:
+    """Raise UsageError if an output would take the place of a file that is read, or of another output."""
+    for other in others:
+        if output.resolve() == other.resolve():
+            raise UsageError(
+                f"{option} {output}: would take the place of {other}, which is still needed; choose another name"
+            )
 
 
 def make_folder(folder: Path) -> Path:
