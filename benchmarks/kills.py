@@ -1,4 +1,4 @@
-"""How often a fit that is killed at a random moment loses something: 500 kills, as tests/cli/test_interruption.py has 50.
+"""How often a fit that is killed at a random moment loses something: 500 kills (tests/cli/test_interruption.py: 50).
 
 usage: kills.py [--kills 500] [--seed 1]
 """
@@ -30,9 +30,9 @@ def main() -> None:
             lambda done: print(f"{done} kills", file=sys.stderr, flush=True) if done % 50 == 0 else None,
         )
     print(
-        f"{found.kills} kills in {found.seconds:.0f} s: {found.resumed} of those runs went on from fits of an earlier one, "
-        f"{found.whole} left a whole output, {found.kills - found.whole} none; the last run, left alone, ended with the "
-        "same bytes"
+        f"{found.kills} kills in {found.seconds:.0f} s: {found.resumed} of those runs went on from fits of an earlier "
+        f"one, {found.whole} left a whole output, {found.kills - found.whole} none; the last run, left alone, ended "
+        "with the same bytes"
     )
 
 
