@@ -1,0 +1,57 @@
+"""Every command of the how-tos runs, page by page, on a small BERT in the place of MiniLM."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pages import DOCS, arguments_of, blocks
+
+from spm_compress_cli.main import main
+
+# What is appended so that nothing takes long: two steps of what descends, three runs of what is timed, few tokens.
+_SHORT = {
+    "fit": ["--steps", "2"],
+    "distill": ["--steps", "2", "--check-every", "1", "--batch", "4"],
+    "inspect": ["--probe-steps", "2"],
+    "bench": ["--repeats", "3", "--seconds", "0.1", "--sequence", "8"],
+    "export": ["--sequence", "8"],
+    "verify": ["--sequence", "8"],
+}
+_BUDGET = ["--budget", "0.4"]  # what a matrix of 32x32 can be had for
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "how-to").glob("*.md")), ids=lambda page: page.stem)
+def test_the_commands_of_a_how_to_run(
+    page: Path, bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(bert, tmp_path / "minilm")
+    shutil.copy(texts, tmp_path / "texts.txt")
+    if page.stem == "deploy":  # it begins where a fit has ended
+        run(["fit", "minilm", "--include", "encoder.*", "--quiet"], monkeypatch)
+    for block in blocks(page):
+        if block.title is not None:
+            (tmp_path / block.title).write_text(block.text + "\n")
+        elif block.language == "sh":
+            for line in block.text.split("\n"):
+                if line.startswith("python "):
+                    subprocess.run([sys.executable, *shlex.split(line)[1:]], check=True)
+                else:
+                    (arguments,) = arguments_of(line)
+                    run(arguments, monkeypatch)
+        else:  # Python blocks: test_python_api.py
+            assert block.language in ("python", "text", "toml"), f"{page.name}:{block.line}: nothing checks this block"
+
+
+def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a command in this process, shortened."""
+    added = [*_SHORT.get(arguments[0], []), *(_BUDGET if "--budget" in arguments else [])]
+    monkeypatch.setattr(sys, "argv", ["spm-compress", *arguments, *added])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code, " ".join(arguments)
