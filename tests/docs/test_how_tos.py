@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -21,6 +22,12 @@ _SHORT = {
     "bench": ["--repeats", "3", "--seconds", "0.1", "--sequence", "8"],
     "export": ["--sequence", "8"],
     "verify": ["--sequence", "8"],
+}
+# Before a shell's line of completion, and after it: what says that the shell has it.
+_SHELLS = {
+    "bash": ("", "complete -p spm-compress"),
+    "zsh": ("autoload -Uz compinit; compinit -D", "(( ${+_comps[spm-compress]} ))"),
+    "fish": ("", "complete -C 'spm-compress fi' | string match --quiet 'fit*'"),
 }
 _BUDGET = ["--budget", "0.4"]  # what a matrix of 32x32 can be had for
 
@@ -44,8 +51,24 @@ def test_the_commands_of_a_how_to_run(
                 else:
                     (arguments,) = arguments_of(line)
                     run(arguments, monkeypatch)
-        else:  # Python blocks: test_python_api.py
-            assert block.language in ("python", "text", "toml"), f"{page.name}:{block.line}: nothing checks this block"
+        else:  # Python blocks: test_python_api.py; shells: below
+            assert block.language in ("python", "text", "toml", *_SHELLS), (
+                f"{page.name}:{block.line}: nothing checks this block"
+            )
+
+
+@pytest.mark.parametrize("shell", _SHELLS)
+def test_a_line_of_completion_does_so_in_its_shell(shell: str, tmp_path: Path) -> None:
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"no {shell} here")
+    (line,) = [block.text for block in blocks(DOCS / "how-to" / "configure.md") if block.language == shell]
+    launcher = tmp_path / "spm-compress"
+    launcher.write_text(f'#!/bin/sh\nexec {sys.executable} -m spm_compress_cli "$@"\n')
+    launcher.chmod(0o755)
+    before, after = _SHELLS[shell]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    subprocess.run([program, "-c", f"{before}\n{line}\n{after}"], env=environment, cwd=tmp_path, check=True)
 
 
 def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,18 +14,18 @@ import pytest
 from pages import DOCS, blocks, commands, difference
 
 TUTORIAL = DOCS / "tutorial.md"
-LAUNCHER = '#!/bin/sh\nexec {python} -m {module} "$@"\n'
+LAUNCHER = '#!/bin/sh\nexec {python} {module} "$@"\n'
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A fresh folder, with the commands that an installation has put on the PATH in bin/ beside it."""
     (tmp_path / "bin").mkdir()
-    for name, module in (("spm-compress", "spm_compress_cli"), ("pip", "pip")):
+    # Also for python: a link would not find its environment.
+    for name, module in (("spm-compress", "-m spm_compress_cli"), ("pip", "-m pip"), ("python", "")):
         path = tmp_path / "bin" / name
         path.write_text(LAUNCHER.format(python=sys.executable, module=module))
         path.chmod(0o755)
-    (tmp_path / "bin" / "python").symlink_to(sys.executable)
     (tmp_path / "work").mkdir()
     return tmp_path / "work"
 
