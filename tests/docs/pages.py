@@ -105,7 +105,7 @@ def arguments_of(command: str) -> list[list[str]]:
 
 def difference(found: str, expected: str, ratio: float) -> str | None:
     """Say where an output is not what the page says (rules 3 and 4), or return None."""
-    left, right = ([_plain(line) for line in each.strip("\n").split("\n")] for each in (found, expected))
+    left, right = ([_plain(line) for line in each.strip().split("\n")] for each in (found, expected))
     if len(left) != len(right):
         return f"{len(left)} lines instead of {len(right)}"
     for a, b in zip(left, right, strict=True):

@@ -38,7 +38,7 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
         **known,
         "PATH": f"{folder.parent / 'bin'}:{os.environ['PATH']}",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        "OMP_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": "1",  # two that wait for each other on a busy machine took six times as long
     }
     return subprocess.run(
         ["bash", "-c", command],
