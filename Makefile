@@ -8,12 +8,12 @@ TORCH := torch==2.13.0
 OPENVINO_VENV := .venv-openvino
 OPENVINO := onnxruntime-openvino==1.24.1
 
-.PHONY: demo test test-openvino test-web package fuzz lint format bench clean
+.PHONY: demo test test-openvino test-web docs package fuzz lint format bench clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[hf,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[hf,dev,docs]'
 	touch $@
 
 demo: $(VENV)/ready  ## a real model, end to end
@@ -56,6 +56,10 @@ package: $(VENV)/ready  ## wheel and sdist, and each tried in a clean environmen
 	cd dist && ../.venv-package/bin/python ../tests/package/try_it.py
 	.venv-package/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.tar.gz
 	cd dist && ../.venv-package/bin/python ../tests/package/try_it.py
+
+# Broken links, anchors and references are errors. NO_MKDOCS_2_WARNING: the theme advertises its successor.
+docs: $(VENV)/ready  ## the documentation as a site, in build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml
 
 # atheris has wheels for Linux only, so it is no part of [dev].
 FUZZ_SECONDS ?= 60

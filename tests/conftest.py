@@ -26,7 +26,7 @@ settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
 
 # Tests of one room share oracles and builders that stand beside them.
-for room in ("operator", "export", "cli"):
+for room in ("operator", "export", "cli", "docs"):
     sys.path.insert(0, str(Path(__file__).parent / room))
 
 

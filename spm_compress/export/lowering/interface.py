@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder, build_function
 
 from spm_compress.operator.spm import SPM
-from spm_compress.operator.structure import Structure
+from spm_compress.operator.structure import Mixer, Structure
 
 __all__ = ["DOMAIN", "Layout", "Lowering", "number_arrays", "number_names", "write_function"]
 
@@ -71,8 +71,42 @@ def write_function(
         x, arrays = (values[0], values[1:]) if takes_x else (None, values)
         return body(op, x, dict(zip(names, arrays, strict=True)))
 
-    inputs = [ir.Value(name=each.replace(".", "_")) for each in (("x", *names) if takes_x else names)]
+    shown = _input_names(structure)
+    inputs = [ir.Value(name=each) for each in (("x", *shown) if takes_x else shown)]
     function = build_function(emitted, inputs, domain=DOMAIN, name=name, opset_imports={"": opset})
     for node in function:
         node.metadata_props.clear()  # the builder's notes on itself: 60 % of the function's bytes
+    function.outputs[0].name = "y" if takes_x else "matrix"
+    function.doc_string = _describe(structure, takes_x)
     return function
+
+
+def _input_names(structure: Structure) -> list[str]:
+    """Return `number_names` as a viewer shows them: without the chain's number where there is one chain."""
+    one = len(structure.chains) == 1
+    shown = []
+    for name in number_names(structure):
+        i, _, rest = name.partition(".")
+        plain = rest.replace(".", "_")
+        shown.append(plain if one or int(i) == len(structure.chains) else f"chain{i}_{plain}")
+    return shown
+
+
+_STAGES = {
+    Mixer.ROTATION: "u' = cos(a) u - sin(a) v, v' = sin(a) u + cos(a) v",
+    Mixer.GENERAL: "x' = direct * x + cross * x[partner]",
+    Mixer.CANONICAL: "x' = x + cross * x[partner]",
+}
+
+
+def _describe(structure: Structure, takes_x: bool) -> str:
+    """Say what the function computes, for who opens it in a viewer."""
+    lines = [f"{'y = S x' if takes_x else 'the matrix S'}, S of {structure.out_features}x{structure.in_features}"]
+    for chain in structure.chains:
+        strides = " | ".join(", ".join(map(str, group.strides)) for group in chain.groups if group.stages)
+        lines.append(f"{chain.stages} stages on {chain.width} features, strides {strides}")
+    if structure.chains:
+        lines.append(f"a stage: {_STAGES[structure.mixer]}")
+    if structure.rank:
+        lines.append(f"{'plus ' if structure.chains else ''}left (right x) of rank {structure.rank}")
+    return "\n".join([*lines, f"{structure.parameter_count:,} numbers"])

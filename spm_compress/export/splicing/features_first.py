@@ -105,7 +105,8 @@ class _Pass:
         moved = ir.Node(
             node.domain, node.op_type, list(node.inputs), list(node.attributes.values()), outputs=[new], name=node.name
         )
-        back = ir.Node(DOMAIN, last.op_type, [new, *last.inputs[1:]])  # rule 4; removed again if nobody wants it
+        # rule 4; removed again if nobody wants it
+        back = ir.Node(DOMAIN, last.op_type, [new, *last.inputs[1:]], name=f"{old.name}.features_last")
         back.outputs[0].name, back.outputs[0].type, back.outputs[0].shape = old.name, old.type, old.shape
         ir.convenience.replace_nodes_and_values(self.graph, node, [node], [moved, back], [old], [back.outputs[0]])
         self.turned[back.outputs[0]] = new
@@ -116,8 +117,9 @@ class _Pass:
         known = next((node.outputs[0] for node in self.graph if node.outputs[0].name == name), None)
         if known is not None:
             return known
-        shape = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor([-1, 1]))])
-        node = ir.Node("", "Reshape", [constant, shape.outputs[0]])
+        value = ir.AttrTensor("value", ir.tensor([-1, 1]))
+        shape = ir.Node("", "Constant", [], [value], name=f"{name}.shape")
+        node = ir.Node("", "Reshape", [constant, shape.outputs[0]], name=name)
         shape.outputs[0].name, node.outputs[0].name = f"{name}.shape", name
         self.graph.extend([shape, node])  # the graph is sorted at the end
         return node.outputs[0]

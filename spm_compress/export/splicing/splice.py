@@ -8,12 +8,14 @@ The rules:
    (`checkpoint.shifts`). A 1x1 Conv mixes its channels, so they are
    put last for it and back afterwards. A lowering that makes the matrix leaves the product as it is.
 3. Everything else keeps its names; an initializer that nothing uses any more is dropped, from the inputs too.
-4. One function a structure; one node a layer, named after it.
+4. One function a structure; one node a layer, named after it, with its numbers in the doc string. What stands around it
+   is named after it, too.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -128,7 +130,7 @@ def layer_model(layer: FittedLayer, lowering: Lowering) -> ir.Model:
     x = ir.Value(name="x", type=float32, shape=ir.Shape(["rows", layer.shape[1]]))
     graph = ir.Graph([x], [], nodes=[], opset_imports={"": OPSET}, name=layer.name)
     model = ir.Model(graph, ir_version=IR_VERSION)
-    nodes = _Writer(model, OPSET).layer(layer.name, layer.spm, lowering, x, ir.DataType.FLOAT, graph)
+    nodes = _Writer(model, OPSET).layer(layer, layer.name, layer.spm, lowering, x, ir.DataType.FLOAT, graph)
     graph.extend(nodes)
     y = nodes[-1].outputs[0]
     y.name, y.type, y.shape = "y", float32, ir.Shape(["rows", layer.shape[0]])
@@ -219,7 +221,7 @@ class _Writer:
         if old.op_type == "Conv":
             new.append(ir.Node("", "Transpose", [x], [ir.AttrInt64s("perm", [0, *range(2, rank), 1])]))
             x = new[-1].outputs[0]
-        new += self.layer(layer.name + suffix, spm, lowering, x, dtype, graph)
+        new += self.layer(layer, layer.name + suffix, spm, lowering, x, dtype, graph)
         call = next(node for node in new if node.op_type in self.functions.values())
         bias = old.inputs[2] if len(old.inputs) > 2 else None
         if bias is not None:
@@ -232,8 +234,7 @@ class _Writer:
                 if node.op_type == "Add" or is_turn(node, LAST):
                     node.outputs[0].shape, node.outputs[0].type = dense.shape, dense.type
         result = new[-1].outputs[0]
-        for i, node in enumerate(new[:-1]):
-            node.outputs[0].name = f"{call.name}.{i}"
+        _name_around(call, new)
         result.name, result.type, result.shape = dense.name, dense.type, dense.shape
         ir.convenience.replace_nodes_and_values(graph, old, [old], new, [dense], [result])
         assert call.name is not None
@@ -248,7 +249,7 @@ class _Writer:
         key = (layer.name, dtype, is_turned, sizes)
         if key not in self.matrices:
             name = self._free_name(layer.name)
-            new = [self._call(layer.name, layer.spm, lowering, [], dtype, name)]
+            new = [self._call(layer, layer.name, layer.spm, lowering, [], dtype, name)]
             if is_turned:
                 new.append(ir.Node("", "Transpose", [new[-1].outputs[0]], [ir.AttrInt64s("perm", [1, 0])]))
             if sizes:
@@ -265,31 +266,46 @@ class _Writer:
         return name
 
     def layer(
-        self, name: str, spm: SPM, lowering: Lowering, x: ir.Value, dtype: ir.DataType, graph: ir.Graph
+        self,
+        layer: FittedLayer,
+        name: str,
+        spm: SPM,
+        lowering: Lowering,
+        x: ir.Value,
+        dtype: ir.DataType,
+        graph: ir.Graph,
     ) -> list[ir.Node]:
         """Return the call of the operator's function on x, named after the layer, between the turns that it needs.
 
-        The nodes are not in a graph yet. A lowering that makes the matrix gets the product with it.
+        name, spm: of the layer, or of its transposed operator. The nodes are not in a graph yet. A lowering that makes
+        the matrix gets the product with it.
         """
         free = self._free_name(name)
         if lowering.layout is None:
-            call = self._call(name, spm, lowering, [], dtype, free)
+            call = self._call(layer, name, spm, lowering, [], dtype, free)
             turned = ir.Node("", "Transpose", [call.outputs[0]], [ir.AttrInt64s("perm", [1, 0])])
             return [call, turned, ir.Node("", "MatMul", [x, turned.outputs[0]])]
         turns = self.turns.setdefault(graph, Turns(self.model, self.opset))
         before = turns.into(lowering.layout, x)
-        call = self._call(name, spm, lowering, [before[-1].outputs[0] if before else x], dtype, free)
+        call = self._call(layer, name, spm, lowering, [before[-1].outputs[0] if before else x], dtype, free)
         return [*before, call, *turns.back(lowering.layout, call.outputs[0], x, spm.shape[0])]
 
     def _call(
-        self, name: str, spm: SPM, lowering: Lowering, x: list[ir.Value], dtype: ir.DataType, free: str
+        self,
+        layer: FittedLayer,
+        name: str,
+        spm: SPM,
+        lowering: Lowering,
+        x: list[ir.Value],
+        dtype: ir.DataType,
+        free: str,
     ) -> ir.Node:
         arrays = [
             _initializer(self.model.graph, f"{name}.spm.{array}", values)
             for array, values in number_arrays(spm).items()
         ]
         function = self._function(spm, lowering, dtype)
-        return ir.Node(DOMAIN, function, [*x, *arrays], name=free, doc_string=_describe(name, spm, lowering))
+        return ir.Node(DOMAIN, function, [*x, *arrays], name=free, doc_string=_describe(layer, spm, lowering))
 
     def _free_name(self, name: str) -> str:
         plain = name.removesuffix(".weight")
@@ -311,10 +327,28 @@ class _Writer:
         return self.functions[key]
 
 
-def _describe(name: str, spm: SPM, lowering: Lowering) -> str:
-    out, into = spm.shape
-    return (
-        f"{name}: {out}x{into} as {spm.structure.stages} pairwise mixing stages ({spm.structure.mixer.value}), "
-        f"lowered to {lowering.name}, "
-        f"{spm.parameter_count} numbers instead of {out * into}"
-    )
+def _name_around(call: ir.Node, nodes: Sequence[ir.Node]) -> None:
+    """Name what stands around a layer's call after it: values NAME.spm.x into it and NAME.spm.y out of it."""
+    at = nodes.index(call)
+    for i, node in enumerate(nodes):
+        if node.name is None:
+            step = re.sub("(?<=[a-z])(?=[A-Z])", "_", node.op_type).lower()
+            node.name = f"{call.name}.{step}" + (".before" if node.op_type == "Transpose" and i < at else "")
+        if i < len(nodes) - 1:
+            node.outputs[0].name = f"{call.name}.spm." + {at - 1: "x", at: "y"}.get(i, str(i))
+
+
+def _describe(layer: FittedLayer, spm: SPM, lowering: Lowering) -> str:
+    (out, into), structure = spm.shape, spm.structure
+    groups = sum(len(chain.groups) for chain in structure.chains)
+    lines = [f"{layer.name}: {out}x{into}, run as {lowering.name}"]
+    if groups:
+        lines.append(f"{structure.stages} pairwise mixing stages in {groups} groups ({structure.mixer.value})")
+    if structure.rank:
+        lines.append(f"a low-rank companion of rank {structure.rank}")
+    count = spm.parameter_count
+    lines.append(f"{count:,} numbers instead of {out * into:,} ({count / (out * into):.1%})")
+    lines.append(f"relative error of the weight {layer.error:.3f}, of an SVD of equal size {layer.svd_error:.3f}")
+    if layer.output_error is not None and layer.svd_output_error is not None:
+        lines.append(f"of the outputs {layer.output_error:.3f}, of an SVD {layer.svd_output_error:.3f}")
+    return "\n".join(lines)

@@ -17,6 +17,14 @@ __all__ = ["FIRST", "LAST", "Turns", "axis_names", "before_last", "is_turn", "le
 
 FIRST, LAST = "FeaturesFirst", "FeaturesLast"
 _ROWS, _BACK, _LEAD = "Rows", "RowsBack", "LeadingDimensions"
+# What a viewer says of the functions; longer names first.
+_ABOUT = {
+    FIRST: "x (..., features) as (features, rows)",
+    LAST: "x (features, rows) as (..., features) again",
+    _BACK: "x (rows, features) as (..., features) again",
+    _ROWS: "x (..., features) as (rows, features)",
+    _LEAD: "all dimensions of x but the last",
+}
 
 
 class Turns:
@@ -79,6 +87,8 @@ class Turns:
             function = build_function(body, values, domain=DOMAIN, name=name, opset_imports={"": self.opset})
             for node in function:
                 node.metadata_props.clear()
+            function.outputs[0].name = "y"
+            function.doc_string = _ABOUT[next(each for each in _ABOUT if name.startswith(each))]
             self.model.functions[function.identifier()] = function
         self.model.graph.opset_imports[DOMAIN] = 1
         return ir.Node(DOMAIN, name, list(inputs))

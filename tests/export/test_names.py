@@ -1,0 +1,99 @@
+"""What a viewer of graphs shows: one node a layer under its name, with its numbers; functions that say what they do."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
+from spm_compress.checkpoint import Artifact
+from spm_compress.operator import Mixer
+
+NETWORK = """
+from collections import OrderedDict
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    layers = OrderedDict(
+        widen=nn.Linear(64, 96), first=nn.ReLU(), mix=nn.Linear(96, 96), second=nn.ReLU(), narrow=nn.Linear(96, 48)
+    )
+    return nn.Sequential(layers).eval(), {"input": torch.zeros(2, 64)}
+"""
+LAYERS = {"widen": "96x64", "mix": "96x96", "narrow": "48x96"}
+
+
+@pytest.fixture
+def fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
+    (tmp_path / "network_of_names.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    fit = FitSettings(stages=6, block=8, steps=2)
+    return fit_model(open_source(None, "network_of_names:build"), CompressSettings(fit), beside=tmp_path)
+
+
+def exported(artifact: Artifact, lowering: str) -> onnx.ModelProto:
+    source = open_source(None, "network_of_names:build")
+    settings = ExportSettings(lowering=ExportSettings.named(lowering))
+    return onnx.load(export_onnx(artifact, Path("out.onnx"), source=source, settings=settings).path)
+
+
+@pytest.mark.parametrize("lowering", ["stages", "blocks", "dense"])
+def test_every_layer_is_one_node_with_its_name_and_its_numbers(fitted: Artifact, lowering: str) -> None:
+    model = exported(fitted, lowering)
+    calls = {node.name: node for node in model.graph.node if node.op_type.startswith("SPM_")}
+    assert set(calls) == set(LAYERS)
+    by_name = {layer.name: layer for layer in fitted.layers}
+    for name, shape in LAYERS.items():
+        layer, text = by_name[f"{name}.weight"], calls[name].doc_string
+        assert f"{name}.weight: {shape}, run as {lowering}" in text
+        assert "6 pairwise mixing stages in 2 groups (canonical)" in text
+        assert f"{layer.spm.parameter_count:,} numbers instead of {layer.shape[0] * layer.shape[1]:,}" in text
+        assert f"error of the weight {layer.error:.3f}, of an SVD of equal size {layer.svd_error:.3f}" in text
+
+
+@pytest.mark.parametrize("lowering", ["stages", "blocks", "dense"])
+def test_functions_have_readable_ends_and_say_what_they_do(fitted: Artifact, lowering: str) -> None:
+    model = exported(fitted, lowering)
+    for function in model.functions:
+        assert function.doc_string, function.name
+        if not function.name.startswith("SPM_"):
+            assert list(function.output) == ["y"]
+            continue
+        takes_x = lowering != "dense"
+        assert list(function.input) == ["x"] * takes_x + ["cross", "diagonals"]
+        assert list(function.output) == (["y"] if takes_x else ["matrix"])
+        assert "a stage: x' = x + cross * x[partner]" in function.doc_string
+
+
+def test_what_stands_around_a_layer_is_named_after_it(fitted: Artifact) -> None:
+    model = exported(fitted, "blocks")
+    names = [node.name for node in model.graph.node]
+    assert all(names)
+    assert len(set(names)) == len(names)
+    assert {"widen.features_first", "narrow.features_last", "mix.bias"} <= set(names)
+    values = {value for node in model.graph.node for value in node.output}
+    assert {"widen.spm.x", "widen.spm.y", "mix.spm.y", "narrow.spm.y"} <= values
+
+
+def test_two_chains_and_a_companion_are_told_apart(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    from safetensors.torch import save_file
+
+    path = tmp_path / "model.safetensors"
+    save_file(nn.Sequential(OrderedDict([("0", nn.Linear(64, 128))])).state_dict(), path)
+    fit = FitSettings(stages=9, block=8, steps=2, mixer=Mixer.GENERAL, rank=2)
+    artifact = fit_model(open_source(path), CompressSettings(fit), beside=tmp_path)
+    settings = ExportSettings(lowering=ExportSettings.named("stages"))
+    found = export_onnx(artifact, tmp_path / "out.onnx", source=open_source(path), settings=settings)
+    model = onnx.load(found.path)
+    (function,) = [each for each in model.functions if each.name.startswith("SPM_")]
+    assert list(function.input) == ["x", "chain0_cross", "chain1_cross", "chain1_diagonals", "left", "right"]
+    assert "plus left (right x) of rank 2" in function.doc_string
+    (call,) = [node for node in model.graph.node if node.op_type.startswith("SPM_")]
+    assert "a low-rank companion of rank 2" in call.doc_string
