@@ -105,18 +105,16 @@ def _text_batches(
     tokenizer = _tokenizer(source)
     most = min(int(tokenizer.model_max_length), int(source.config.get("max_position_embeddings", _LONGEST)))
     step = size or _BATCH
-    # Texts of one length share a batch, so that little of it is padding.
-    texts.sort(key=lambda text: (len(text), text))
-    batches: list[Batch] = []
-    for i in range(0, len(texts), step):
-        tokens = tokenizer(
-            texts[i : i + step],
-            padding=True,
-            truncation=True,
-            max_length=min(most, longest or most),
-            return_tensors="np",
-        )
-        batches.append({name: np.asarray(array) for name, array in tokens.items()})
+    with quiet():  # a tokenizer advises against padding afterwards
+        tokens = tokenizer(texts, truncation=True, max_length=min(most, longest or most))
+        # Texts of one length share a batch, so that little of it is padding; of those, neighbours in the file.
+        lengths = [len(ids) for ids in next(iter(tokens.values()))]
+        order = sorted(range(len(texts)), key=lengths.__getitem__)
+        batches: list[Batch] = []
+        for i in range(0, len(order), step):
+            chosen = {name: [each[j] for j in order[i : i + step]] for name, each in tokens.items()}
+            padded = tokenizer.pad(chosen, padding=True, return_tensors="np")
+            batches.append({name: np.asarray(array) for name, array in padded.items()})
     return batches
 
 

@@ -15,12 +15,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from spm_compress.distill.answers import Answers
 from spm_compress.distill.blocks import Blocks
 from spm_compress.distill.outputs import Batch, Comparison, comparison
 from spm_compress.distill.settings import DistillSettings, Progress, Watch
 from spm_compress.distill.state import State, load_optimizer, optimizer_tensors, read_state, write_state
 from spm_compress.distill.trainable import choose_trainable
-from spm_compress.errors import FitError, UsageError
+from spm_compress.errors import FitError, UsageError, first_line
 
 __all__ = ["Distilled", "Loader", "distill"]
 
@@ -111,6 +112,7 @@ class _Training:
             self.compare: Comparison = comparison(answers[0], settings.loss, settings.temperature)
             pairs = zip(answers, held, strict=True)
             self.known = torch.cat([self.compare.summary(answer, _masked(part)) for answer, part in pairs])
+        self.answers = Answers(round(settings.remember * 2**30))
         self.step = self.looks = 0
         self.losses: list[float] = []
         self.before = self.best_agreement = self._agreement()
@@ -203,9 +205,14 @@ class _Training:
         masked = _masked(part)
         if self.step < self.settings.block_steps:
             return self.blocks.distance(masked, lambda model: _run(model, part))
-        with torch.no_grad():
-            target = _run(self.teacher, part)
+        target = self.answers.to(part, lambda: self._target(part))
         return self.compare.distance(_run(self.student, part), target, masked)
+
+    @torch.no_grad()
+    def _target(self, part: Any) -> dict[str, Tensor]:
+        """Return what the student's answer is compared with, in memory of its own."""
+        compared = self.compare.compared(_run(self.teacher, part))
+        return {name: x.clone() for name, x in compared.items()}
 
     def _agreement(self) -> float:
         with torch.no_grad(), self._precision():
@@ -253,11 +260,18 @@ _BETAS = (0.9, 0.99)
 def _optimizer(parameters: list[nn.Parameter], settings: DistillSettings) -> torch.optim.Optimizer:
     kind = getattr(torch.optim, settings.optimizer)
     takes = inspect.signature(kind).parameters
-    if "lr" not in takes or kind is torch.optim.LBFGS:
-        raise UsageError(f"--optimizer {settings.optimizer!r}: does not step on one gradient at a time; use AdamW")
+    if "lr" not in takes or kind in (torch.optim.LBFGS, torch.optim.SparseAdam):
+        raise UsageError(
+            f"--optimizer {settings.optimizer!r}: does not step on one dense gradient at a time; use AdamW"
+        )
     wanted = {"weight_decay": settings.weight_decay, "betas": _BETAS}
-    chosen = {name: value for name, value in wanted.items() if name in takes}
-    optimizer: torch.optim.Optimizer = kind(parameters, lr=settings.learning_rate, **chosen)
+    chosen: dict[str, Any] = {name: value for name, value in wanted.items() if name in takes}
+    if "fused" in takes and all(each.device.type == "cpu" for each in parameters):
+        chosen["fused"] = True  # AdamW on a table of 30522x384: 18 ms, 119 one operation after the other
+    try:
+        optimizer: torch.optim.Optimizer = kind(parameters, lr=settings.learning_rate, **chosen)
+    except ValueError as error:  # Muon takes matrices only
+        raise UsageError(f"--optimizer {settings.optimizer!r}: {first_line(error)}; use AdamW") from error
     return optimizer
 
 

@@ -28,6 +28,9 @@ class Comparison(Protocol):
     def loss(self) -> Loss:
         """Its name."""
 
+    def compared(self, answer: Any) -> dict[str, Tensor]:
+        """Return what of an answer `distance` needs; it takes this in the answer's place."""
+
     def distance(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
         """Return the loss, a scalar that can be differentiated with respect to the student's answer."""
 
@@ -81,6 +84,9 @@ class _Features:
     name: str
     loss: Loss = Loss.FEATURES
 
+    def compared(self, answer: Any) -> dict[str, Tensor]:
+        return {self.name: _named(answer)[self.name]}
+
     def distance(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
         x, target = _named(student)[self.name].float(), _named(teacher)[self.name].float()
         a, b = _pooled(x, batch), _pooled(target, batch)
@@ -118,6 +124,9 @@ class _Logits:
     name: str
     temperature: float
     loss: Loss = Loss.LOGITS
+
+    def compared(self, answer: Any) -> dict[str, Tensor]:
+        return {self.name: _named(answer)[self.name]}
 
     def distance(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
         x, target = (_rows(_named(each)[self.name].float(), batch) / self.temperature for each in (student, teacher))

@@ -39,7 +39,8 @@ class DistillSettings:
     falling as a cosine; clip: largest norm of the gradient; loss: None chooses by the model's output; temperature: of
     both distributions of logits; held_out: share of the data that is never trained on; check_every: steps between two
     looks at it; patience: looks without a gain after which the training ends early; keep_every: steps between states
-    on disk; longest: tokens of a text; optimizer: a class of torch.optim.
+    on disk; longest: tokens of a text; optimizer: a class of torch.optim; remember: GiB of the teacher's answers that
+    are kept, so that it does not have to run on a batch that comes again.
     """
 
     steps: int = 1000
@@ -59,6 +60,7 @@ class DistillSettings:
     keep_every: int = 200
     longest: int = 128
     optimizer: str = "AdamW"
+    remember: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
