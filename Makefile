@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 OPENVINO_VENV := .venv-openvino
 OPENVINO := onnxruntime-openvino==1.24.1
 
-.PHONY: demo test test-openvino test-web fuzz lint format bench clean
+.PHONY: demo test test-openvino test-web package fuzz lint format bench clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,17 @@ examples/browser/node_modules: examples/browser/package-lock.json
 test-web: $(VENV)/ready examples/browser/node_modules  ## the exported MiniLM in headless Chromium
 	$(BIN)/pytest tests/web --numprocesses=0 --capture=no
 
+# The sdist is built from the checkout, the wheel from the sdist; both are installed where nothing else is.
+package: $(VENV)/ready  ## wheel and sdist, and each tried in a clean environment
+	rm -rf dist .venv-package
+	$(BIN)/python -m build --quiet --outdir dist
+	$(PYTHON) -m venv .venv-package
+	.venv-package/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-package/bin/pip install --quiet --disable-pip-version-check "$$(echo dist/*.whl)[report]"
+	cd dist && ../.venv-package/bin/python ../tests/package/try_it.py
+	.venv-package/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.tar.gz
+	cd dist && ../.venv-package/bin/python ../tests/package/try_it.py
+
 # atheris has wheels for Linux only, so it is no part of [dev].
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/ready  ## random files against the readers, FUZZ_SECONDS each
@@ -67,4 +78,4 @@ bench: $(VENV)/ready  ## the figures of docs/measurements.md
 	$(BIN)/python benchmarks/recovery.py --train all
 
 clean:
-	rm -rf $(VENV) $(OPENVINO_VENV) examples/browser/node_modules build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OPENVINO_VENV) .venv-package examples/browser/node_modules build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

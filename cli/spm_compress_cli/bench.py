@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from spm_compress_cli.sizes import Sizes
+from spm_compress_cli.verbosity import Verbosity, verbosity_options
 
 
 @click.command()
@@ -39,7 +40,7 @@ from spm_compress_cli.sizes import Sizes
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random inputs.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@verbosity_options
 def bench(
     model: Path | None,
     against: Path | None,
@@ -55,7 +56,7 @@ def bench(
     seconds: float | None,
     seed: int,
     as_json: bool,
-    quiet: bool,
+    verbosity: Verbosity,
 ) -> None:
     """Time an ONNX MODEL with ONNX Runtime: latency, load time, memory, size.
 
@@ -67,13 +68,13 @@ def bench(
             raise click.UsageError("--sweep makes its own layers; leave out MODEL, --against and --sequence")
         if len(providers) > 1 or len(threads) > 1:
             raise click.UsageError("--sweep makes one map; give one --provider and one number of --threads")
-        _sweep(features, batches, stages, providers[0], threads[0], repeats, seconds, seed, picture, as_json, quiet)
+        _sweep(features, batches, stages, providers[0], threads[0], repeats, seconds, seed, picture, as_json, verbosity)
         return
     if features or stages or picture:
         raise click.UsageError("--features, --stages and --picture belong to --sweep")
     if model is None:
         raise click.UsageError("name an ONNX file to time, or give --sweep")
-    _measure(model, against, batches, sequences, providers, threads, repeats, seconds, seed, as_json, quiet)
+    _measure(model, against, batches, sequences, providers, threads, repeats, seconds, seed, as_json, verbosity)
 
 
 def _measure(
@@ -87,7 +88,7 @@ def _measure(
     seconds: float | None,
     seed: int,
     as_json: bool,
-    quiet: bool,
+    verbosity: Verbosity,
 ) -> None:
     from spm_compress.export.measuring.latency import BenchSettings, measure
     from spm_compress_cli.bench_tables import show_bench
@@ -103,11 +104,11 @@ def _measure(
         seconds=seconds or default.seconds,
         seed=seed,
     )
-    measured = measure(model, against, settings, lambda line: message(line, quiet))
+    measured = measure(model, against, settings, lambda line: message(line, verbosity))
     if sequences and measured.latencies[0].sequence is None:
-        message(f"{model}: has no dynamic axis but the batch; --sequence is not used", quiet)
+        message(f"{model}: has no dynamic axis but the batch; --sequence is not used", verbosity)
     if batches and measured.latencies[0].batch not in batches:
-        message(f"{model}: has a fixed batch of {measured.latencies[0].batch}; --batch is not used", quiet)
+        message(f"{model}: has a fixed batch of {measured.latencies[0].batch}; --batch is not used", verbosity)
     show_bench(measured, as_json)
 
 
@@ -122,7 +123,7 @@ def _sweep(
     seed: int,
     picture: Path | None,
     as_json: bool,
-    quiet: bool,
+    verbosity: Verbosity,
 ) -> None:
     from spm_compress.export.measuring.sweep import SweepSettings, machine, sweep
     from spm_compress.report.break_even import BreakEven, Cell, Setting, check_picture, draw
@@ -148,9 +149,9 @@ def _sweep(
         cell = Cell(timed.features, timed.batch, timed.float32.median, timed.int8.median, lowerings)
         cells.append(cell)
         place = f"[{len(cells)}/{len(settings.features) * len(settings.batches)}] n {cell.features}, batch {cell.batch}"
-        message(f"{place}: {cell.best} runs at {cell.ratio(cell.best):.2f}x of dense", quiet)
+        message(f"{place}: {cell.best} runs at {cell.ratio(cell.best):.2f}x of dense", verbosity)
     found = BreakEven(Setting(settings.stages, provider, threads, *machine()), tuple(cells))
     if picture:
         draw(found, picture)
-        message(f"{picture}: written", quiet)
+        message(f"{picture}: written", verbosity)
     show_break_even(found, as_json)

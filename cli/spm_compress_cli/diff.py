@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.table import Table
+from rich.console import Console
 
 from spm_compress.units import bytes_text
-from spm_compress_cli.tables import compact_table, print_json, results_console
+from spm_compress_cli.tables import print_json, results_console, show_table
 
 if TYPE_CHECKING:
     from spm_compress.report.difference import Difference, Layer
@@ -28,30 +28,20 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
         print_json(difference_json(found))
         return
     console = results_console()
-    console.print(_totals(found))
+    _show_totals(console, found)
     if found.settings:
-        table = compact_table()
-        for heading in ("setting", "A", "B"):
-            table.add_column(heading, overflow="fold")
-        for key, (before, after) in found.settings.items():
-            table.add_row(key, before or "-", after or "-")
-        console.print(table)
+        rows = [(key, before or "-", after or "-") for key, (before, after) in found.settings.items()]
+        show_table(console, ("setting", "A", "B"), rows, texts=("A", "B"))
     if found.layers:
-        table = compact_table()
-        table.add_column("weight", overflow="fold")
-        for heading in ("A: stages", "bytes", "error", "B: stages", "bytes", "error"):
-            table.add_column(heading, justify="right")
-        for name, (first, second) in found.layers.items():
-            table.add_row(name, *_cells(first), *_cells(second))
-        console.print(table)
+        layers = [(name, *_cells(first), *_cells(second)) for name, (first, second) in found.layers.items()]
+        each = ("stages", "bytes", "error")
+        headings = ("weight", *(f"{side}\n{what}" for side in "AB" for what in each))
+        show_table(console, headings, layers, spare=("A\nbytes", "B\nbytes"))
     console.print(f"{found.same} weights are the same in both, {len(found.layers)} differ")
 
 
-def _totals(found: Difference) -> Table:
-    table = compact_table()
-    table.add_column("")
-    for heading in (f"A {found.a.name}", f"B {found.b.name}", "B - A"):
-        table.add_column(heading, justify="right", overflow="fold")
+def _show_totals(console: Console, found: Difference) -> None:
+    rows = []
     for name, pair in found.totals.items():
         if pair.a is None and pair.b is None:
             continue
@@ -59,8 +49,9 @@ def _totals(found: Difference) -> Table:
         change = None if pair.a is None or pair.b is None else pair.b - pair.a
         sign = "" if change is None else "-" if change < 0 else "+"
         cells = ["-" if value is None else form(value) for value in (pair.a, pair.b)]
-        table.add_row(name, *cells, "-" if change is None else f"{sign}{form(abs(change))}")
-    return table
+        rows.append((name, *cells, "-" if change is None else f"{sign}{form(abs(change))}"))
+    console.print(f"A: {found.a.name}\nB: {found.b.name}", soft_wrap=True)
+    show_table(console, ("", "A", "B", "B - A"), rows)
 
 
 def _cells(layer: Layer | None) -> tuple[str, str, str]:

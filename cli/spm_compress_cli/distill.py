@@ -9,6 +9,7 @@ import click
 
 from spm_compress_cli.evaluation import evaluation_options, gate_of
 from spm_compress_cli.factory import factory_option
+from spm_compress_cli.verbosity import Verbosity, verbosity_options
 
 
 @click.command()
@@ -65,7 +66,7 @@ from spm_compress_cli.factory import factory_option
 @click.option("--device", default="cpu", show_default=True, help="Where to train: cpu, cuda, cuda:1, ...")
 @evaluation_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@verbosity_options
 def distill(
     artifact: Path | None,
     calibration: Path,
@@ -78,7 +79,7 @@ def distill(
     min_score: float | None,
     max_drop: float | None,
     as_json: bool,
-    quiet: bool,
+    verbosity: Verbosity,
     **options: Any,
 ) -> None:
     """Train a compressed model to answer as the original does: no labels, no code for the task.
@@ -104,7 +105,7 @@ def distill(
     source = source_of(fitted, path, source_path, factory)
     out = output or Path(f"{path.name.removesuffix(SUFFIX)}.recovered{SUFFIX}")
     state = out.with_name(f"{out.name}.state")
-    with follow_training(quiet, log) as watch:
+    with follow_training(verbosity, log) as watch:
         found = recover(
             fitted, source, calibration, settings, beside=out.parent, device=device, watch=watch, state=state
         )

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from spm_compress_cli.verbosity import Verbosity, verbosity_options
+
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path), required=False)
@@ -13,8 +15,8 @@ import click
     "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: NAME.dense.safetensors here]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("--quiet", is_flag=True, help="No messages on stderr.")
-def expand(artifact: Path | None, output: Path | None, as_json: bool, quiet: bool) -> None:
+@verbosity_options
+def expand(artifact: Path | None, output: Path | None, as_json: bool, verbosity: Verbosity) -> None:
     """Write plain dense safetensors that the original framework loads: same names, shapes and dtypes.
 
     What was not replaced comes back bit for bit. Without ARTIFACT, the one *.spm.safetensors in the working directory
@@ -30,7 +32,7 @@ def expand(artifact: Path | None, output: Path | None, as_json: bool, quiet: boo
     found = expanded(read_artifact(path))
     out = output or Path(f"{path.name.removesuffix(SUFFIX)}.dense.safetensors")
     for name in found.lost:
-        message(f"{name}: has no bias in the original model; what calibration added to it is left out", quiet)
+        message(f"{name}: has no bias in the original model; what calibration added to it is left out", verbosity)
     write_tensors(found.tensors, out)
     if as_json:
         result = {"schema": "spm-compress/expand/1", "path": str(out), "bytes": out.stat().st_size}

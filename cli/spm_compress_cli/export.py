@@ -9,6 +9,7 @@ import click
 
 from spm_compress_cli.factory import factory_option
 from spm_compress_cli.sizes import Sizes
+from spm_compress_cli.verbosity import Verbosity, verbosity_options
 
 _ACTIVATIONS = ["relu", "gelu", "tanh", "sigmoid", "silu", "leaky-relu", "elu", "none"]
 
@@ -78,7 +79,7 @@ _ACTIVATIONS = ["relu", "gelu", "tanh", "sigmoid", "silu", "leaky-relu", "elu", 
 )
 @click.option("--layers", is_flag=True, help="Write each fitted layer as a model of its own.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("--quiet", is_flag=True, help="No messages on stderr.")
+@verbosity_options
 def export(
     artifact: Path | None,
     out: Path | None,
@@ -98,7 +99,7 @@ def export(
     dense_path: Path | None,
     layers: bool,
     as_json: bool,
-    quiet: bool,
+    verbosity: Verbosity,
 ) -> None:
     """Write the compressed model as ONNX, and verify it against the torch operator.
 
@@ -148,7 +149,7 @@ def export(
     else:
         source = None if graph else source_of(fitted, path, source_path, factory)
         if source and is_bare(source) and activation is None:
-            message("no graph is given: assuming a chain of linears with relu between them (--activation)", quiet)
+            message("no graph is given: assuming a chain of linears with relu between them (--activation)", verbosity)
         exported = export_onnx(
             fitted,
             onnx_path,
@@ -159,7 +160,7 @@ def export(
             dense_path=dense_path,
         )
         for name in exported.spliced.missing:
-            message(f"{name}: was fitted, but the graph does not use it", quiet)
+            message(f"{name}: was fitted, but the graph does not use it", verbosity)
         written = [exported]
     ort = write_ort(onnx_path, ort_path) if ort_path is not None else None
     show_exported(written, ort, as_json, is_kept=out is not None)

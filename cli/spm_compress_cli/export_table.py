@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from rich.console import Console
 
 from spm_compress.units import bytes_text
-from spm_compress_cli.tables import print_json, results_console
+from spm_compress_cli.tables import print_json, results_console, show_table
 
 if TYPE_CHECKING:
     from spm_compress.export import Exported, OrtFiles
@@ -24,7 +24,7 @@ def show_exported(written: Sequence[Exported], ort: OrtFiles | None, as_json: bo
     console = results_console()
     choices = [choice for each in written for choice in each.choices]
     if choices:
-        console.print(_choices(choices))
+        _show_choices(console, choices)
     for each in written:
         errors = ", ".join(f"batch {agreement.batch}: {agreement.error:.1e}" for agreement in each.agreements)
         nodes = sum(len(nodes) for nodes in each.spliced.nodes.values())
@@ -46,24 +46,21 @@ def show_exported(written: Sequence[Exported], ort: OrtFiles | None, as_json: bo
         )
 
 
-def _choices(choices: Sequence[Choice]) -> Table:
+def _show_choices(console: Console, choices: Sequence[Choice]) -> None:
     """One row for layers of which everything but the name is the same."""
     alike: dict[str, list[Choice]] = {}
     for choice in choices:
         alike.setdefault(f"{choice.rows} {choice.microseconds} {choice.reason}", []).append(choice)
-    table = Table(title="lowering of each layer, microseconds at its rows", title_justify="left")
-    table.add_column("layers", overflow="fold")
-    table.add_column("rows", justify="right")
-    for name in choices[0].microseconds:
-        table.add_column(name, justify="right")
-    table.add_column("chosen, why", overflow="fold")
+    names = [name.replace(" ", "\n").replace("-", "-\n") for name in choices[0].microseconds]
+    rows = []
     for group in alike.values():
         first, *others = group
         named = first.layer.removesuffix(".weight") + (f" and {len(others)} like it" if others else "")
         times = ["\n".join(f"{time:,.0f}" for time in times) for times in first.microseconds.values()]
-        rows = "\n".join(f"{count:,}" for count in first.rows)
-        table.add_row(named, rows, *times, f"{first.lowering.name}: {first.reason}")
-    return table
+        counts = "\n".join(f"{count:,}" for count in first.rows)
+        rows.append((named, counts, *times, f"{first.lowering.name}: {first.reason}"))
+    title = "lowering of each layer, microseconds at its rows"
+    show_table(console, ("layers", "rows", *names, "chosen, why"), rows, title=title, texts=("chosen, why",))
 
 
 def _ort_json(ort: OrtFiles) -> dict[str, Any]:

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from spm_compress_cli.completion import weight_names
+from spm_compress_cli.config import from_option
 from spm_compress_cli.evaluation import evaluation_options, gate_of
 from spm_compress_cli.factory import factory_option
+from spm_compress_cli.selection import selection_options
+from spm_compress_cli.verbosity import Verbosity, verbosity_options
 
 if TYPE_CHECKING:
     from spm_compress.compress import CompressSettings, Executor
@@ -20,6 +24,7 @@ _CACHE = Path(".spm-compress")
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @factory_option
+@from_option
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Artifact to write.  [default: NAME.spm.safetensors here]"
 )
@@ -49,11 +54,14 @@ _CACHE = Path(".spm-compress")
 @click.option("--block", type=int, default=32, show_default=True, help="Width of a group's blocks, a power of two.")
 @click.option("--steps", type=click.IntRange(min=0), help="Most gradient steps per weight.  [default: by --effort]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of pairings and starts.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Fit only weights of this name; repeatable.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave weights of this name dense; repeatable.")
-@click.option("--layer", "layers", multiple=True, metavar="GLOB:KEY=VALUE,...", help="Other settings for some weights.")
+@selection_options
 @click.option(
-    "--min-features", type=click.IntRange(min=1), default=32, show_default=True, help="Leave narrower weights dense."
+    "--layer",
+    "layers",
+    multiple=True,
+    shell_complete=weight_names,
+    metavar="GLOB:KEY=VALUE,...",
+    help="Other settings for some weights.",
 )
 @click.option(
     "--store",
@@ -80,14 +88,21 @@ _CACHE = Path(".spm-compress")
 )
 @click.option("--gpu-share", type=click.FloatRange(0), default=0.0, help="Of a GPU, for a task on Ray.  [default: 0]")
 @click.option("--ship-weights", is_flag=True, help="Send weights to Ray's workers, which do not see the files.")
-@click.option("--refit", multiple=True, metavar="GLOB", help="Fit only these anew; keep the rest of the output.")
+@click.option(
+    "--refit",
+    multiple=True,
+    shell_complete=weight_names,
+    metavar="GLOB",
+    help="Fit only these anew; keep the rest of the output.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan with predicted bytes, errors, time and memory; no fit.")
 @evaluation_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@verbosity_options
 def fit(
     model: Path | None,
     factory: str | None,
+    repeated: Path | None,
     output: Path | None,
     calibration: Path | None,
     device: str,
@@ -101,7 +116,7 @@ def fit(
     min_score: float | None,
     max_drop: float | None,
     as_json: bool,
-    quiet: bool,
+    verbosity: Verbosity,
     **options: Any,
 ) -> None:
     """Replace every dense weight of MODEL by pairwise mixing stages.
@@ -110,7 +125,7 @@ def fit(
     a Hugging Face folder or an .onnx model; with --factory, the weights of what is built, or left out. Interrupted, the
     same command goes on where it was.
     """
-    from spm_compress.checkpoint import is_live, load_module, open_source, read_artifact, write_artifact
+    from spm_compress.checkpoint import is_live, load_module, open_source, read_artifact, source_of, write_artifact
     from spm_compress.compress import Ledger, Refit, check_device, fit_model, load_model, plan_model
     from spm_compress.report import summarize
     from spm_compress_cli.plan_table import show_plan
@@ -120,20 +135,23 @@ def fit(
     settings = _settings(**options)
     gate = gate_of(evaluate, min_score, max_drop)
     check_device(device)
-    source = open_source(model, factory)
+    if repeated is not None and model is None:
+        source = source_of(read_artifact(repeated), repeated, factory=factory)
+    else:
+        source = open_source(model, factory)
     if gate and not is_live(source):
         raise click.UsageError(
-            f"--eval: {model} is no model that can be called; a Hugging Face folder is, or give --factory"
+            f"--eval: {source.path} is no model that can be called; a Hugging Face folder is, or give --factory"
         )
     if dry_run:
-        with follow(quiet) as progress:
+        with follow(verbosity) as progress:
             selected, forecast = plan_model(
                 source, settings, device=device, progress=progress, data=calibration, cache=_CACHE
             )
         show_plan(selected, forecast, as_json)
         return
-    path = output or Path(artifact_name(model or Path(str(factory).partition(":")[0])))
-    with Ledger(path) as ledger, follow(quiet) as progress:
+    path = output or Path(artifact_name(source.path if model or factory is None else Path(factory.partition(":")[0])))
+    with Ledger(path) as ledger, follow(verbosity) as progress:
         artifact = fit_model(
             source,
             settings,

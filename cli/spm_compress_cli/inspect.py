@@ -7,16 +7,14 @@ from pathlib import Path
 import click
 
 from spm_compress_cli.factory import factory_option
+from spm_compress_cli.selection import selection_options
+from spm_compress_cli.verbosity import Verbosity, verbosity_options
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @factory_option
-@click.option("--include", multiple=True, metavar="GLOB", help="Only weights of this name; repeatable.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave weights of this name out; repeatable.")
-@click.option(
-    "--min-features", type=click.IntRange(min=1), default=32, show_default=True, help="Leave narrower weights out."
-)
+@selection_options
 @click.option(
     "--probe-steps",
     type=click.IntRange(min=0),
@@ -25,7 +23,7 @@ from spm_compress_cli.factory import factory_option
     help="Gradient steps of a probe; 0: none.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the inspection as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@verbosity_options
 def inspect(
     model: Path | None,
     factory: str | None,
@@ -34,7 +32,7 @@ def inspect(
     min_features: int,
     probe_steps: int,
     as_json: bool,
-    quiet: bool,
+    verbosity: Verbosity,
 ) -> None:
     """Show what is dense in MODEL and what it would lose, without fitting it.
 
@@ -55,6 +53,6 @@ def inspect(
         exclude=exclude,
         min_features=min_features,
         probe_steps=probe_steps,
-        progress=lambda done, total, what: message(f"[{done}/{total}] {what}", quiet),
+        progress=lambda done, total, what: message(f"[{done}/{total}] {what}", verbosity),
     )
     show_inspection(inspection, source.path, as_json)

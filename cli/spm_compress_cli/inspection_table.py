@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
+from rich.console import Console
 
-from spm_compress_cli.tables import print_json, results_console
+from spm_compress_cli.tables import error_text, print_json, results_console, shape_text, show_kept, show_table
 
 if TYPE_CHECKING:
     from spm_compress.compress import Inspection
+    from spm_compress.compress.inspection import LayerInspection
 
 
 def show_inspection(inspection: Inspection, path: Path, as_json: bool) -> None:
@@ -21,102 +22,86 @@ def show_inspection(inspection: Inspection, path: Path, as_json: bool) -> None:
         print_json({"model": str(path), **inspection_json(inspection)})
         return
     console = results_console()
-    console.print(_spectra(inspection, path))
-    console.print(_errors(inspection))
-    if inspection.probes:
-        console.print(_probes(inspection))
-    if inspection.kept:
-        console.print(_kept(inspection))
-
-
-def _spectra(inspection: Inspection, path: Path) -> Table:
-    table = Table(
-        title=f"{path}: {len(inspection.layers)} dense weights",
-        title_justify="left",
-        caption="effective rank: exp of the entropy of the squared singular values; energy: what the first 1 % and "
-        "10 % of them hold; decay: the first singular value over the median one",
-        caption_justify="left",
-    )
-    table.add_column("weight", overflow="fold")
-    for heading in ("shape", "rank", "effective", "decay", "energy 1%", "10%"):
-        table.add_column(heading, justify="right")
-    table.add_column("in words", overflow="fold")
+    _show_spectra(console, inspection, path)
+    _show_errors(console, inspection)
+    _show_probes(console, inspection)
+    show_kept(console, inspection.kept)
+    console.print("\nin words")
     for layer in inspection.layers:
-        table.add_row(
+        console.print(f"{layer.name}: {layer.verdict}")
+
+
+def _show_spectra(console: Console, inspection: Inspection, path: Path) -> None:
+    rows = [
+        (
             layer.name,
-            f"{layer.shape[0]}x{layer.shape[1]}",
+            shape_text(layer.shape),
             str(layer.rank),
             f"{layer.effective_rank:.1f}",
             f"{layer.decay:.1f}",
             f"{layer.energy_1:.0%}",
             f"{layer.energy_10:.0%}",
-            layer.verdict,
         )
-    return table
-
-
-def _errors(inspection: Inspection) -> Table:
-    table = Table(
-        title="relative errors; 1.000 is what all zeros reach",
-        title_justify="left",
-        caption="SVD: truncated, at that share of the bytes. bound: fit's chain of that size cannot go below. "
-        "butterfly: log2 n stages at the larger width, with its size, the SVD of that size, its closed form before "
-        "descent, and the bound that holds for every such butterfly.",
-        caption_justify="left",
+        for layer in inspection.layers
+    ]
+    title = f"{path}: {len(inspection.layers)} dense weights"
+    headings = ("weight", "shape", "rank", "effective", "decay", "in 1%", "10%")
+    show_table(console, headings, rows, title=title, spare=("rank", "decay"))
+    console.print(
+        "effective: exp of the entropy of the squared singular values; in 1%, 10%: the energy that the first 1 % and "
+        "10 % of them hold; decay: the first singular value over the median one"
     )
-    table.add_column("weight", overflow="fold")
+
+
+def _show_errors(console: Console, inspection: Inspection) -> None:
     shares = [f"{size.share:.0%}" for size in inspection.layers[0].sizes]
-    headings = [*(f"SVD {share}" for share in shares), *(f"bound {share}" for share in shares)]
-    for heading in [*headings, "butterfly", "SVD", "closed form", "bound"]:
-        table.add_column(heading, justify="right")
-    for layer in inspection.layers:
-        form = layer.closed_form
-        table.add_row(
+    svd, bound = ([f"{what}\n{share}" for share in shares] for what in ("SVD", "bound"))
+    form = ["butterfly\nsize", "its\nSVD", "closed\nform", "its\nbound"]
+    rows = [
+        (
             layer.name,
-            *(f"{size.svd_error:.3f}" for size in layer.sizes),
-            *("none" if size.bound == 0 else _error(size.bound) for size in layer.sizes),
-            f"{form.numbers / (layer.shape[0] * layer.shape[1]):.1%}" if form else "-",
-            _error(layer.svd_at_closed_form),
-            _error(form.error if form else None),
-            _error(form.bound if form else None),
+            *(error_text(size.svd_error) for size in layer.sizes),
+            *("none" if size.bound == 0 else error_text(size.bound) for size in layer.sizes),
+            *_closed_form(layer),
         )
-    return table
-
-
-def _error(error: float | None) -> str:
-    return "-" if error is None else f"{error:.3f}"
-
-
-def _probes(inspection: Inspection) -> Table:
-    table = Table(
-        title="probes: a short descent on one weight of every shape; fit takes more steps and goes lower",
-        title_justify="left",
+        for layer in inspection.layers
+    ]
+    title = "\nrelative errors; 1.000 is what all zeros reach"
+    show_table(console, ("weight", *svd, *bound, *form), rows, title=title, spare=(bound[0], *form, *bound[1:]))
+    console.print(
+        "SVD: truncated, at that share of the bytes; bound: fit's chain of that size cannot go below; butterfly: "
+        "log2 n stages at the larger width, its size, the SVD of that size, its closed form before descent, and the "
+        "bound that holds for every such butterfly"
     )
-    table.add_column("weight", overflow="fold")
-    for heading in ("shape", "of", "share", "stages", "bytes", "steps", "error so far", "SVD of equal size"):
-        table.add_column(heading, justify="right")
-    table.add_column("why not", overflow="fold")
-    for probe in inspection.probes:
-        table.add_row(
+
+
+def _closed_form(layer: LayerInspection) -> tuple[str, str, str, str]:
+    form = layer.closed_form
+    if form is None:
+        return ("-",) * 4
+    size = f"{form.numbers / (layer.shape[0] * layer.shape[1]):.1%}"
+    return size, error_text(layer.svd_at_closed_form), error_text(form.error), error_text(form.bound)
+
+
+def _show_probes(console: Console, inspection: Inspection) -> None:
+    if not inspection.probes:
+        return
+    rows = [
+        (
             probe.name,
-            f"{probe.shape[0]}x{probe.shape[1]}",
+            shape_text(probe.shape),
             str(probe.layers),
             f"{probe.share:.0%}",
             str(probe.stages),
+            error_text(probe.error),
+            error_text(probe.svd_error),
             f"{probe.stored_bytes:,}",
             str(probe.steps),
-            _error(probe.error),
-            f"{probe.svd_error:.3f}",
-            probe.reason,
+            probe.reason or "",
         )
-    return table
-
-
-def _kept(inspection: Inspection) -> Table:
-    table = Table(title="tensors that stay as they are", title_justify="left")
-    table.add_column("tensor", overflow="fold")
-    table.add_column("shape", justify="right")
-    table.add_column("reason", overflow="fold")
-    for left in inspection.kept:
-        table.add_row(left.name, "x".join(map(str, left.shape)), left.reason)
-    return table
+        for probe in inspection.probes
+    ]
+    headings = ("weight", "shape", "of", "share", "stages", "error\nso far", "equal\nSVD", "bytes", "steps", "why not")
+    title = "\nprobes, one weight of every shape: short descents; fit goes lower"
+    spare = ("shape", "of", "why not", "bytes", "steps")
+    show_table(console, headings, rows, title=title, spare=spare, texts=("why not",))

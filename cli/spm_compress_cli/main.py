@@ -9,11 +9,13 @@ import click
 import spm_compress
 from spm_compress.errors import SpmError, UsageError
 from spm_compress_cli.bench import bench
+from spm_compress_cli.config import add_config
 from spm_compress_cli.diff import diff
 from spm_compress_cli.distill import distill
 from spm_compress_cli.expand import expand
 from spm_compress_cli.export import export
 from spm_compress_cli.fit import fit
+from spm_compress_cli.init import init
 from spm_compress_cli.inspect import inspect
 from spm_compress_cli.report import report
 from spm_compress_cli.verify import verify
@@ -28,6 +30,7 @@ def cli() -> None:
 
     \b
     spm-compress inspect model.safetensors
+    spm-compress init model.safetensors
     spm-compress fit model.safetensors --stages 10
     spm-compress distill --calibration texts.txt
     spm-compress report
@@ -42,6 +45,7 @@ def cli() -> None:
 
 
 cli.add_command(inspect)
+cli.add_command(init)
 cli.add_command(fit)
 cli.add_command(distill)
 cli.add_command(report)
@@ -50,6 +54,7 @@ cli.add_command(expand)
 cli.add_command(export)
 cli.add_command(verify)
 cli.add_command(bench)
+add_config(cli)
 
 
 def main() -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
 from spm_compress.units import bytes_text
-from spm_compress_cli.tables import print_json, results_console
+from spm_compress_cli.tables import error_text, print_json, results_console, show_table
 
 if TYPE_CHECKING:
     from spm_compress.compress import Forecast, Selected
@@ -40,14 +38,10 @@ def show_plan(selected: Selected, forecast: Forecast, as_json: bool) -> None:
         )
         return
     console = results_console()
-    table = Table(title=f"plan: {len(plan.choices)} weights, nothing written", title_justify="left")
-    table.add_column("weight", overflow="fold")
-    for heading in ("stages", "bytes", "kept", "error"):
-        table.add_column(heading, justify="right")
-    table.add_column("why", overflow="fold")
-    for choice in plan.choices:
-        table.add_row(choice.curve.name, *_cells(choice), choice.reason)
-    console.print(table)
+    rows = [(choice.curve.name, *_cells(choice), choice.reason) for choice in plan.choices]
+    title = f"plan: {len(plan.choices)} weights, nothing written"
+    headings = ("weight", "stages", "kept", "error", "bytes", "why")
+    show_table(console, headings, rows, title=title, spare=("bytes",), texts=("why",))
     reasons = sorted(selected.kept.values())
     for reason, same in itertools.groupby(reasons):
         console.print(f"left as they are: {len(list(same))} tensors ({reason})")
@@ -62,5 +56,5 @@ def _cells(choice: Choice) -> tuple[str, str, str, str]:
     dense = choice.curve.dense_bytes
     before_after = f"{dense:,} > {choice.bytes:,}"
     if choice.point is None:
-        return "dense", before_after, "100.0%", "0.000"
-    return str(choice.point.stages), before_after, f"{choice.bytes / dense:.1%}", f"{choice.point.error:.3f}"
+        return "dense", "100.0%", "0.000", before_after
+    return str(choice.point.stages), f"{choice.bytes / dense:.1%}", error_text(choice.point.error), before_after

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from spm_compress.units import bytes_text
@@ -17,25 +19,66 @@ from spm_compress.units import bytes_text
 if TYPE_CHECKING:
     from spm_compress.report import Savings, Size
 
-# Wide enough for every row when nobody's terminal limits it.
-_PIPED_WIDTH = 160
+# Nobody's terminal limits what is piped: every column, every line whole.
+_PIPED_WIDTH = 10_000
 
 
 def results_console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
+    """Return where results go. What users name their files and tensors is never markup."""
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=_PIPED_WIDTH)
 
 
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
+def compact_table() -> Table:
+    """Return a table that spends few columns on lines."""
+    return Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+
+
+def show_table(
+    console: Console,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str = "",
+    spare: Sequence[str] = (),
+    texts: Sequence[str] = (),
+) -> None:
+    """Print a table whose first column, and those of `texts`, are words, the others figures.
+
+    spare: headings of columns that are left out, the last first, as far as the table would else be wider than the
+    terminal; what is then still too wide is folded.
+    """
+    shown = list(range(len(headings)))
+    spared = [headings.index(heading) for heading in spare]
+    while True:
+        table = compact_table()
+        for i in shown:
+            is_text = i == 0 or headings[i] in texts
+            table.add_column(headings[i], justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
+        for row in rows:
+            table.add_row(*(row[i] for i in shown))
+        unlimited = console.options.update_width(_PIPED_WIDTH)
+        if not spared or Measurement.get(console, unlimited, table).maximum <= console.width:
+            break
+        shown.remove(spared.pop())
+    if title:
+        console.print(title)
+    console.print(table)
+    if len(shown) < len(headings):
+        left = ", ".join(headings[i].replace("\n", " ") for i in range(len(headings)) if i not in shown)
+        console.print(f"left out for want of room: {left}; a wider terminal, a pipe or --json has them")
+
+
 def show_report(savings: Savings, path: Path, as_json: bool) -> None:
     """Print every layer, the totals, the reasons of the tensors left dense, and the verdict."""
     if not as_json:
         console = results_console()
-        console.print(_layers(savings))
-        console.print(_kept(savings))
+        _show_layers(console, savings)
+        show_kept(console, savings.kept)
     show_totals(savings, path, as_json)
 
 
@@ -47,16 +90,15 @@ def show_totals(savings: Savings, path: Path, as_json: bool, scores: Mapping[str
         print_json({"artifact": str(path), **to_json(savings), "scores": scores or None})
         return
     console = results_console()
-    table = Table(title=f"{path}: {len(savings.layers)} weights fitted", title_justify="left")
-    table.add_column("")
-    for heading in ("before", "after", "kept", "removed"):
-        table.add_column(heading, justify="right")
-    _add(table, "parameters, fitted weights", savings.fitted_parameters, "{:,}".format)
-    _add(table, "parameters, whole model", savings.model_parameters, "{:,}".format)
-    _add(table, "bytes, fitted weights", savings.fitted_bytes, bytes_text)
-    _add(table, "bytes, whole model on disk", savings.model_bytes, bytes_text)
-    _add(table, "multiply-adds a row, fitted", savings.fitted_multiply_adds, "{:,}".format)
-    console.print(table)
+    rows = [
+        _size_row("parameters, fitted weights", savings.fitted_parameters, "{:,}".format),
+        _size_row("parameters, whole model", savings.model_parameters, "{:,}".format),
+        _size_row("bytes, fitted weights", savings.fitted_bytes, bytes_text),
+        _size_row("bytes, whole model on disk", savings.model_bytes, bytes_text),
+        _size_row("multiply-adds a row, fitted", savings.fitted_multiply_adds, "{:,}".format),
+    ]
+    title = f"{path}: {len(savings.layers)} weights fitted"
+    show_table(console, ("", "before", "after", "kept", "removed"), rows, title=title)
     console.print(
         f"mean relative weight error {savings.mean_error:.3f}; "
         f"truncated SVD of the same size {savings.mean_svd_error:.3f}"
@@ -80,50 +122,64 @@ def scores_text(scores: Mapping[str, float]) -> str:
     return "score: " + ", ".join(f"{which} {score:.4g}" for which, score in scores.items())
 
 
-def compact_table() -> Table:
-    """Return a table that spends few columns on lines."""
-    return Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+def shape_text(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
 
 
-def _layers(savings: Savings) -> Table:
-    table = Table(title="fitted weights", title_justify="left")
-    table.add_column("weight", overflow="fold")
-    headings = ["shape", "stages", "rank", "parameters", "bytes", "kept", "multiply-adds", "error", "SVD error"]
-    if savings.mean_output_error is not None:
-        headings += ["output error", "SVD"]
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for layer in savings.layers:
-        table.add_row(
-            layer.name,
-            f"{layer.shape[0]}x{layer.shape[1]}",
-            str(layer.stages),
-            str(layer.rank or "-"),
-            f"{layer.parameters.before:,} > {layer.parameters.after:,}",
-            f"{layer.bytes.before:,} > {layer.bytes.after:,}",
-            f"{layer.bytes.kept:.1%}",
-            f"{layer.multiply_adds.before:,} > {layer.multiply_adds.after:,}",
-            f"{layer.error:.3f}",
-            f"{layer.svd_error:.3f}",
-            *([] if savings.mean_output_error is None else map(_figure, (layer.output_error, layer.svd_output_error))),
-        )
-    return table
-
-
-def _figure(error: float | None) -> str:
+def error_text(error: float | None) -> str:
     return "-" if error is None else f"{error:.3f}"
 
 
-def _kept(savings: Savings) -> Table:
-    table = Table(title="tensors left as they are", title_justify="left")
-    table.add_column("tensor", overflow="fold")
-    table.add_column("shape", justify="right")
-    table.add_column("bytes", justify="right")
-    table.add_column("reason", overflow="fold")
-    for kept in savings.kept:
-        table.add_row(kept.name, "x".join(map(str, kept.shape)), f"{kept.bytes:,}", kept.reason)
-    return table
+def _show_layers(console: Console, savings: Savings) -> None:
+    headings = ["weight", "shape", "stages", "rank", "kept", "error", "SVD error"]
+    is_weighted = savings.mean_output_error is not None
+    headings += ["output error", "SVD output"] if is_weighted else []
+    spare = ["rank", "bytes", "parameters", "multiply-adds"]
+    rows = []
+    for layer in savings.layers:
+        outputs = [error_text(layer.output_error), error_text(layer.svd_output_error)] if is_weighted else []
+        rows.append(
+            [
+                layer.name,
+                shape_text(layer.shape),
+                str(layer.stages),
+                str(layer.rank or "-"),
+                f"{layer.bytes.kept:.1%}",
+                error_text(layer.error),
+                error_text(layer.svd_error),
+                *outputs,
+                *(f"{size.before:,} > {size.after:,}" for size in (layer.bytes, layer.parameters, layer.multiply_adds)),
+            ]
+        )
+    show_table(console, [*headings, *spare[1:]], rows, title="fitted weights", spare=spare)
 
 
-def _add(table: Table, title: str, size: Size, form: Any) -> None:
-    table.add_row(title, form(size.before), form(size.after), f"{size.kept:.1%}", f"{size.removed:.1%}")
+class Kept(Protocol):
+    """A tensor that stays as it is."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def reason(self) -> str: ...
+
+
+def show_kept(console: Console, kept: Sequence[Kept]) -> None:
+    """Print what stays dense, and why: a row a reason on a terminal, every tensor by name in a pipe."""
+    if not kept:
+        return
+    title = f"{len(kept)} tensors left as they are"
+    if not console.is_terminal:
+        rows = [(each.name, shape_text(each.shape), each.reason) for each in kept]
+        show_table(console, ("tensor", "shape", "reason"), rows, title=title, texts=("reason",))
+        return
+    rows = []
+    for reason, alike in itertools.groupby(sorted(kept, key=lambda each: each.reason), key=lambda each: each.reason):
+        first, *others = alike
+        rows.append((reason, str(1 + len(others)), f"{first.name}{', ...' if others else ''}"))
+    show_table(console, ("reason", "tensors", "such as"), rows, title=title, texts=("such as",))
+
+
+def _size_row(title: str, size: Size, form: Any) -> tuple[str, ...]:
+    return title, form(size.before), form(size.after), f"{size.kept:.1%}", f"{size.removed:.1%}"

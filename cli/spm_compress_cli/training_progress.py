@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from spm_compress.errors import SpmError
+from spm_compress_cli.progress import bars_on
+from spm_compress_cli.verbosity import Verbosity
 
 if TYPE_CHECKING:
     from spm_compress.distill import Progress as Training
@@ -21,20 +22,13 @@ _Show = Callable[["Training"], None]
 
 
 @contextmanager
-def follow_training(quiet: bool, log: Path | None) -> Iterator[_Show]:
+def follow_training(verbosity: Verbosity, log: Path | None) -> Iterator[_Show]:
     """Yield what a training reports to: a bar on a terminal, a line at each look at the held-out data anywhere else."""
     console = Console(stderr=True, highlight=False)
     written = _Log(log) if log is not None else None
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=quiet or not console.is_terminal or console.is_dumb_terminal,
-    )
+    has_bars = console.is_terminal and not console.is_dumb_terminal and verbosity is not Verbosity.QUIET
+    has_lines = verbosity is Verbosity.VERBOSE or (verbosity is Verbosity.NORMAL and not has_bars)
+    bars = bars_on(console, disable=not has_bars)
     task = bars.add_task("training", total=None, note="")
 
     def show(report: Training) -> None:
@@ -42,7 +36,7 @@ def follow_training(quiet: bool, log: Path | None) -> Iterator[_Show]:
             written.add(report)
         note = f"loss {report.loss:.4f}, held out {report.best:.3f}, {report.rows:.0f} rows/s"
         bars.update(task, description=report.stage, completed=report.step, total=report.steps, note=note)
-        if bars.disable and not quiet and report.held_out is not None:
+        if has_lines and report.held_out is not None:
             console.print(
                 f"[{report.step}/{report.steps}] {report.stage}: loss {report.loss:.4f}, held out "
                 f"{report.held_out:.3f} (best {report.best:.3f}), {report.rows:.0f} rows/s",

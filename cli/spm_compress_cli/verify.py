@@ -8,6 +8,7 @@ import click
 
 from spm_compress_cli.evaluation import evaluation_options, gate_of
 from spm_compress_cli.sizes import Sizes
+from spm_compress_cli.verbosity import Verbosity, verbosity_options
 
 
 @click.command()
@@ -29,7 +30,7 @@ from spm_compress_cli.sizes import Sizes
 @evaluation_options
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random inputs.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@verbosity_options
 def verify(
     model: Path,
     against: Path,
@@ -42,7 +43,7 @@ def verify(
     max_drop: float | None,
     seed: int,
     as_json: bool,
-    quiet: bool,
+    verbosity: Verbosity,
 ) -> None:
     """Compare the outputs of two ONNX models, on the same random inputs and on every provider.
 
@@ -66,7 +67,7 @@ def verify(
         sequences=sequences or default.sequences,
         seed=seed,
     )
-    found = side_by_side(model, against, settings, lambda line: message(line, quiet))
+    found = side_by_side(model, against, settings, lambda line: message(line, verbosity))
     models = {"original": lambda: OnnxModule(against), "exported": lambda: OnnxModule(model)}
     scores = gate.scores(models) if gate else {}
     show_differences(found, as_json, scores)

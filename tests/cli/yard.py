@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from small_graphs import lookup, product
 from torch import nn
 
-from spm_compress import CompressSettings, FitSettings, fit_model, open_source, write_artifact
+from spm_compress import CompressSettings, FitSettings, fit_model, open_source, read_artifact, write_artifact
 
 GOLDEN = Path(__file__).parents[1] / "checkpoint" / "golden"
 MODULE = """
@@ -167,3 +168,29 @@ def ragged_inputs(folder: Path) -> None:
 
 def nan_inputs(folder: Path) -> None:
     save_file({"x": torch.full((4, 96), float("nan"))}, folder / "inputs.safetensors")
+
+
+def configured(folder: Path) -> None:
+    (folder / "value.toml").write_text("[fit]\nsteps = -1\n")
+    (folder / "option.toml").write_text("[fit]\nstage = 4\n")
+    (folder / "command.toml").write_text("[fits]\nstages = 4\n")
+    (folder / "plain.toml").write_text("stages = 4\n")
+    (folder / "broken.toml").write_text("[fit\n")
+    (folder / "latin.toml").write_bytes(b"[fit]\ncalibration = 'caf\xe9'\n")
+    (folder / "other.toml").write_text("[bench]\nbatch = 'many'\n")
+
+
+def with_configuration(folder: Path) -> None:
+    (folder / "spm.toml").write_text("[fit]\n")
+
+
+def built(folder: Path) -> None:
+    artifact = read_artifact(folder / "mlp.spm.safetensors")
+    source = {**artifact.source, "factory": "code_of_the_user:build"}
+    write_artifact(replace(artifact, source=source), folder / "built.spm.safetensors")
+
+
+def refitted(folder: Path) -> None:
+    artifact = read_artifact(folder / "mlp.spm.safetensors")
+    settings = {**artifact.settings, "refit": ["2.*"]}
+    write_artifact(replace(artifact, settings=settings), folder / "refitted.spm.safetensors")
