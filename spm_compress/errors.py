@@ -46,5 +46,6 @@ def first_line(error: BaseException) -> str:
 
 def near_misses(name: str, known: Iterable[str], *, most: int = 3) -> str:
     """Return `; near misses: a, b` for the names in `known` that resemble `name`, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=most, cutoff=0.4)
+    others = [each for each in known if each != name]
+    close = difflib.get_close_matches(name, others, n=most, cutoff=0.4)
     return f"; near misses: {', '.join(close)}" if close else ""

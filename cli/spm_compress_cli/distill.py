@@ -87,7 +87,15 @@ def distill(
     Without ARTIFACT, the one *.spm.safetensors in the working directory is taken. Interrupted, the same command goes on
     where it was.
     """
-    from spm_compress.checkpoint import SUFFIX, find_artifact, read_artifact, source_of, write_artifact
+    from spm_compress.checkpoint import (
+        SUFFIX,
+        files_of,
+        find_artifact,
+        keep_apart,
+        read_artifact,
+        source_of,
+        write_artifact,
+    )
     from spm_compress.compress import check_device, load_model
     from spm_compress.distill import DistillSettings, Loss, Trained, recover
     from spm_compress.report import summarize
@@ -104,6 +112,9 @@ def distill(
     fitted = read_artifact(path)
     source = source_of(fitted, path, source_path, factory)
     out = output or Path(f"{path.name.removesuffix(SUFFIX)}.recovered{SUFFIX}")
+    keep_apart("--output", out, [*files_of(source), calibration])
+    if log is not None:
+        keep_apart("--log", log, [*files_of(source), calibration, path, out])
     state = out.with_name(f"{out.name}.state")
     with follow_training(verbosity, log) as watch:
         found = recover(

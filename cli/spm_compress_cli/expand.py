@@ -22,15 +22,17 @@ def expand(artifact: Path | None, output: Path | None, as_json: bool, verbosity:
     What was not replaced comes back bit for bit. Without ARTIFACT, the one *.spm.safetensors in the working directory
     is taken.
     """
-    from spm_compress.checkpoint import SUFFIX, find_artifact, read_artifact, write_tensors
+    from spm_compress.checkpoint import SUFFIX, find_artifact, keep_apart, origin_files, read_artifact, write_tensors
     from spm_compress.compress import expand as expanded
     from spm_compress.units import bytes_text
     from spm_compress_cli.progress import message
     from spm_compress_cli.tables import print_json, results_console
 
     path = artifact or find_artifact(Path())
-    found = expanded(read_artifact(path))
+    fitted = read_artifact(path)
     out = output or Path(f"{path.name.removesuffix(SUFFIX)}.dense.safetensors")
+    keep_apart("--output", out, [path, *origin_files(fitted, path)])
+    found = expanded(fitted)
     for name in found.lost:
         message(f"{name}: has no bias in the original model; what calibration added to it is left out", verbosity)
     write_tensors(found.tensors, out)

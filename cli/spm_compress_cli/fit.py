@@ -125,7 +125,16 @@ def fit(
     a Hugging Face folder or an .onnx model; with --factory, the weights of what is built, or left out. Interrupted, the
     same command goes on where it was.
     """
-    from spm_compress.checkpoint import is_live, load_module, open_source, read_artifact, source_of, write_artifact
+    from spm_compress.checkpoint import (
+        files_of,
+        is_live,
+        keep_apart,
+        load_module,
+        open_source,
+        read_artifact,
+        source_of,
+        write_artifact,
+    )
     from spm_compress.compress import Ledger, Refit, check_device, fit_model, load_model, plan_model
     from spm_compress.report import summarize
     from spm_compress_cli.plan_table import show_plan
@@ -151,6 +160,7 @@ def fit(
         show_plan(selected, forecast, as_json)
         return
     path = output or Path(artifact_name(source.path if model or factory is None else Path(factory.partition(":")[0])))
+    keep_apart("--output", path, files_of(source))
     with Ledger(path) as ledger, follow(verbosity) as progress:
         artifact = fit_model(
             source,

@@ -37,7 +37,7 @@ def init(context: click.Context, model: Path | None, factory: str | None, output
 
     Use it with: spm-compress fit --config spm.toml
     """
-    from spm_compress.checkpoint import open_source
+    from spm_compress.checkpoint import files_of, keep_apart, open_source
     from spm_compress.checkpoint.files import write_whole
     from spm_compress.compress import inspect_model
     from spm_compress.errors import UsageError
@@ -46,6 +46,7 @@ def init(context: click.Context, model: Path | None, factory: str | None, output
     if output.exists() and not force:
         raise UsageError(f"{output}: is there already; give --force to write over it, or another name with --output")
     source = open_source(model, factory)
+    keep_apart("--output", output, files_of(source))
     inspection = inspect_model(source, probe_steps=0)
     assert context.parent is not None
     commands = getattr(context.parent.command, "commands", {})

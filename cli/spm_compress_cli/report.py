@@ -24,7 +24,7 @@ def report(artifact: Path | None, html: Path | None, attached: tuple[Path, ...],
 
     Without ARTIFACT, the one *.spm.safetensors in the working directory is taken.
     """
-    from spm_compress.checkpoint import find_artifact, read_artifact
+    from spm_compress.checkpoint import find_artifact, keep_apart, origin_files, read_artifact
     from spm_compress.report import read_attachments, summarize, write_page
     from spm_compress_cli.tables import show_report
 
@@ -34,5 +34,6 @@ def report(artifact: Path | None, html: Path | None, attached: tuple[Path, ...],
     found = read_artifact(path)
     savings = summarize(found, path)
     if html is not None:
+        keep_apart("--html", html, [path, *origin_files(found, path), *attached])
         write_page(found, savings, path.name, html, read_attachments(attached))
     show_report(savings, path, as_json)

@@ -59,6 +59,8 @@ def verify(
     from spm_compress_cli.progress import message
     from spm_compress_cli.verify_table import show_differences
 
+    if max_error is not None and not max_error >= 0:
+        raise click.UsageError(f"--max-error {max_error}: an error is 0 or more")
     gate = gate_of(evaluate, min_score, max_drop)
     default = VerifySettings()
     settings = VerifySettings(

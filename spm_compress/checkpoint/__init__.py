@@ -9,11 +9,11 @@ from spm_compress.checkpoint.artifact import (
     read_artifact,
     write_artifact,
 )
-from spm_compress.checkpoint.files import write_tensors
+from spm_compress.checkpoint.files import keep_apart, write_tensors
 from spm_compress.checkpoint.modules import is_bare, is_live, load_module
 from spm_compress.checkpoint.named import named_function
-from spm_compress.checkpoint.origin import source_of
-from spm_compress.checkpoint.source import Source, open_source
+from spm_compress.checkpoint.origin import origin_files, source_of
+from spm_compress.checkpoint.source import Source, files_of, open_source
 from spm_compress.checkpoint.tensor_info import TensorInfo
 
 __all__ = [
@@ -23,12 +23,15 @@ __all__ = [
     "KeptTensor",
     "Source",
     "TensorInfo",
+    "files_of",
     "find_artifact",
     "is_bare",
     "is_live",
+    "keep_apart",
     "load_module",
     "named_function",
     "open_source",
+    "origin_files",
     "read_artifact",
     "source_of",
     "write_artifact",

@@ -27,6 +27,7 @@ from spm_compress.errors import ArtifactError
 from spm_compress.operator.spm import SPM
 
 __all__ = [
+    "ARTIFACT_KEY",
     "MANIFEST_VERSION",
     "SHARD_BYTES",
     "SUFFIX",
@@ -44,7 +45,7 @@ MANIFEST_VERSION = 5
 # Of one of the files that a large artifact is made of; saving takes twice as much memory for a moment.
 SHARD_BYTES = 1 << 29
 SUFFIX = ".spm.safetensors"
-_KEY = "spm_compress"
+ARTIFACT_KEY = "spm_compress"
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def write_artifact(artifact: Artifact, path: Path, shard_bytes: int = SHARD_BYTE
 def artifact_bytes(path: Path) -> int:
     """Return the size on disk of an artifact that can be read, with the files that it is spread over."""
     with safe_open(path, framework="pt") as file:
-        shards = json.loads(file.metadata()[_KEY]).get("shards", ())
+        shards = json.loads(file.metadata()[ARTIFACT_KEY]).get("shards", ())
     return sum(each.stat().st_size for each in (path, *map(path.with_name, shards)))
 
 
@@ -205,7 +206,7 @@ def _metadata(artifact: Artifact, shards: list[str]) -> dict[str, str]:
         "curves": artifact.curves,
         "shards": shards,
     }
-    return {_KEY: json.dumps(manifest)}
+    return {ARTIFACT_KEY: json.dumps(manifest)}
 
 
 def read_artifact(path: Path) -> Artifact:
@@ -213,15 +214,17 @@ def read_artifact(path: Path) -> Artifact:
 
     Raises ArtifactError for a foreign or damaged file and for a manifest of a later version.
     """
+    if path.is_dir():
+        raise ArtifactError(f"{path}: is a folder; name an artifact in it, *{SUFFIX}")
     if not path.is_file():
         raise ArtifactError(f"{path}: no such artifact; make one with: spm-compress fit MODEL")
     metadata, tensors = _read_file(path)
-    if _KEY not in metadata:
+    if ARTIFACT_KEY not in metadata:
         raise ArtifactError(f"{path}: is a safetensors file but not an spm-compress artifact; run fit on it first")
     try:
-        manifest = json.loads(metadata[_KEY])
+        manifest = json.loads(metadata[ARTIFACT_KEY])
         version = manifest["version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path}: its manifest is damaged ({error}); run fit again") from error
     if not isinstance(version, int) or version > MANIFEST_VERSION:
         raise ArtifactError(

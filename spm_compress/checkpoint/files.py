@@ -7,7 +7,7 @@ import glob
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from spm_compress.errors import SpmError
+from spm_compress.errors import SpmError, UsageError
 
 __all__ = [
     "beside",
+    "keep_apart",
     "make_folder",
     "save_tensors",
     "sha256_of",
@@ -90,10 +91,19 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
     path.touch()
     mode = path.stat().st_mode
     try:
-        save_file(dict(tensors), path, metadata=dict(metadata or {"format": "pt"}))
+        save_file(dict(_apart(tensors)), path, metadata=dict(metadata or {"format": "pt"}))
     except SafetensorError as error:
         raise OSError(str(error)) from error
     path.chmod(mode)  # safetensors puts a file in its place that nobody else may read
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors, each in memory of its own: safetensors writes none that share it, as tied ones of torch do."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        yield name, tensor.clone() if place in seen else tensor
+        seen.add(place)
 
 
 def sweep(folder: Path, name: str = "*") -> None:
@@ -106,9 +116,23 @@ def sweep(folder: Path, name: str = "*") -> None:
 
 
 def beside(path: Path, name: str) -> Path | None:
-    """Return the file of that name in the folder of `path`; None if it lies elsewhere: absolute, `..` or a link."""
+    """Return the file of that name in the folder of `path`; None if it lies elsewhere: absolute, `..` or a link.
+
+    In the cache of Hugging Face every file is a link into one folder; so a link beside a link is followed where both
+    point into the same one.
+    """
     place = path.parent / name
-    return place if place.resolve().parent == path.parent.resolve() else None
+    folders = {path.parent.resolve(), path.resolve().parent}
+    return place if place.parent == path.parent and place.resolve().parent in folders else None
+
+
+def keep_apart(option: str, output: Path, others: Iterable[Path]) -> None:
+    """Raise UsageError if an output would take the place of a file that is read, or of another output."""
+    for other in others:
+        if output.resolve() == other.resolve():
+            raise UsageError(
+                f"{option} {output}: would take the place of {other}, which is still needed; choose another name"
+            )
 
 
 def make_folder(folder: Path) -> Path:

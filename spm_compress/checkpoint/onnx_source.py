@@ -112,6 +112,8 @@ def open_graph(path: Path) -> ir.Model:
 
     Raises SourceError if it is missing, damaged, or keeps data outside its folder.
     """
+    if path.is_dir():
+        raise SourceError(f"{path}: is a folder; name the .onnx file in it")
     if not path.is_file():
         beside = [p.name for p in path.parent.glob("*.onnx")] if path.parent.is_dir() else []
         raise SourceError(f"{path}: no such ONNX file{near_misses(path.name, beside)}")
@@ -123,7 +125,8 @@ def open_graph(path: Path) -> ir.Model:
     for name, tensor in all_tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
             place = (folder / tensor.location).resolve()
-            if not place.is_relative_to(folder):
+            is_linked_alike = path.is_symlink() and place.parent == path.resolve().parent  # the cache of Hugging Face
+            if not (place.is_relative_to(folder) or is_linked_alike):
                 raise SourceError(f"{path}: keeps {name} at {tensor.location!r}, outside its folder; not followed")
             if not place.is_file():
                 raise SourceError(f"{path}: keeps {name} in {tensor.location!r}, which is missing; fetch it beside it")
@@ -131,6 +134,13 @@ def open_graph(path: Path) -> ir.Model:
                 raise SourceError(
                     f"{path}: {name} reaches beyond the end of {tensor.location!r}; fetch that file again"
                 )
+        else:
+            try:
+                tensor.numpy()
+            except Exception as error:  # onnx_ir asserts that values stand in the field of their dtype
+                raise SourceError(
+                    f"{path}: {name or 'a tensor'} is damaged ({first_line(error)}); export it again"
+                ) from error
     if model.ir_version <= _INITIALIZERS_ARE_INPUTS:
         RemoveInitializersFromInputsPass()(model)
     return model

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from spm_compress.checkpoint.artifact import ARTIFACT_KEY
 from spm_compress.checkpoint.files import beside, sha256_of
 from spm_compress.checkpoint.tensor_info import TensorInfo, input_first
 from spm_compress.checkpoint.torch_source import TorchSource, open_torch
@@ -78,6 +79,11 @@ def open_safetensors(path: Path) -> SafetensorsSource | TorchSource:
         return _open_folder(path)
     if path.name.endswith(".index.json"):
         return _open_index(path, path, None)
+    with _opened(path) as file:
+        if ARTIFACT_KEY in (file.metadata() or {}):
+            raise SourceError(
+                f"{path}: is an artifact of spm-compress, fitted already; name the model that it was made from"
+            )
     return _checked(SafetensorsSource(path, _names_in(path), None))
 
 
@@ -151,5 +157,5 @@ def _opened(path: Path) -> Any:  # safetensors has no type for it
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise SourceError(f"{path}: is not readable as JSON ({error}); restore it from the model's origin") from error

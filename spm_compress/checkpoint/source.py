@@ -16,7 +16,7 @@ from spm_compress.checkpoint.tensor_info import TensorInfo
 from spm_compress.checkpoint.torch_source import SUFFIXES, open_torch
 from spm_compress.errors import SourceError, UsageError, near_misses
 
-__all__ = ["LazyTensors", "Source", "open_source", "read_finite"]
+__all__ = ["LazyTensors", "Source", "files_of", "open_source", "read_finite"]
 
 _SUFFIXES = (".safetensors", ".json", ".onnx", ".pt2", *SUFFIXES)
 
@@ -75,6 +75,11 @@ class LazyTensors(Mapping[str, Tensor]):
         return len(self._names)
 
 
+def files_of(source: Source) -> set[Path]:
+    """Return the files that a source is read from, and what the user named."""
+    return {source.path, *map(source.place, source.tensors())}
+
+
 def read_finite(source: Source, name: str) -> Tensor:
     """Return one tensor as `Source.read`. Raises SourceError naming it if it holds NaN or infinity."""
     tensor = source.read(name)
@@ -100,6 +105,10 @@ def open_source(path: Path | None, factory: str | None = None) -> Source:
     if not path.exists():
         beside = path.parent if path.parent.is_dir() else Path()
         known = [each.name for each in beside.iterdir() if each.is_dir() or each.suffix in _SUFFIXES]
+        if path.is_symlink():
+            raise SourceError(
+                f"{path}: is a link to {str(path.readlink())!r}, which is not there; fetch the model again"
+            )
         raise SourceError(f"{path}: no such file or folder{near_misses(path.name, known)}")
     if path.suffix == ".onnx":
         return open_onnx(path)

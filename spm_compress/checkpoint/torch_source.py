@@ -18,7 +18,7 @@ from spm_compress.checkpoint.files import sha256_of
 from spm_compress.checkpoint.tensor_info import TensorInfo, dtype_name, input_first
 from spm_compress.errors import SourceError, first_line
 
-__all__ = ["SUFFIXES", "TorchSource", "open_torch"]
+__all__ = ["SUFFIXES", "TorchSource", "open_torch", "require_honest"]
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 # Where training programs keep the state dict beside optimizers and counters.
@@ -91,7 +91,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         content = content if nested is None else nested
     found = {str(name): x for name, x in content.items() if isinstance(x, Tensor)}
     for name, x in found.items():
-        _require_honest(path, name, x)
+        require_honest(path, name, x)
     return found
 
 
@@ -123,7 +123,7 @@ def _loaded(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _require_honest(path: Path, name: str, x: Tensor) -> None:
+def require_honest(path: Path, name: str, x: Tensor) -> None:
     """Refuse a tensor that says to be larger than what is stored for it: reading it would fill the memory."""
     if x.is_sparse or x.is_quantized or x.layout != torch.strided:
         raise SourceError(f"{path}: tensor {name!r} is sparse or quantized; save it dense")

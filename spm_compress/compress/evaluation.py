@@ -29,6 +29,11 @@ class Gate:
     min_score: float | None = None
     max_drop: float | None = None
 
+    def __post_init__(self) -> None:
+        for option, value in (("--min-score", self.min_score), ("--max-drop", self.max_drop)):
+            if value is not None and math.isnan(value):
+                raise UsageError(f"{option} nan: is no number; give one")
+
     def scores(self, models: Models) -> dict[str, float]:
         """Return the score of each model, made one after the other. Raises UsageError where there is no number."""
         return {which: self._score(which, make()) for which, make in models.items()}

@@ -221,6 +221,12 @@ def _calibrated(source: Source, selected: Selected, data: Path | None, cache: Pa
         replace(job, moments=next((moments[name] for name in job.names if name in moments), None))
         for job in selected.jobs
     ]
+    for job in jobs:
+        if job.moments is not None and len(job.moments.mean) != job.shape[1]:
+            raise SourceError(
+                f"{data}: gives {job.names[0]} inputs of {len(job.moments.mean)} features, not {job.shape[1]}; "
+                "give arrays of the shapes that the model takes"
+            )
     return Selected(tuple(jobs), selected.kept)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from spm_compress.errors import UsageError
+from spm_compress.fitting.settings import LARGEST_SEED
 
 __all__ = ["DistillSettings", "Loss", "Progress", "Trained"]
 
@@ -73,6 +75,13 @@ class DistillSettings:
             raise UsageError(
                 f"--block-share {self.block_share}: this share and that of the warm-up lie between 0 and 1"
             )
+        for name in ("learning_rate", "temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UsageError(f"--weight-decay {self.weight_decay}: must be 0 or more")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise UsageError(f"--seed {self.seed}: must be between 0 and {LARGEST_SEED}")
         kind = getattr(torch.optim, self.optimizer, None)
         if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)) or kind is torch.optim.Optimizer:
             raise UsageError(f"--optimizer {self.optimizer!r}: is none of torch.optim; AdamW, Adam, SGD, ... are")

@@ -11,7 +11,10 @@ from spm_compress.operator.pairing import Schedule
 from spm_compress.operator.spm import SPM
 from spm_compress.operator.structure import Mixer, Structure, build_structure
 
-__all__ = ["EFFORTS", "FitResult", "FitSettings", "StepReport", "Watch"]
+__all__ = ["EFFORTS", "LARGEST_SEED", "FitResult", "FitSettings", "StepReport", "Watch"]
+
+# What torch takes.
+LARGEST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class FitSettings:
     def __post_init__(self) -> None:
         if self.mixer is Mixer.CANONICAL:
             raise UsageError("the canonical form is stored, not fitted: fit with the general mixer, which becomes it")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise UsageError(f"--seed {self.seed}: must be between 0 and {LARGEST_SEED}")
         if self.rank is not None and self.rank < 0:
             raise UsageError(f"--low-rank {self.rank}: the rank of a companion is 0 or more")
 

@@ -64,7 +64,7 @@ def _values(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
         values = [json.loads(text)] if text.lstrip().startswith("{\n") else list(map(json.loads, text.splitlines()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"--with {path}: is no JSON ({error}); write it again") from error
     if not values or not all(isinstance(value, dict) for value in values):
         raise SourceError(f"--with {path}: holds no JSON object; write it again")

@@ -102,7 +102,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str] | None]:
         return to_json(summarize(artifact, path)), flat(said)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: cannot be read as JSON ({error}); give an artifact or a report") from error
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         raise ArtifactError(f"{path}: is no {SCHEMA}; write one with: spm-compress report --json")

@@ -204,3 +204,10 @@ def test_what_the_fuzzer_found(tmp_path: Path) -> None:
     model.graph.node[0].ClearField("output")
     onnx.save(model, tmp_path / "m.onnx")
     assert open_source(tmp_path / "m.onnx").tensors()["w"].is_factor is False
+    # Values in the field of another dtype.
+    model = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    (weight,) = model.graph.initializer
+    weight.CopyFrom(onnx.TensorProto(name="w", dims=[1], data_type=onnx.TensorProto.FLOAT, double_data=[1.0]))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(SourceError, match=r"m\.onnx: w is damaged"):
+        open_source(tmp_path / "m.onnx")

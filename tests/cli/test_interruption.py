@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import multiprocessing
 import os
-import random
 import resource
 import signal
 import subprocess
@@ -15,34 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from killing import ARGUMENTS, digest, kill_at_random, write_model
 from test_commands import COMMAND, spm
 
 from spm_compress import read_artifact
 
 KILLS = int(os.environ.get("SPM_KILLS", "50"))
-ARGUMENTS = ("fit", "model.safetensors", "--steps", "300", "--quiet")
-
-
-def write_model(path: Path, seed: int = 0) -> None:
-    """Six weights of six shapes: six batches."""
-    draw = torch.Generator().manual_seed(seed)
-    shapes = [(64 + 16 * i, 96) for i in range(6)]
-    save_file({f"layer.{i}.weight": torch.randn(shape, generator=draw) for i, shape in enumerate(shapes)}, path)
-
-
-def run_in(folder: Path) -> None:
-    """Be the command; torch is imported already."""
-    import sys
-
-    from spm_compress_cli.main import main
-
-    os.chdir(folder)
-    torch.set_num_threads(1)
-    sys.argv = ["spm-compress", *ARGUMENTS]
-    with Path(os.devnull).open("w") as nowhere:
-        sys.stdout = nowhere
-        main()
 
 
 @pytest.fixture
@@ -51,45 +26,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(folder: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["spm_compress.compress", "spm_compress.report", "spm_compress_cli.fit", __name__])
-    began = time.perf_counter()
-    whole = context.Process(target=run_in, args=(folder,))
-    whole.start()
-    whole.join()
-    lasts = time.perf_counter() - began
-    output = folder / "model.spm.safetensors"
-    expected = digest(output)
-    output.unlink()
-    draw, resumed, ended = random.Random(0), 0, 0
-    for _ in range(KILLS):
-        before = len(list(folder.glob("*.ledger/*.spm.safetensors")))
-        resumed += before > 0
-        run = context.Process(target=run_in, args=(folder,))
-        run.start()
-        run.join(draw.uniform(0, lasts))
-        run.kill()
-        run.join()
-        assert len(list(folder.glob("*.ledger/*.spm.safetensors"))) >= before or output.exists()
-        if output.exists():
-            assert digest(output) == expected
-            ended += 1
-            if run.exitcode == 0:
-                assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", output.name]
-            output.unlink()
-    assert resumed >= KILLS // 4
-    assert ended
-    last = context.Process(target=run_in, args=(folder,))
-    last.start()
-    last.join()
-    assert last.exitcode == 0
-    assert digest(output) == expected
-    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", output.name]
+    found = kill_at_random(folder, KILLS)
+    assert found.resumed >= KILLS // 4
+    assert found.whole
 
 
 def begin(folder: Path, steps: int) -> subprocess.Popen[str]:

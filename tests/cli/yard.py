@@ -194,3 +194,51 @@ def refitted(folder: Path) -> None:
     artifact = read_artifact(folder / "mlp.spm.safetensors")
     settings = {**artifact.settings, "refit": ["2.*"]}
     write_artifact(replace(artifact, settings=settings), folder / "refitted.spm.safetensors")
+
+
+def narrow_inputs(folder: Path) -> None:
+    save_file({"x": torch.ones(4, 95)}, folder / "inputs.safetensors")
+
+
+def no_model(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def onnx_folder(folder: Path) -> None:
+    (folder / "part.onnx").mkdir()
+
+
+def dangling(folder: Path) -> None:
+    (folder / "link.safetensors").symlink_to("absent.safetensors")
+
+
+def nested_json(folder: Path) -> None:
+    (folder / "part.safetensors.index.json").write_text("[" * 100_000)
+
+
+def nested_manifest(folder: Path) -> None:
+    save_file({}, folder / "mlp.spm.safetensors", metadata={"spm_compress": "[" * 100_000})
+
+
+def no_weight_map(folder: Path) -> None:
+    (folder / "part.safetensors.index.json").write_text("[]")
+
+
+def config_is_a_list(folder: Path) -> None:
+    (folder / "bert" / "config.json").write_text("[]")
+
+
+def code_of_a_stranger(folder: Path) -> None:
+    """An architecture that transformers would have to import from the folder."""
+    config = json.loads((folder / "bert" / "config.json").read_text())
+    config |= {
+        "model_type": "own",
+        "architectures": ["AutoModel"],
+        "auto_map": {"AutoConfig": "own.C", "AutoModel": "own.M"},
+    }
+    (folder / "bert" / "config.json").write_text(json.dumps(config))
+    (folder / "bert" / "own.py").write_text("raise SystemExit('it ran')\n")
+
+
+def latin(folder: Path) -> None:
+    (folder / "texts.txt").write_bytes("caf\xe9 noir\n".encode("latin-1"))

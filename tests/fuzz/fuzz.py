@@ -19,7 +19,7 @@ import atheris
 
 with atheris.instrument_imports(include=["spm_compress"]):
     from spm_compress import checkpoint
-    from spm_compress.checkpoint import onnx_source, program_source, safetensors_source, torch_source
+    from spm_compress.checkpoint import onnx_source, plain_program, safetensors_source, torch_source
     from spm_compress.errors import SpmError
     from spm_compress.export.splicing import splice as splicing
 
@@ -54,7 +54,7 @@ def torch_file(path: Path) -> None:
 
 
 def program(path: Path) -> None:
-    program_source._require_plain(path)
+    plain_program.require_plain_program(path)
 
 
 def graph(path: Path) -> None:

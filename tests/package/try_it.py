@@ -1,4 +1,4 @@
-"""Use the installed package as its first user would: in an empty folder, away from the checkout. Called by `make package`."""
+"""Use the installed package as its first user would: in an empty folder, away from the checkout (`make package`)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,77 @@
+"""Draw docs/terminal.svg: the main job on MiniLM, as a terminal of 80 columns shows it.
+
+usage: python docs/site/terminal.py [docs/terminal.svg]
+
+The commands are run for real, in an empty folder; progress is left out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+ROOT = Path(__file__).resolve().parents[2]
+COLUMNS = 80
+COMMANDS = (
+    "spm-compress fit minilm --include 'encoder.*' --stages 10 --quiet",
+    "spm-compress export --onnx out.onnx --lowering blocks --threads 1",
+)
+_FONT = "ui-monospace, SFMono-Regular, Menlo, Consolas, monospace"
+
+
+def main() -> None:
+    out = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "terminal.svg"
+    script = [sys.executable, str(ROOT / "examples" / "fetch_model.py"), "minilm"]
+    model = Path(subprocess.run(script, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
+    console = Console(record=True, width=COLUMNS, file=Path(os.devnull).open("w"))  # noqa: SIM115
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "minilm").symlink_to(model)
+        for command in COMMANDS:
+            console.print(Text.assemble(("$ ", "bold green"), (command, "bold")))
+            console.print(Text.from_ansi(shown(command, folder)))
+    svg = console.export_svg(title="spm-compress", unique_id="terminal", font_aspect_ratio=0.61)
+    # Rich's drawing asks the network for its font; a reader's own will do.
+    lines = svg.splitlines()
+    begin = next(i for i, line in enumerate(lines) if "@font-face" in line)
+    end = max(i for i, line in enumerate(lines) if "font-face" in line or "src: " in line or "url(" in line)
+    while lines[end].strip() != "}":
+        end += 1
+    svg = "\n".join(lines[:begin] + lines[end + 1 :]).replace("Fira Code, monospace", _FONT)
+    out.write_text(svg + "\n", encoding="utf-8")
+
+
+def shown(command: str, folder: str) -> str:
+    """Return what a command writes to a terminal."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 60, COLUMNS, 0, 0))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "TERM": "xterm-256color", "PATH": path}
+    process = subprocess.Popen(command, shell=True, cwd=folder, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    written = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # Linux's way to say that nobody holds the other end any more
+            break
+        if not part:
+            break
+        written += part
+    os.close(ours)
+    if process.wait():
+        raise SystemExit(f"{command}: failed\n{written.decode()}")
+    return written.decode().replace("\r\n", "\n")
+
+
+if __name__ == "__main__":
+    main()
