@@ -1,7 +1,7 @@
 """How near an SPM comes to trained weights, beside what else could be stored in the same bytes.
 
-    python benchmarks/fit_quality.py [MODEL ...] [--sizes 0.03 0.06 0.12] [--form stages|any] [--limit N]
-                                     [--weighted FILE] [--json FILE]
+    python benchmarks/fit_quality.py [MODEL ...] [--sizes 0.03 0.06 0.12] [--effort fast|balanced|best] [--steps N]
+                                     [--every K] [--weighted FILE] [--json FILE]
 
 MODEL: of examples/fetch_model.py; all unless given. Relative Frobenius errors; everything is stored in float32 and
 counted, index tables and scales too. The methods:
@@ -17,34 +17,41 @@ counted, index tables and scales too. The methods:
 --weighted FILE: calibration data that the models run on (.txt for minilm: examples/calibration_text.py); errors are
 then ||(W - S) C|| / ||W C|| with C C^T the covariance of the inputs. SPM and SVD minimize it; the other methods have no
 closed form for it and are only measured by it.
+
+--every K takes the first of each shape and every K-th after it. What was measured is kept in build/fit_quality, matrix
+by matrix, so that a run which was interrupted goes on; after a change of the code that fits it begins anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from closed_butterfly import butterfly, is_installed
 from monarch import nearest_size, project
-from real_models import DENSE_WEIGHTS, covariances, dense_weights
+from real_models import DENSE_WEIGHTS, ROOT, covariances, dense_weights
 from torch import Tensor
 
 from spm_compress import FitSettings, fit_matrices
-from spm_compress.fitting import svd_error
+from spm_compress.fitting import EFFORTS, svd_error
 from spm_compress.fitting.objective import output_error
 
 FLOAT, INDEX = 4, 2  # bytes
 SIZES = (0.03, 0.06, 0.12)
-# Either general stages alone, or for every matrix the best of stages, rotations, low rank and their sums.
-FORMS = {"stages": FitSettings(), "any": FitSettings(mixer=None, rank=None)}
+KEPT = ROOT / "build" / "fit_quality"
+# What a fit depends on besides the weight and the settings.
+CODE = ("fitting", "operator")
 # Values that are fitted in one batch.
 BATCH_VALUES = 1 << 20
 
@@ -79,7 +86,7 @@ class Row:
 
     model: str
     name: str
-    shape: tuple[int, int]
+    shape: str
     size: float
     spm_size: float
     monarch_size: float
@@ -109,6 +116,9 @@ class ButterflyRow:
     svd: float
 
 
+R = TypeVar("R", Row, ButterflyRow)
+
+
 def spm(matrices: Sequence[Matrix], settings: FitSettings, size: float) -> list[Fitted] | None:
     """Fit matrices of one shape in at most `size` of their bytes; None where one stage is too many."""
     m, n = matrices[0].weight.shape
@@ -123,8 +133,7 @@ def spm(matrices: Sequence[Matrix], settings: FitSettings, size: float) -> list[
     weights = torch.stack([matrix.weight for matrix in matrices])
     known = [matrix.covariance for matrix in matrices if matrix.covariance is not None]
     covariances = torch.stack(known) if known else None
-    settings = FitSettings(stages=stages, mixer=settings.mixer, rank=settings.rank)
-    results = fit_matrices(weights, settings, covariances=covariances)
+    results = fit_matrices(weights, replace(settings, stages=stages), covariances=covariances)
     return [
         Fitted(result.spm.structure.stored_bytes(FLOAT), matrix.error(result.spm.to(torch.float64).to_dense()))
         for matrix, result in zip(matrices, results, strict=True)
@@ -147,14 +156,38 @@ def rounded(weight: Tensor, bits: int) -> Tensor:
     return nearest
 
 
-def batches(matrices: Sequence[Matrix], limit: int | None) -> Iterator[list[Matrix]]:
-    """Yield matrices of one shape, as many as are fitted together; of each shape the first `limit`."""
+class Kept:
+    """Rows of this run and of earlier ones with the same settings, data and code, a file each."""
+
+    def __init__(self, settings: FitSettings, data: Path | None) -> None:
+        files = sorted(path for room in CODE for path in (ROOT / "spm_compress" / room).glob("*.py"))
+        digest = hashlib.sha256(repr(settings).encode())
+        for path in (*files, data):
+            digest.update(path.read_bytes() if path else b"")
+        self._folder = KEPT / digest.hexdigest()[:16]
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def rows(
+        self, what: str, row: type[R], group: Sequence[Matrix], measure: Callable[[list[Matrix]], list[R]]
+    ) -> list[R]:
+        """Return the row of each matrix, measured where there is none; `what` tells rows of one matrix apart."""
+        files = {matrix.name: self._folder / f"{what}-{matrix.name}.json" for matrix in group}
+        missing = [matrix for matrix in group if not files[matrix.name].exists()]
+        for found in measure(missing) if missing else ():
+            written = files[found.name].with_suffix(".part")
+            written.write_text(json.dumps(asdict(found)))
+            written.replace(files[found.name])
+        return [row(**json.loads(path.read_text())) for path in files.values() if path.exists()]
+
+
+def batches(matrices: Sequence[Matrix], every: int) -> Iterator[list[Matrix]]:
+    """Yield matrices of one shape, as many as are fitted together; of each shape every so many."""
     by_shape = defaultdict(list)
     for matrix in matrices:
         by_shape[matrix.weight.shape].append(matrix)
     for shape, alike in by_shape.items():
         count = max(1, BATCH_VALUES // shape.numel())
-        chosen = alike[:limit]
+        chosen = alike[::every]
         yield from (chosen[i : i + count] for i in range(0, len(chosen), count))
 
 
@@ -171,7 +204,7 @@ def compare_one(model: str, matrix: Matrix, size: float, fitted: Fitted) -> Row:
     return Row(
         model=model,
         name=matrix.name,
-        shape=(m, n),
+        shape=f"{m}x{n}",
         size=size,
         spm_size=fitted.stored / (FLOAT * m * n),
         monarch_size=shape.stored_numbers(m, n) / (m * n),
@@ -248,8 +281,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(DENSE_WEIGHTS))
     parser.add_argument("--sizes", nargs="+", type=float, default=SIZES, help="shares of the dense bytes")
-    parser.add_argument("--form", choices=FORMS, default="stages", help="what an SPM may be made of")
-    parser.add_argument("--limit", type=int, help="only so many matrices of each shape")
+    parser.add_argument("--effort", choices=EFFORTS, default="balanced", help="as of `fit`")
+    parser.add_argument("--steps", type=int, help="most gradient steps, instead of the effort's")
+    parser.add_argument("--every", type=int, default=1, metavar="K", help="only every K-th matrix of a shape")
     parser.add_argument("--weighted", type=Path, help="calibration data, to weight errors by the inputs")
     parser.add_argument("--json", type=Path, help="write all rows here")
     given = parser.parse_args()
@@ -259,26 +293,33 @@ def arguments() -> argparse.Namespace:
 
 
 def main(given: argparse.Namespace) -> None:
-    settings = FORMS[given.form]
+    chosen: dict[str, Any] = {**EFFORTS[given.effort], **({"steps": given.steps} if given.steps else {})}
+    settings = FitSettings(**chosen)
+    kept = Kept(settings, given.weighted)
     grouped = {}
     for model in given.models or DENSE_WEIGHTS:
         known = covariances(model, given.weighted) if given.weighted else {}
         matrices = [Matrix(name, weight, known.get(name)) for name, weight in dense_weights(model).items()]
         if given.weighted:
             matrices = [matrix for matrix in matrices if matrix.covariance is not None]
-        grouped[model] = list(batches(matrices, given.limit))
+        grouped[model] = list(batches(matrices, given.every))
     print(
         "| model | size | matrices | SPM/SVD median | worst | SPM lower | SPM | SVD | pruned | Monarch | int8 | int4 |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     rows, blocks = [], []
     for (model, groups), size in itertools.product(grouped.items(), given.sizes):
-        found = [row for group in groups for row in compare(model, group, settings, size)]
+        found = []
+        for group in groups:
+            measure = partial(compare, model, settings=settings, size=size)
+            found += kept.rows(f"{model}-{size}", Row, group, measure)
         show(found, sum(map(len, groups)) - len(found))
         rows += found
     if is_installed():
         for model, groups in grouped.items():
-            blocks += [row for group in groups for row in compare_butterfly(model, group, settings)]
+            for group in groups:
+                one = partial(compare_butterfly, model, settings=settings)
+                blocks += kept.rows(f"{model}-butterfly", ButterflyRow, group, one)
         show_butterfly(blocks)
     else:
         print("\nbutterfly: left out, pyfaust is not installed (pip install pyfaust)")

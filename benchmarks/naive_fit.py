@@ -22,7 +22,7 @@ from spm_compress.operator.structure import Chain, Structure
 __all__ = ["Progress", "naive_fit"]
 
 # As the library: norm of the start relative to the weight's, step size, Adam's memories, share of rising steps.
-START_GAIN, LEARNING_RATE, BETAS, WARM_UP = 0.1, 0.08, (0.9, 0.99), 0.05
+START_GAIN, LEARNING_RATE, BETAS, WARM_UP = 0.1, 0.16, (0.9, 0.99), 0.05
 
 
 @dataclass(frozen=True)

@@ -53,15 +53,22 @@ def paired_moments(original: Runner, now: Runner, names: Sequence[str]) -> dict[
     Raises SourceError where the inputs of a layer are not finite.
     """
     own: dict[str, Sums] = {name: Sums() for name in names}
+    first: dict[str, Sums] = {name: Sums() for name in names}
     cross: dict[str, Sums] = {name: Sums() for name in names}
     for batch in original.batches:
         before, after = original.inputs(names, batch), now.inputs(names, batch)
         for name in names:
             for a, b in zip(before.get(name, ()), after.get(name, ()), strict=True):
                 own[name].add(b, b)
+                first[name].add(a, a)
                 cross[name].add(a, b)
     return {
-        name: PairedMoments(_finite(own[name].moments(), (name,)), cross[name].means()[0], cross[name].covariance())
+        name: PairedMoments(
+            _finite(own[name].moments(), (name,)),
+            cross[name].means()[0],
+            first[name].covariance(),
+            cross[name].covariance(),
+        )
         for name in names
         if own[name].rows
     }

@@ -23,11 +23,13 @@ class Moments:
 class PairedMoments:
     """Moments of a layer's inputs now, beside those that it has in the original model.
 
-    mean: (n,) of the original inputs; cross: (n, n) covariance of original with present inputs, float32.
+    mean (n,), covariance (n, n): of the original inputs; cross: (n, n) covariance of original with present inputs,
+    float32.
     """
 
     now: Moments
     mean: Tensor
+    covariance: Tensor
     cross: Tensor
 
 

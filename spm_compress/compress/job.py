@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from spm_compress.calibration.moments import Moments, PairedMoments
 from spm_compress.checkpoint.tensor_info import TensorInfo
-from spm_compress.fitting.objective import scale_and_ridge
+from spm_compress.fitting.objective import output_error, scale_and_ridge
 from spm_compress.fitting.settings import FitSettings
 from spm_compress.fitting.threads import one_thread
+from spm_compress.fitting.truncated_svd import svd_error
 
 __all__ = ["Job", "digest"]
 
@@ -47,6 +49,30 @@ class Job:
         with one_thread():
             solved: Tensor = torch.linalg.solve(now.covariance.double() / scale + ridges, crossed, left=False)
         return solved.float()
+
+    def output_errors(self, weight: Tensor, matrix: Tensor, numbers: int) -> tuple[float, float]:
+        """Return the relative errors of the outputs, of `matrix` and of the SVD of so many numbers.
+
+        Of changed inputs x: ||S x - W x0|| / ||W x0|| about the means, the SVD being that of the target W'. What no S
+        can correct, ||W' x - W x0||, is in both. Only for a job with moments.
+        """
+        assert self.moments is not None
+        now = self.moments.covariance
+        if self.paired is None:
+            return output_error(weight, matrix, now), svd_error(weight, numbers, now)
+        target, cross = self.target(weight).double(), self.paired.cross.double()
+        weight, matrix = weight.double(), matrix.double()
+        whole = float((weight @ self.paired.covariance.double() * weight).sum())
+        if not whole > 0:
+            return output_error(target, matrix, now), svd_error(target, numbers, now)
+
+        def missed(s: Tensor) -> float:  # E ||S x - W x0||^2
+            with_now, with_first = s @ now.double(), weight @ cross
+            return max(0.0, whole - 2 * float((with_first * s).sum()) + float((with_now * s).sum()))
+
+        reached = float((target @ now.double() * target).sum())
+        svd = svd_error(target, numbers, now) ** 2 * reached
+        return math.sqrt(missed(matrix) / whole), math.sqrt((missed(target) + svd) / whole)
 
     def shift(self, weight: Tensor, matrix: Tensor) -> Tensor | None:
         """Return (out,) float32 what the bias is raised by, so that the mean output stays; None without moments."""

@@ -11,7 +11,7 @@ from spm_compress.checkpoint.artifact import FittedLayer
 from spm_compress.compress.job import Job
 from spm_compress.errors import FitError
 from spm_compress.fitting.fit import fit_matrices, relative_error
-from spm_compress.fitting.objective import output_error, regularized
+from spm_compress.fitting.objective import regularized
 from spm_compress.fitting.settings import FitResult, Watch
 from spm_compress.fitting.truncated_svd import svd_error
 from spm_compress.operator.canonical import to_canonical
@@ -61,13 +61,14 @@ def fit_batch(
 
 
 def _measured(job: Job, weight: Tensor, result: FitResult, store: torch.dtype) -> FittedLayer:
-    spm, error = stored_as(result, weight, store)
+    spm, error = stored_as(result, job.target(weight), store)
+    if job.paired is not None:  # the fit was to another matrix
+        error = relative_error(weight, spm)
     outputs = svd_outputs = shift = None
     if job.moments is not None:
         matrix = spm.to(torch.float64).to_dense()
         shift = job.shift(weight, matrix)
-        outputs = output_error(weight, matrix, job.moments.covariance)
-        svd_outputs = svd_error(weight, spm.parameter_count, job.moments.covariance)
+        outputs, svd_outputs = job.output_errors(weight, matrix, spm.parameter_count)
     return FittedLayer(
         names=job.names,
         shape=job.shape,

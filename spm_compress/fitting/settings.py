@@ -33,7 +33,7 @@ class FitSettings:
     schedule: Schedule = Schedule.GROUPED
     block: int = 32
     steps: int = 600
-    learning_rate: float = 0.08
+    learning_rate: float = 0.16
     seed: int = 0
 
     def __post_init__(self) -> None:

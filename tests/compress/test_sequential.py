@@ -70,6 +70,24 @@ def test_each_step_brings_the_models_output_nearer(model: Path) -> None:
     assert errors[2] < 0.98 * errors[1] < 0.98 * errors[0]
 
 
+def test_output_errors_are_against_the_original_models_outputs(model: Path) -> None:
+    artifact = fitted(model, replace(SETTINGS, is_sequential=True))
+    first = now = X.astype(np.float64)
+    for layer, weight in zip(sorted(artifact.layers, key=lambda each: each.name), WEIGHTS, strict=True):
+        assert layer.shift is not None and layer.output_error is not None and layer.svd_output_error is not None
+        matrix = layer.spm.to_dense().double().numpy()
+        exact, found = first @ weight, now @ matrix.T + layer.shift.numpy()
+        expected = np.linalg.norm(found - exact) / np.linalg.norm(exact - exact.mean(0))
+        assert layer.output_error == pytest.approx(expected, rel=2e-4)  # moments are summed in float32
+        # What no matrix can correct is part of the SVD's error too.
+        centred = now - now.mean(0)
+        best = np.linalg.lstsq(centred, exact - exact.mean(0), rcond=None)[0]
+        floor = np.linalg.norm(centred @ best - (exact - exact.mean(0))) / np.linalg.norm(exact - exact.mean(0))
+        assert 0.999 * floor < layer.svd_output_error < 1
+        assert layer.error == pytest.approx(np.linalg.norm(matrix - weight.T) / np.linalg.norm(weight), rel=1e-4)
+        first, now = np.tanh(exact), np.tanh(found)
+
+
 def test_the_mean_output_of_a_calibrated_layer_is_kept(model: Path) -> None:
     (first,) = [layer for layer in fitted(model, SETTINGS).layers if layer.name == "w0"]
     assert first.shift is not None

@@ -65,7 +65,7 @@ def test_few_samples_fit_without_trouble(rows: int) -> None:
     metric = regularized(x.T @ x / rows, rows)
     assert bool((torch.linalg.eigvalsh(metric.double()) > 0).all())
     (result,) = fit_matrices(weight[None], FitSettings(stages=6, block=8, steps=50), covariances=metric[None])
-    assert result.error < 1.5
+    assert result.error < 2  # of directions that no sample has: they are free
     assert result.output_error is not None and 0 <= result.output_error < 1
 
 
