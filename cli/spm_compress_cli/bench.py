@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from spm_compress_cli.sizes import Sizes
+from spm_compress_cli.sizes import Range, Sizes
 from spm_compress_cli.verbosity import Verbosity, verbosity_options
 
 
@@ -35,7 +35,7 @@ from spm_compress_cli.verbosity import Verbosity, verbosity_options
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Range(min=0, min_open=True),
     help="Stop repeating a size after this, with three runs at least.  [default: 5, with --sweep 2]",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random inputs.")

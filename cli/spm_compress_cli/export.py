@@ -117,6 +117,7 @@ def export(
     if quantize and dtype != "float32":
         raise click.UsageError("--quantize int8 and --dtype float16 exclude each other; choose one")
     from spm_compress.checkpoint import find_artifact, is_bare, keep_apart, origin_files, read_artifact, source_of
+    from spm_compress.errors import UsageError
     from spm_compress.export import (
         ExportSettings,
         Layout,
@@ -139,6 +140,8 @@ def export(
     needed = [path, *origin_files(fitted, path), *filter(None, (graph, source_path))]
     for option, written_to in (("--onnx", out), ("--ort", ort_path), ("--dense", dense_path)):
         if written_to is not None:
+            if written_to.is_dir() and not layers:
+                raise UsageError(f"{option} {written_to}: is a folder; name the file to write in it")
             keep_apart(option, written_to, needed)
             needed.append(written_to)
     settings = ExportSettings(

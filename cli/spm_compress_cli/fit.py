@@ -12,6 +12,7 @@ from spm_compress_cli.config import from_option
 from spm_compress_cli.evaluation import evaluation_options, gate_of
 from spm_compress_cli.factory import factory_option
 from spm_compress_cli.selection import selection_options
+from spm_compress_cli.sizes import Range
 from spm_compress_cli.verbosity import Verbosity, verbosity_options
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ _CACHE = Path(".spm-compress")
     show_default=True,
     help="Who fits: this machine, or the Ray cluster of RAY_ADDRESS (a local one without it).",
 )
-@click.option("--gpu-share", type=click.FloatRange(0), default=0.0, help="Of a GPU, for a task on Ray.  [default: 0]")
+@click.option("--gpu-share", type=Range(0), default=0.0, help="Of a GPU, for a task on Ray.  [default: 0]")
 @click.option("--ship-weights", is_flag=True, help="Send weights to Ray's workers, which do not see the files.")
 @click.option(
     "--refit",

@@ -1,6 +1,8 @@
-"""Options that take several sizes: --batch 1,8,64."""
+"""Numbers that options take: several sizes (--batch 1,8,64), a number in a range."""
 
 from __future__ import annotations
+
+import math
 
 import click
 
@@ -23,3 +25,14 @@ class Sizes(click.ParamType[tuple[int, ...]]):
         if not sizes or min(sizes) < 1:
             self.fail(f"{value!r} is not a list of sizes from 1 on, such as 1,8,64", param, ctx)
         return sizes
+
+
+class Range(click.FloatRange):
+    """As click's own, which takes NaN for a number in every range."""
+
+    def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{number} is not in the range {self._describe_range()}.", param, ctx)
+        return number
