@@ -8,22 +8,24 @@ usage: recovery.py [--layers all feedforward attention] [--shares 0.03 0.06 0.12
                    [--train spm|all] [--learning-rate 3e-3]
        recovery.py --table                     # what is there so far, as a table, and --picture docs/recovery.svg
 
-A share counts a square layer; the table says what is kept of all.
+A share counts a square layer; the table says what is kept of all. A training that is stopped goes on where its last state
+is; the seconds stored with a piece, by the wall clock and of the CPU, are those of its distillation, over all such parts.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from real_models import ROOT, fetched
-from recovery_data import Judge, write_texts
+from recovery_data import Judge, Scores, write_texts
 from torch import nn
 
 from spm_compress import CompressSettings, FitSettings, fit_model, open_source, read_artifact, write_artifact
@@ -31,7 +33,7 @@ from spm_compress.calibration import collect, open_runner
 from spm_compress.checkpoint import Source
 from spm_compress.checkpoint.huggingface import load_huggingface
 from spm_compress.compress import load_model
-from spm_compress.distill import DistillSettings, Trained, distill
+from spm_compress.distill import DistillSettings, Progress, Trained, distill
 from spm_compress.distill.samples import samples
 from spm_compress.fitting.objective import regularized
 from spm_compress.fitting.truncated_svd import low_rank_factors
@@ -141,7 +143,7 @@ def measure(options: argparse.Namespace, done: list[dict[str, Any]], results: Pa
     few.write_text("\n".join(texts.read_text(encoding="utf-8").splitlines()[:400]) + "\n", encoding="utf-8")
     source = open_source(fetched("minilm"))
     teacher = load_huggingface(source).eval()
-    judge = Judge(teacher, source.path, held)
+    judge = functools.cache(lambda: Judge(teacher, source.path, held))  # minutes, and not needed to go on
     settings = DistillSettings(
         steps=options.steps,
         learning_rate=options.learning_rate,
@@ -155,20 +157,28 @@ def measure(options: argparse.Namespace, done: list[dict[str, Any]], results: Pa
     for layers, share, form in pieces(options):
         if any((each["layers"], each["share"], each["form"]) == (layers, share, form) for each in done):
             continue
-        began = time.perf_counter()
+        spent = Spent()
         if form in ("spm", "svd"):
             student = (spm if form == "spm" else svd)(source, layers, share, few)
-            before = judge.scores(student)
             kept = _kept(student, teacher)
             name = f"{layers}-{share:g}-{form}"
             state = HOME / f"{results.stem}-{name}.state"
-            distill(teacher, student, loader, looked_at, settings, state=state, recipe={"piece": name})
+            notes = state.with_suffix(".json")
+            if state.exists() and notes.exists():
+                found = json.loads(notes.read_text())
+                before, spent = Scores(**found["before"]), Spent(found["seconds"], found["cpu_seconds"])
+            else:
+                before = judge().scores(student)
+                spent = Spent()
+            watch = functools.partial(note, notes, before, spent, settings.keep_every)
+            distill(teacher, student, loader, looked_at, settings, state=state, recipe={"piece": name}, watch=watch)
+            spent.stop()
+            after = judge().scores(student)
             state.unlink(missing_ok=True)
-            after = judge.scores(student)
+            notes.unlink(missing_ok=True)
         else:
             kept = share
-            before = after = judge.scores(rounded(source, layers, int(form.removeprefix("int"))))
-        seconds = time.perf_counter() - began
+            before = after = judge().scores(rounded(source, layers, int(form.removeprefix("int"))))
         done.append(
             {
                 "layers": layers,
@@ -177,13 +187,41 @@ def measure(options: argparse.Namespace, done: list[dict[str, Any]], results: Pa
                 "form": form,
                 "before": asdict(before),
                 "after": asdict(after),
-                "seconds": seconds,
+                "seconds": spent.seconds,
+                "cpu_seconds": spent.cpu_seconds,
             }
         )
         results.write_text(json.dumps(done, indent=2) + "\n")
         print(
-            f"{layers}, {share:.0%}, {form}: {before.spearman:.3f} > {after.spearman:.3f} in {seconds:.0f} s",
+            f"{layers}, {share:.0%}, {form}: {before.spearman:.3f} > {after.spearman:.3f} in {spent.seconds:.0f} s, "
+            f"{spent.cpu_seconds:.0f} s of CPU",
             flush=True,
+        )
+
+
+@dataclass
+class Spent:
+    """Seconds of a training, those of the parts before this one included."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    began: tuple[float, float] = field(default_factory=lambda: (time.perf_counter(), time.process_time()))
+
+    def stop(self) -> None:
+        """Add what has passed since the last stop."""
+        began, self.began = self.began, (time.perf_counter(), time.process_time())
+        self.seconds += self.began[0] - began[0]
+        self.cpu_seconds += self.began[1] - began[1]
+
+
+def note(path: Path, before: Scores, spent: Spent, every: int, report: Progress) -> None:
+    """Keep beside the state what the next part has to know, whenever the state is written."""
+    if report.held_out is not None:
+        print(f"  [{report.step}/{report.steps}] loss {report.loss:.4f}, held out {report.held_out:.4f}", flush=True)
+    if report.step % every == 0:
+        spent.stop()
+        path.write_text(
+            json.dumps({"before": asdict(before), "seconds": spent.seconds, "cpu_seconds": spent.cpu_seconds})
         )
 
 

@@ -33,8 +33,11 @@ def write_texts(path: Path) -> tuple[Path, list[str]]:
     """Write sentences to train on, one a line; return the file and the sentences held out from it to judge by.
 
     Python's documentation strings, the background documents of Lee's corpus (not the 50 that were rated), and a part
-    of Wikipedia without its markup.
+    of Wikipedia without its markup. Files that are there are taken as they are.
     """
+    kept = path.with_suffix(".held.txt")
+    if path.exists() and kept.exists():
+        return path, kept.read_text(encoding="utf-8").splitlines()
     script = runpy.run_path(str(ROOT / "examples" / "calibration_text.py"))
     split, lee = script["split"], fetched("lee")
     documents = (lee / "lee_background.cor").read_text(encoding="latin-1").splitlines()
@@ -43,6 +46,7 @@ def write_texts(path: Path) -> tuple[Path, list[str]]:
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
     texts = list(dict.fromkeys(found[i].strip() for i in order if found[i].strip()))
     path.write_text("\n".join(texts[_HELD:]) + "\n", encoding="utf-8")
+    kept.write_text("\n".join(texts[:_HELD]) + "\n", encoding="utf-8")
     return path, texts[:_HELD]
 
 
