@@ -8,8 +8,9 @@ usage: recovery.py [--layers all feedforward attention] [--shares 0.03 0.06 0.12
                    [--train spm|all] [--learning-rate 3e-3]
        recovery.py --table                     # what is there so far, as a table, and --picture docs/recovery.svg
 
-A share counts a square layer; the table says what is kept of all. A training that is stopped goes on where its last state
-is; the seconds stored with a piece, by the wall clock and of the CPU, are those of its distillation, over all such parts.
+A share counts a square layer; the table says what is kept of all. A training that is stopped goes on from its last
+state; the seconds stored with a piece, by the wall clock and of the CPU, are those of its distillation, all such parts
+together.
 """
 
 from __future__ import annotations
@@ -149,9 +150,10 @@ def measure(options: argparse.Namespace, done: list[dict[str, Any]], results: Pa
         learning_rate=options.learning_rate,
         block_share=0.1,
         trained=Trained(options.train),
-        check_every=100,
+        check_every=max(100, options.steps // 10),
         longest=64,
         patience=100,
+        remember=2.0,  # all of them: 1.5 GB
     )
     loader, looked_at = samples(teacher, source, texts, settings)
     for layers, share, form in pieces(options):

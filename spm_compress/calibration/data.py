@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from spm_compress.calibration.texts import dataset_texts
-from spm_compress.checkpoint.huggingface import quiet
 from spm_compress.checkpoint.limits import require_room
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import SourceError, UsageError, first_line, near_misses
+from spm_compress.quiet import quiet
 
 __all__ = ["Batch", "check_names", "read_batches"]
 

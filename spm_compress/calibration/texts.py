@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spm_compress.checkpoint.huggingface import quiet
 from spm_compress.errors import SourceError, first_line
+from spm_compress.quiet import quiet
 
 __all__ = ["dataset_texts"]
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from spm_compress.calibration.data import Batch, check_names, read_batches
 from spm_compress.calibration.padding import real_rows
-from spm_compress.checkpoint.huggingface import module_of, quiet
+from spm_compress.checkpoint.huggingface import module_of
 from spm_compress.checkpoint.modules import load_module
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import SourceError, first_line
+from spm_compress.quiet import quiet
 
 __all__ = ["TorchRunner", "as_tensors", "batches_for", "open_torch_runner"]
 

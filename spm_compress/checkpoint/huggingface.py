@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
-import warnings
-from collections.abc import Container, Iterator
+from collections.abc import Container
 
 import torch
 from torch import nn
@@ -15,8 +11,9 @@ from torch import nn
 from spm_compress.checkpoint.linears import use_linears
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import SourceError, first_line
+from spm_compress.quiet import quiet
 
-__all__ = ["load_huggingface", "member_of", "module_of", "quiet"]
+__all__ = ["load_huggingface", "member_of", "module_of"]
 
 
 def module_of(tensor: str, model: nn.Module, modules: Container[str]) -> str | None:
@@ -67,20 +64,3 @@ def load_huggingface(source: Source) -> nn.Module:
         ) from error
     use_linears(model)
     return model.eval()  # type: ignore[no-any-return]
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers' and the exporter's own chatter off both streams."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)

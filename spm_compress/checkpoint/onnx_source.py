@@ -17,6 +17,7 @@ from spm_compress.checkpoint.files import sha256_of
 from spm_compress.checkpoint.products import Product, inline_products, products
 from spm_compress.checkpoint.tensor_info import TensorInfo
 from spm_compress.errors import SourceError, first_line, near_misses
+from spm_compress.quiet import quiet
 
 __all__ = ["OnnxSource", "all_tensors", "open_graph", "open_onnx"]
 
@@ -118,7 +119,8 @@ def open_graph(path: Path) -> ir.Model:
         beside = [p.name for p in path.parent.glob("*.onnx")] if path.parent.is_dir() else []
         raise SourceError(f"{path}: no such ONNX file{near_misses(path.name, beside)}")
     try:
-        model = ir.load(path)
+        with quiet():
+            model = ir.load(path)
     except Exception as error:  # protobuf and onnx_ir raise many types for damaged files
         raise SourceError(f"{path}: is not a readable ONNX model ({first_line(error)}); export it again") from error
     folder = path.parent.resolve()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
 import re
-import warnings
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +19,7 @@ from spm_compress.checkpoint.plain_program import described_types, require_plain
 from spm_compress.checkpoint.tensor_info import TensorInfo, dtype_name
 from spm_compress.checkpoint.torch_source import require_honest
 from spm_compress.errors import SourceError, first_line
+from spm_compress.quiet import quiet
 
 __all__ = ["ProgramSource", "open_program"]
 
@@ -46,18 +45,13 @@ class ProgramSource:
         """The program, on the CPU."""
         require_plain_program(self.path)
         _import_outputs(described_types(self.path))
-        previous = logging.root.manager.disable
-        logging.disable(logging.WARNING)  # torch logs a traceback of its own
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with quiet():  # torch logs a traceback of its own
                 return torch.export.load(self.path)
         except Exception as error:  # torch raises many types for a damaged archive
             raise SourceError(
                 f"{self.path}: is not a whole program of torch.export ({first_line(error)}); export the model again"
             ) from error
-        finally:
-            logging.disable(previous)
 
     @cached_property
     def _values(self) -> dict[str, Tensor]:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from spm_compress.checkpoint.factory_source import FactorySource
-from spm_compress.checkpoint.huggingface import load_huggingface, quiet
+from spm_compress.checkpoint.huggingface import load_huggingface
 from spm_compress.checkpoint.source import Source
 from spm_compress.compress.module import set_tensors
 from spm_compress.errors import ExportError, first_line
+from spm_compress.quiet import quiet
 
 __all__ = [
     "ACTIVATIONS",

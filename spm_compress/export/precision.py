@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from spm_compress.errors import ExportError
 from spm_compress.export.saving import LIMIT
 from spm_compress.export.settings import Precision
 from spm_compress.export.splicing.splice import digest_of, matches
+from spm_compress.quiet import quiet
 
 __all__ = ["in_precision"]
 
@@ -67,12 +67,8 @@ def _quantized(dense: ir.Model, layers: Sequence[FittedLayer]) -> tuple[ir.Model
     replaced = names + [f"{name}_MatMul" for name in names]  # what the quantizer makes of a Gemm before it looks
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quantized.onnx"
-        previous = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-        try:
+        with quiet():
             quantize_dynamic(
                 ir.serde.serialize_model(dense), path, op_types_to_quantize=_QUANTIZED, nodes_to_exclude=replaced
             )
-        finally:
-            logging.disable(previous)
         return ir.serde.deserialize_model(ir.serde.serialize_model(ir.load(path))), tuple(layers)
