@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -41,12 +42,7 @@ def main() -> None:
             console.print(Text.from_ansi(shown(command, folder)))
     svg = console.export_svg(title="spm-compress", unique_id="terminal", font_aspect_ratio=0.61)
     # Rich's drawing asks the network for its font; a reader's own will do.
-    lines = svg.splitlines()
-    begin = next(i for i, line in enumerate(lines) if "@font-face" in line)
-    end = max(i for i, line in enumerate(lines) if "font-face" in line or "src: " in line or "url(" in line)
-    while lines[end].strip() != "}":
-        end += 1
-    svg = "\n".join(lines[:begin] + lines[end + 1 :]).replace("Fira Code, monospace", _FONT)
+    svg = re.sub(r"@font-face \{[^}]*\}\s*", "", svg).replace("Fira Code, monospace", _FONT)
     out.write_text(svg + "\n", encoding="utf-8")
 
 

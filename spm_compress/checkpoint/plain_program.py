@@ -47,27 +47,11 @@ _ARITHMETIC = re.compile(r"[\w\s.,'\[\]()<>=!&|~+*/%-]*", re.ASCII)
 _MOST = 10_000  # characters of an expression
 _LARGEST_POWER = 64
 _POWERS = ("Pow", "PowByNatural", "FloatPow", "LShift")
-_FUNCTIONS = (
-    *(
-        "Symbol",
-        "Integer",
-        "Float",
-        "Rational",
-        "Add",
-        "Mul",
-        "Mod",
-        "Min",
-        "Max",
-        "Abs",
-        "min",
-        "max",
-        "floor",
-        "ceiling",
-    ),
-    *("Eq", "Ne", "Lt", "Le", "Gt", "Ge", "Equality", "Unequality", "LessThan", "GreaterThan", "StrictLessThan"),
-    *("StrictGreaterThan", "And", "Or", "Not", "FloorDiv", "ModularIndexing", "Where", "PythonMod", "CleanDiv"),
-    *("CeilToInt", "FloorToInt", "CeilDiv", "RShift", "FloatTrueDiv", "IntTrueDiv", "TruncToFloat", "TruncToInt"),
-    *("RoundToInt", "RoundDecimal", "ToFloat", "Identity", "IsNonOverlappingAndDenseIndicator", *_POWERS),
+_FUNCTIONS = re.compile(
+    r"Symbol|Integer|Float|Rational|Add|Mul|Mod|Min|Max|Abs|min|max|floor|ceiling|Eq|Ne|Lt|Le|Gt|Ge|Equality|Unequality"
+    r"|LessThan|GreaterThan|StrictLessThan|StrictGreaterThan|And|Or|Not|FloorDiv|ModularIndexing|Where|PythonMod|CleanDiv"
+    r"|CeilToInt|FloorToInt|CeilDiv|RShift|FloatTrueDiv|IntTrueDiv|TruncToFloat|TruncToInt|RoundToInt|RoundDecimal|ToFloat"
+    r"|Identity|IsNonOverlappingAndDenseIndicator|" + "|".join(_POWERS)
 )
 _NODES = (
     *(ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.Call, ast.keyword, ast.Name, ast.Constant),
@@ -200,7 +184,7 @@ def _is_plain(node: ast.AST) -> bool:
             return name.isidentifier()
         case ast.Call(func=ast.Name(id=name), args=args):
             small = name not in _POWERS or (len(args) == 2 and _is_small_power(*args))
-            return name in _FUNCTIONS and small and not any(_is_text(each) for each in args)
+            return bool(_FUNCTIONS.fullmatch(name)) and small and not any(_is_text(each) for each in args)
         case ast.Call(func=ast.Attribute(), args=[], keywords=[]):
             return True
         case ast.Call():
