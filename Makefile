@@ -58,8 +58,9 @@ package: $(VENV)/ready  ## wheel and sdist, and each tried in a clean environmen
 	cd dist && ../.venv-package/bin/python ../tests/package/try_it.py
 
 # Broken links, anchors and references are errors. NO_MKDOCS_2_WARNING: the theme advertises its successor.
-docs: $(VENV)/ready  ## the documentation as a site, in build/docs
+docs: $(VENV)/ready  ## the documentation as a site, in build/docs, and every command on its pages
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml
+	$(BIN)/pytest tests/docs
 
 # atheris has wheels for Linux only, so it is no part of [dev].
 FUZZ_SECONDS ?= 60

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Small tensors gain nothing from threads, and two test processes would fight for them.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# In the background of a shell they would be deaf to Ctrl-C, and so would what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test asserts a wall-clock time, and the same examples run everywhere.
 settings.register_profile("steady", deadline=None, derandomize=True)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import torch
+from running import CONTEXT, be_the_command
 from safetensors.torch import save_file
 
 ARGUMENTS = ("fit", "model.safetensors", "--steps", "300", "--quiet")
@@ -26,20 +27,6 @@ def write_model(path: Path, seed: int = 0) -> None:
 
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def run_in(folder: Path) -> None:
-    """Be the command; torch is imported already."""
-    import sys
-
-    from spm_compress_cli.main import main
-
-    os.chdir(folder)
-    torch.set_num_threads(1)
-    sys.argv = ["spm-compress", *ARGUMENTS]
-    with Path(os.devnull).open("w") as nowhere:
-        sys.stdout = nowhere
-        main()
 
 
 @dataclass(frozen=True)
@@ -58,11 +45,9 @@ def kill_at_random(folder: Path, kills: int, seed: int = 0, told: Callable[[int]
     Asserts after each that there is no output or the very bytes of a run that nobody disturbed, and that no fit which
     was done is lost; and that a run which is left alone ends with those bytes and leaves nothing else behind.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["spm_compress.compress", "spm_compress.report", "spm_compress_cli.fit", __name__])
     output = folder / "model.spm.safetensors"
     began = time.perf_counter()
-    assert _finished(context, folder) == 0
+    assert _finished(folder) == 0
     lasts = time.perf_counter() - began
     expected = digest(output)
     output.unlink()
@@ -70,7 +55,7 @@ def kill_at_random(folder: Path, kills: int, seed: int = 0, told: Callable[[int]
     for i in range(kills):
         before = _done(folder)
         resumed += before > 0
-        run = context.Process(target=run_in, args=(folder,))
+        run = _fit(folder)
         began_run = time.perf_counter()
         run.start()
         run.join(draw.uniform(0, lasts))
@@ -86,7 +71,7 @@ def kill_at_random(folder: Path, kills: int, seed: int = 0, told: Callable[[int]
                 assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", output.name]
             output.unlink()
         told(i + 1)
-    assert _finished(context, folder) == 0
+    assert _finished(folder) == 0
     assert digest(output) == expected
     assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", output.name]
     return Kills(kills, resumed, whole, time.perf_counter() - began)
@@ -96,8 +81,13 @@ def _done(folder: Path) -> int:
     return len(list(folder.glob("*.ledger/*.spm.safetensors")))
 
 
-def _finished(context: multiprocessing.context.BaseContext, folder: Path) -> int | None:
-    run = context.Process(target=run_in, args=(folder,))  # type: ignore[attr-defined]
+def _finished(folder: Path) -> int | None:
+    run = _fit(folder)
     run.start()
     run.join()
-    return run.exitcode  # type: ignore[no-any-return]
+    return run.exitcode
+
+
+def _fit(folder: Path) -> ForkServerProcess:
+    nowhere = Path(os.devnull)
+    return CONTEXT.Process(target=be_the_command, args=(ARGUMENTS, folder, nowhere, nowhere))

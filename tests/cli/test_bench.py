@@ -1,21 +1,20 @@
-"""`spm-compress bench` through its real entry point: what it prints."""
+"""`spm-compress bench` as a process of its own: what it prints."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from running import spm
 from small_graphs import lookup, product
 
-COMMAND = [sys.executable, "-m", "spm_compress_cli", "bench"]
 QUICK = ["--repeats", "3", "--seconds", "0.2"]
 
 
 def bench(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments, *QUICK], cwd=cwd, capture_output=True, text=True, check=False)
+    return spm("bench", *arguments, *QUICK, cwd=cwd)
 
 
 @pytest.fixture

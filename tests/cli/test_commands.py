@@ -12,22 +12,24 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
+from running import spm
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "spm_compress_cli"]
 
 
-def spm(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def program(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run it as a user does, from its first import on."""
     return subprocess.run([*COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def test_the_two_commands_in_the_users_words(mlp_file: Path) -> None:
-    fit = spm("fit", "model.safetensors", "--stages", "10", cwd=mlp_file.parent)
+    fit = program("fit", "model.safetensors", "--stages", "10", cwd=mlp_file.parent)
     assert fit.returncode == 0, fit.stderr
     assert "[2/2] 2.weight 64x64 error" in fit.stderr
     assert "2 weights fitted" in fit.stdout
     assert "will not work without recovery" in " ".join(fit.stdout.split())
-    export = spm("export", "--onnx", "out.onnx", cwd=mlp_file.parent)
+    export = program("export", "--onnx", "out.onnx", cwd=mlp_file.parent)
     assert export.returncode == 0, export.stderr
     assert "assuming a chain of linears with relu" in export.stderr
     assert "verified, relative error to the torch operator batch 1:" in export.stdout
@@ -56,9 +58,14 @@ def test_an_interrupted_fit_leaves_no_file_and_says_so_in_one_line(mlp_file: Pat
         stderr=subprocess.PIPE,
         text=True,
     )
-    time.sleep(8)  # long enough to be among the steps, which would take hours
-    fit.send_signal(signal.SIGINT)
-    _, stderr = fit.communicate(timeout=60)
+    try:
+        while not (mlp_file.parent / "model.spm.safetensors.ledger" / "recipe.json").exists():
+            assert fit.poll() is None
+            time.sleep(0.02)
+        fit.send_signal(signal.SIGINT)
+        _, stderr = fit.communicate(timeout=60)
+    finally:
+        fit.kill()  # its steps would take hours
     assert stderr.splitlines()[-1] == "error: interrupted; nothing was written"
     assert "Traceback" not in stderr
     assert fit.returncode == 1

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_commands import spm
+from running import spm
 
 QUICK = ["--steps", "24", "--batch", "8", "--check-every", "8", "--held-out", "0.2"]
 QUICK += ["--learning-rate", "0.01", "--block-share", "0.3"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import spm
 from safetensors.torch import load_file, save_file
-from test_commands import spm
 
 
 def test_a_fitted_file_is_expanded(tmp_path: Path) -> None:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from running import spm
 from safetensors.torch import load_file, save_file
-
-COMMAND = [sys.executable, "-m", "spm_compress_cli", "inspect", "model.safetensors"]
 
 
 def inspect(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    return spm("inspect", "model.safetensors", *arguments, cwd=folder)
 
 
 def test_the_tables(mlp_file: Path) -> None:
@@ -63,12 +61,7 @@ def test_mistakes_are_one_line(mlp_file: Path, arguments: list[str], code: int, 
 
 
 def test_all_of_minilm(minilm: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "spm_compress_cli", "inspect", str(minilm), "--json", "--quiet", "--probe-steps", "0"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = spm("inspect", str(minilm), "--json", "--quiet", "--probe-steps", "0", cwd=minilm.parent)
     told = json.loads(done.stdout)
     assert len(told["layers"]) == 37
     for layer in told["layers"]:

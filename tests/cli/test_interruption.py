@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from killing import ARGUMENTS, digest, kill_at_random, write_model
-from test_commands import COMMAND, spm
+from running import spm
+from test_commands import COMMAND
 
 from spm_compress import read_artifact
 

@@ -12,8 +12,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from running import spm
 from safetensors.torch import load_file, save_file
-from test_commands import spm
 from torch import nn
 
 from spm_compress import SPMLinear, load, read_artifact

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from running import spm
 from small_graphs import lookup, product
-from test_commands import spm
 
 SCORE = """
 import torch

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from running import spm
 
 from spm_compress import apply_artifact, read_artifact
 
@@ -18,13 +17,7 @@ SENTENCES = ["A man is eating food.", "The girl is carrying a baby, and she smil
 
 
 def command(*arguments: str | Path, cwd: Path) -> dict[str, object]:
-    done = subprocess.run(
-        [sys.executable, "-m", "spm_compress_cli", *arguments, "--json"],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = spm(*map(str, arguments), "--json", cwd=cwd)
     assert done.returncode == 0, done.stderr
     result: dict[str, object] = json.loads(done.stdout)
     return result

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from running import spm
 
 from spm_compress import CompressSettings, FitSettings, export_onnx, fit_model, open_source
 from spm_compress.errors import ExportError, SpmError, UsageError, VerificationError
@@ -103,21 +102,19 @@ def test_a_file_that_differs_is_not_kept(mlp_file: Path, monkeypatch: pytest.Mon
 def test_the_command_line_writes_it_with_and_without_the_onnx_file(mlp_file: Path) -> None:
     folder = mlp_file.parent
 
-    def spm(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "spm_compress_cli", *arguments], cwd=folder, capture_output=True, text=True
-        )
+    def printed(*arguments: str) -> str:
+        done = spm(*arguments, cwd=folder)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    spm("fit", "model.safetensors", "--steps", "5")
+    printed("fit", "model.safetensors", "--steps", "5")
     before = {path.name for path in folder.iterdir()}
-    text = spm("export", "--ort", "a.ort", "--lowering", "stages")
+    text = printed("export", "--ort", "a.ort", "--lowering", "stages")
     assert "ONNX model (not kept): 2 SPM nodes" in text
     assert "a.ort: " in text
     assert "a.required_operators.config: " in text
     assert {path.name for path in folder.iterdir()} - before == {"a.ort", "a.required_operators.config"}
-    result = json.loads(spm("export", "--onnx", "b.onnx", "--ort", "b.ort", "--lowering", "stages", "--json"))
+    result = json.loads(printed("export", "--onnx", "b.onnx", "--ort", "b.ort", "--lowering", "stages", "--json"))
     assert [file["path"] for file in result["files"]] == ["b.onnx"]
     assert result["ort"]["path"] == "b.ort"
     assert result["ort"]["bytes"] == (folder / "b.ort").stat().st_size
