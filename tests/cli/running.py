@@ -17,16 +17,9 @@ __all__ = ["CONTEXT", "be_the_command", "spm"]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
-        *(
-            "spm_compress",
-            "spm_compress.distill",
-            "spm_compress.export",
-            "spm_compress.report",
-            "torch.onnx",
-            "onnxscript",
-        ),
-        *("spm_compress_cli.main", "spm_compress_cli.tables", "transformers.models.bert.modeling_bert", __name__),
-        *("transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"),
+        *("spm_compress.distill", "spm_compress.export", "spm_compress.report", "spm_compress_cli.main"),
+        *("spm_compress_cli.tables", "onnxscript", "torch.onnx", "transformers.models.auto.modeling_auto"),
+        *("transformers.models.auto.tokenization_auto", "transformers.models.bert.modeling_bert", __name__),
     ]
 )
 
