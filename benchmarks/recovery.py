@@ -159,7 +159,6 @@ def measure(options: argparse.Namespace, done: list[dict[str, Any]], results: Pa
     for layers, share, form in pieces(options):
         if any((each["layers"], each["share"], each["form"]) == (layers, share, form) for each in done):
             continue
-        spent = Spent()
         if form in ("spm", "svd"):
             student = (spm if form == "spm" else svd)(source, layers, share, few)
             kept = _kept(student, teacher)
@@ -179,7 +178,7 @@ def measure(options: argparse.Namespace, done: list[dict[str, Any]], results: Pa
             state.unlink(missing_ok=True)
             notes.unlink(missing_ok=True)
         else:
-            kept = share
+            kept, spent = share, Spent()
             before = after = judge().scores(rounded(source, layers, int(form.removeprefix("int"))))
         done.append(
             {

@@ -7,19 +7,19 @@ The commands are run for real, in an empty folder; progress is left out.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
 import re
-import struct
 import subprocess
 import sys
 import tempfile
-import termios
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "cli"))
+
+from pseudo_terminal import in_pseudo_terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = 80
@@ -48,25 +48,12 @@ def main() -> None:
 
 def shown(command: str, folder: str) -> str:
     """Return what a command writes to a terminal."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 60, COLUMNS, 0, 0))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "TERM": "xterm-256color", "PATH": path}
-    process = subprocess.Popen(command, shell=True, cwd=folder, stdout=theirs, stderr=theirs, env=environment)
-    os.close(theirs)
-    written = b""
-    while True:
-        try:
-            part = os.read(ours, 65536)
-        except OSError:  # Linux's way to say that nobody holds the other end any more
-            break
-        if not part:
-            break
-        written += part
-    os.close(ours)
-    if process.wait():
-        raise SystemExit(f"{command}: failed\n{written.decode()}")
-    return written.decode().replace("\r\n", "\n")
+    code, written = in_pseudo_terminal(["sh", "-c", command], Path(folder), environment, COLUMNS)
+    if code:
+        raise SystemExit(f"{command}: failed\n{written}")
+    return written.replace("\r\n", "\n")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-__all__ = ["CONTEXT", "be_the_command", "spm"]
+__all__ = ["COMMAND", "CONTEXT", "be_the_command", "spm"]
 
+COMMAND = [sys.executable, "-m", "spm_compress_cli"]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [

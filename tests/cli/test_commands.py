@@ -12,10 +12,9 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
-from running import spm
+from running import COMMAND, spm
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "spm_compress_cli"]
 
 
 def program(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from killing import ARGUMENTS, digest, kill_at_random, write_model
-from running import spm
-from test_commands import COMMAND
+from running import COMMAND, spm
 
 from spm_compress import read_artifact
 

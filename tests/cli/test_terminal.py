@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
 import re
-import struct
-import subprocess
-import sys
-import termios
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pseudo_terminal import in_pseudo_terminal
+from running import COMMAND
 from safetensors.torch import save_file
 from yard import mlp
 
@@ -21,37 +17,16 @@ from spm_compress import CompressSettings, FitSettings, fit_model, open_source, 
 from spm_compress_cli.main import main
 
 Shown = Callable[..., tuple[str, str]]
-COMMAND = [sys.executable, "-m", "spm_compress_cli"]
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 COLOURS = re.compile(r"\x1b\[[0-9;]*3[0-9][0-9;]*m")
 
 
 def in_terminal(*arguments: str, cwd: Path, columns: int = 80, **environment: str) -> str:
     """Return all that the command writes to a terminal of so many columns, stdout and stderr together."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    plain = {key: x for key, x in os.environ.items() if key not in ("CI", "COLUMNS", "NO_COLOR", "FORCE_COLOR")}
-    process = subprocess.Popen(
-        [*COMMAND, *arguments],
-        cwd=cwd,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env={**plain, "TERM": "xterm-256color", **environment},
-    )
-    os.close(theirs)
-    written = b""
-    while True:
-        try:
-            part = os.read(ours, 65536)
-        except OSError:  # Linux's way to say that nobody holds the other end any more
-            break
-        if not part:
-            break
-        written += part
-    os.close(ours)
-    assert process.wait() == 0, written.decode()
-    return written.decode()
+    plain = {key: x for key, x in os.environ.items() if key not in ("CI", "COLUMNS", "NO_COLOR", "FORCE_COLOR", "TERM")}
+    code, written = in_pseudo_terminal([*COMMAND, *arguments], cwd, {**plain, **environment}, columns)
+    assert code == 0, written
+    return written
 
 
 @pytest.fixture(scope="module")
