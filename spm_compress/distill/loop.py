@@ -19,6 +19,7 @@ from spm_compress.distill.answers import Answers
 from spm_compress.distill.blocks import Blocks
 from spm_compress.distill.outputs import Batch, Comparison, comparison
 from spm_compress.distill.settings import DistillSettings, Progress, Watch
+from spm_compress.distill.shared import shared_changes
 from spm_compress.distill.state import State, load_optimizer, optimizer_tensors, read_state, write_state
 from spm_compress.distill.trainable import choose_trainable
 from spm_compress.errors import FitError, UsageError, first_line
@@ -58,18 +59,30 @@ def distill(
     """Train a student, in place, to answer as its teacher; it ends with the numbers that agreed best on `held`.
 
     teacher, student: modules of one architecture on one device, the student with SPMLinear layers (`compress_model`);
-    both run in evaluation mode, without dropout. loader: the training data, gone through as often as it takes; where it
-    or its sampler has `set_epoch`, that is called before each round, as torch's DistributedSampler wants it. held:
-    batches that are looked at but never trained on. state: file to resume from and to keep the state in; the training
-    resumed ends with the same numbers. recipe: what the state belongs to, besides the settings. storable: names of
-    parameters that can be kept afterwards; others stay as they are.
+    both run in evaluation mode, without dropout. A table that trains must be read through its `nn.Embedding` only, or
+    share its weight, as tied heads do (`shared.py`). loader: the training data, gone through as often as it takes;
+    where it or its sampler has `set_epoch`, that is called before each round, as torch's DistributedSampler wants it.
+    held: batches that are looked at but never trained on. state: file to resume from and to keep the state in; the
+    training resumed ends with the same numbers. recipe: what the state belongs to, besides the settings. storable:
+    names of parameters that can be kept afterwards; others stay as they are.
 
     Raises UsageError for a student without SPM layers, no data, or answers that cannot be compared; FitError where the
     loss is not finite; ArtifactError for the state of another training.
     """
     settings = settings or DistillSettings()
-    training = _Training(teacher, student, list(held), settings, storable)
-    whole = {**(recipe or {}), **settings.to_json()}
+    parameters = choose_trainable(student, settings.trained, storable)
+    with shared_changes(student, parameters):
+        training = _Training(teacher, student, parameters, list(held), settings)
+        _run_through(training, loader, watch, state, recipe or {})
+    # By the student as it now is, without the matrices that its tables were trained with.
+    return Distilled(training.step, training.before, training.agreement(), training.compare.loss.value)
+
+
+def _run_through(
+    training: _Training, loader: Loader, watch: Watch | None, state: Path | None, recipe: Mapping[str, Any]
+) -> None:
+    settings = training.settings
+    whole = {**recipe, **settings.to_json(), "parameters": len(training.parameters)}
     if state is not None:
         training.resume(read_state(state, whole))
     began, samples = time.perf_counter(), 0
@@ -86,7 +99,6 @@ def distill(
         if state is not None and training.step % settings.keep_every == 0:
             write_state(training.state(whole), state)
     training.finish()
-    return Distilled(training.step, training.before, training.best_agreement, training.compare.loss.value)
 
 
 class _Training:
@@ -96,14 +108,14 @@ class _Training:
         self,
         teacher: nn.Module,
         student: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
         held: list[Any],
         settings: DistillSettings,
-        storable: Sequence[str] | None,
     ) -> None:
         if not held:
             raise UsageError("nothing is held out to judge the training by; give more data or a larger share")
         self.teacher, self.student, self.held, self.settings = teacher.eval(), student.eval(), held, settings
-        self.parameters = choose_trainable(student, settings.trained, storable)
+        self.parameters = parameters
         self.optimizer = _optimizer(list(self.parameters.values()), settings)
         self.device = next(iter(self.parameters.values())).device
         self.blocks = Blocks(teacher, student)
@@ -115,7 +127,7 @@ class _Training:
         self.answers = Answers(round(settings.remember * 2**30))
         self.step = self.looks = 0
         self.losses: list[float] = []
-        self.before = self.best_agreement = self._agreement()
+        self.before = self.best_agreement = self.agreement()
         self.best = self._copied()
 
     def take(self, parts: Sequence[Any]) -> int:
@@ -143,9 +155,15 @@ class _Training:
         self.step += 1
         return samples
 
+    def agreement(self) -> float:
+        """Compare the student with its teacher on the held-out data."""
+        with torch.no_grad(), self._precision():
+            found = [self.compare.summary(_run(self.student, self._placed(p)), _masked(p)) for p in self.held]
+        return self.compare.agreement(torch.cat(found), self.known)
+
     def look(self) -> float:
         """Compare with the teacher on the held-out data; keep the numbers if they are the best so far."""
-        now = self._agreement()
+        now = self.agreement()
         if now > self.best_agreement:
             self.best_agreement, self.best, self.looks = now, self._copied(), 0
         else:
@@ -213,11 +231,6 @@ class _Training:
         """Return what the student's answer is compared with, in memory of its own."""
         compared = self.compare.compared(_run(self.teacher, part))
         return {name: x.clone() for name, x in compared.items()}
-
-    def _agreement(self) -> float:
-        with torch.no_grad(), self._precision():
-            found = [self.compare.summary(_run(self.student, self._placed(p)), _masked(p)) for p in self.held]
-        return self.compare.agreement(torch.cat(found), self.known)
 
     def _copied(self) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
