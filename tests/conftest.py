@@ -22,6 +22,10 @@ ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# Without a GPU Triton's kernels run in its interpreter; looked at when it is imported, whoever does that first.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 # In the background of a shell they would be deaf to Ctrl-C, and so would what they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Literal, cast, get_args
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, cast, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from spm_compress.errors import UsageError
+from spm_compress.errors import UsageError, first_line
 from spm_compress.fitting.fit import fit_matrices
 from spm_compress.fitting.settings import FitSettings
 from spm_compress.operator.balance import balanced
 from spm_compress.operator.blocks import coefficients
 from spm_compress.operator.pairing import Schedule
-from spm_compress.operator.spm import SPM, FusedPlan, apply_stages, low_rank
+from spm_compress.operator.spm import SPM, FusedPlan, GroupMap, apply_stages, low_rank
 from spm_compress.operator.structure import Mixer, Structure, build_structure
+
+if TYPE_CHECKING:
+    from spm_compress.layers.kernels import GroupKernels
 
 __all__ = ["SPMLinear"]
 
 ExecutionPath = Literal["blocks", "stages"]
+Groups = Sequence[Sequence[Tensor | GroupMap]]
 
 
 class SPMLinear(nn.Module):
@@ -31,6 +37,10 @@ class SPMLinear(nn.Module):
         in_features, out_features, bias, device, dtype: as in `torch.nn.Linear`.
         stages: number of mixing stages; mixer, schedule, block, seed: see `build_structure`.
         path: "blocks" runs group by group, "stages" stage by stage; the same map, other rounding.
+
+    On a GPU with Triton, which CUDA builds of torch bring along, a group of general stages is a kernel of its own
+    (`kernels.py`); where there is none, in float64 and under `torch.compile`, its blocks are multiplied out first.
+    The kernels have first derivatives only; path="stages" has all, and works with `torch.func`.
 
     Shape: (..., in_features) -> (..., out_features), any leading dimensions. float32, float64 and
     bfloat16, autocast. `weight` is the dense matrix, computed when asked for, so modules that
@@ -194,7 +204,7 @@ class SPMLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: (..., in_features) -> (..., out_features)."""
-        return self._mapped(x, None if self.path == "stages" else self._plan.blocks(self._named()))
+        return self._mapped(x, None if self.path == "stages" else self._groups())
 
     def fused(self) -> Callable[[Tensor], Tensor]:
         """Return the layer as a function whose blocks are multiplied out once, to be called often before an update.
@@ -202,17 +212,22 @@ class SPMLinear(nn.Module):
         For a cell that applies its layers at every step of a sequence; gradients flow as through the layer. The path is
         "blocks".
         """
-        return functools.partial(self._mapped, blocks=self._plan.blocks(self._named()))
+        return functools.partial(self._mapped, groups=self._groups())
 
-    def _mapped(self, x: Tensor, blocks: list[list[Tensor]] | None) -> Tensor:
+    def _groups(self) -> Groups:
+        """Return the groups multiplied out, or as kernels where there are any."""
+        kernels = None if torch.compiler.is_compiling() else _kernels(self._plan, next(self.chains.parameters()))
+        return self._plan.blocks(self._named()) if kernels is None else kernels.maps(self._named())
+
+    def _mapped(self, x: Tensor, groups: Groups | None) -> Tensor:
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:  # as autocast treats nn.Linear
             x = x.to(torch.get_autocast_dtype(x.device.type))
         dtype = x.dtype
         rows = x.reshape(-1, self.in_features).T  # (in, rows)
-        if blocks is None:
+        if groups is None:
             y = apply_stages(self.structure, self._named(), rows)
         else:
-            y = self._plan.apply(blocks, rows, self._tables())
+            y = self._plan.apply(groups, rows, self._tables())
         y = y.T.to(dtype).reshape(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias.to(dtype)
 
@@ -223,3 +238,36 @@ class SPMLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"stages={structure.stages}, mixer={structure.mixer.value}"
         )
+
+
+# Beside the layers, not in them: a module that is saved whole must load where there is no Triton.
+_PLACED: WeakKeyDictionary[FusedPlan, tuple[torch.device, GroupKernels]] = WeakKeyDictionary()
+
+
+def _kernels(plan: FusedPlan, like: Tensor) -> GroupKernels | None:
+    """Return the plan's groups as kernels, if there are some for its structure, the numbers' dtype and their device."""
+    if like.device.type != "cuda" or like.dtype == torch.float64:
+        return None
+    kernels = _kernels_on(like.device)
+    if kernels is None or not kernels.serve(plan.structure):
+        return None
+    if plan not in _PLACED or _PLACED[plan][0] != like.device:
+        _PLACED[plan] = like.device, kernels(plan.structure, like.device)
+    return _PLACED[plan][1]
+
+
+@functools.cache
+def _kernels_on(device: torch.device) -> type[GroupKernels] | None:
+    try:
+        from spm_compress.layers.kernels import GroupKernels
+
+        GroupKernels.try_out(device)
+    except ImportError:
+        return None  # no Triton for this platform
+    except Exception as error:  # whatever its compiler, a C compiler and the driver find wrong
+        warnings.warn(
+            f"{device}: SPM layers run without their kernels, which do not work here ({first_line(error)})",
+            stacklevel=2,
+        )
+        return None
+    return GroupKernels

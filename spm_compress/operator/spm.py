@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +13,11 @@ from spm_compress.operator.pairing import partner
 from spm_compress.operator.paths import Paths
 from spm_compress.operator.structure import Structure
 
-__all__ = ["SPM", "FusedPlan", "Numbers", "apply_stages", "low_rank", "resize"]
+__all__ = ["SPM", "FusedPlan", "GroupMap", "Numbers", "apply_stages", "low_rank", "resize"]
 
 Numbers = Sequence[Mapping[str, Tensor]]
+# (state (..., features, rows), which feature goes to each slot) -> the slots (..., slots, rows), mixed
+GroupMap = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def resize(x: Tensor, width: int) -> Tensor:
@@ -142,15 +144,18 @@ class FusedPlan:
         companion = low_rank(self.structure, numbers)
         return fused if companion is None else [*fused, [*companion]]
 
-    def apply(self, fused: list[list[Tensor]], x: Tensor, moved: Sequence[Tensor | None] | None = None) -> Tensor:
+    def apply(
+        self, fused: Sequence[Sequence[Tensor | GroupMap]], x: Tensor, moved: Sequence[Tensor | None] | None = None
+    ) -> Tensor:
         """Apply the map group by group: (..., in, rows) -> (..., out, rows).
 
-        moved: the tables where a module keeps them, on the device of x.
+        fused: `blocks`, or functions in the places of the groups' blocks. moved: the tables where a module keeps
+        them, on the device of x.
         """
         if not self.structure.rank:
             return self._run(fused, x, iter(self.tables if moved is None else moved))
         *chains, (left, right) = fused
-        added = left @ (right @ x)
+        added = left @ (right @ x)  # type: ignore[operator]
         return added + self._run(chains, x, iter(self.tables if moved is None else moved)) if chains else added
 
     def dense(self, fused: list[list[Tensor]], moved: Sequence[Tensor | None] | None = None) -> Tensor:
@@ -193,19 +198,27 @@ class FusedPlan:
         state = state.scatter_add(-1, column.expand_as(first), first).flatten(-3, -2)
         return self._run(fused, state, tables, done=1)
 
-    def _run(self, fused: list[list[Tensor]], x: Tensor, tables: Iterator[Tensor | None], done: int = 0) -> Tensor:
+    def _run(
+        self, fused: Sequence[Sequence[Tensor | GroupMap]], x: Tensor, tables: Iterator[Tensor | None], done: int = 0
+    ) -> Tensor:
         widths = self.structure.widths
         for groups, width, after in zip(fused, widths, widths[1:], strict=False):
             if width > after:
                 x = resize(_take(x, next(tables)), after)
-            for product in groups[done:]:
-                x = _take(x, next(tables))
-                x = x.reshape(*x.shape[:-2], *product.shape[-3:-1], x.shape[-1])
-                x = (product @ x).flatten(-3, -2)
+            for group in groups[done:]:
+                table = next(tables)
+                x = _multiplied(group, x, table) if isinstance(group, Tensor) else group(x, table)
             done = 0
         if widths[-2] > widths[-1]:
             x = resize(_take(x, next(tables)), widths[-1])
         return _take(x, next(tables))
+
+
+def _multiplied(product: Tensor, x: Tensor, table: Tensor | None) -> Tensor:
+    """Return the slots of a group after its blocks (..., blocks, block, block)."""
+    x = _take(x, table)
+    x = x.reshape(*x.shape[:-2], *product.shape[-3:-1], x.shape[-1])
+    return (product @ x).flatten(-3, -2)
 
 
 def _take(x: Tensor, table: Tensor | None) -> Tensor:
@@ -239,13 +252,17 @@ class SPM:
 
     def matmul(self, x: Tensor) -> Tensor:
         """Return W x for x (in_features, rows), group by group."""
-        plan = FusedPlan(self.structure)
+        plan = self._plan()
         return plan.apply(plan.blocks(self.numbers), x)
 
     def to_dense(self) -> Tensor:
         """Return W (out_features, in_features)."""
-        plan = FusedPlan(self.structure)
+        plan = self._plan()
         return plan.dense(plan.blocks(self.numbers))
+
+    def _plan(self) -> FusedPlan:
+        """Return a plan with its tables where the numbers are."""
+        return FusedPlan(self.structure).to(next(x.device for named in self.numbers for x in named.values()))
 
     def to(self, dtype: torch.dtype) -> SPM:
         """Return the same operator with its numbers in another dtype."""
