@@ -14,6 +14,8 @@ import onnxruntime
 import pytest
 from running import COMMAND, spm
 
+from spm_compress_cli.main import main
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -94,6 +96,17 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+@pytest.mark.parametrize("chosen", [None, "0"])
+def test_large_pages_are_asked_for_unless_somebody_chose(monkeypatch: pytest.MonkeyPatch, chosen: str | None) -> None:
+    monkeypatch.setattr(sys, "argv", ["spm-compress", "--version"])
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", chosen or "")  # so that it is put back
+    if chosen is None:
+        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    with pytest.raises(SystemExit):
+        main()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == (chosen or "1")
 
 
 def test_it_runs_from_the_checkout_without_being_installed() -> None:
