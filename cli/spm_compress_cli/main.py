@@ -61,7 +61,7 @@ add_config(cli)
 def main() -> None:
     """Run the command line; every error that a user can cause is one line on stderr."""
     # Large tensors in large pages, on Linux: torch looks at it at its first tensor. With 4 KiB a page, a step of
-    # `distill --train all` on MiniLM waits for 16,000 of them (docs/measurements.md).
+    # `distill --train all` on MiniLM waits for thousands of them (docs/measurements.md).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         code = cli.main(prog_name="spm-compress", standalone_mode=False)

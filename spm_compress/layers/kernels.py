@@ -4,8 +4,8 @@ Multiplied out to blocks, a layer costs about a hundred small launches before th
 over all samples for every gather and product: on an H100 it is faster than a dense layer only where both are wide
 (docs/measurements.md). Here a program loads some samples of a few blocks, mixes them stage by stage, and stores them.
 Going back it loads and mixes them again, so that nothing but a group's input is kept. What the numbers got from each
-tile of samples is added up afterwards, so the sums are the same every time. The arithmetic is float32, whatever the
-dtype of the samples.
+tile of samples is added up afterwards, so a group's sums are the same every time. The arithmetic is
+float32, whatever the dtype of the samples.
 
 Triton comes with the CUDA builds of torch. Its interpreter (TRITON_INTERPRET=1) runs the same code on a CPU, slowly.
 """
@@ -29,6 +29,7 @@ from spm_compress.operator.structure import Structure
 __all__ = ["GroupKernels"]
 
 _SPAN = 32  # slots of a program at least: in float32 one line of memory
+_LARGEST = 128  # block that was tried
 _TILE = 4096  # numbers of a program: 32 in each of its 128 threads
 
 
@@ -41,16 +42,18 @@ class GroupKernels:
 
     @staticmethod
     def serve(structure: Structure) -> bool:
-        """Say whether the structure is made of what the kernels know: stages, without diagonals between them."""
-        return bool(structure.chains) and not any(chain.diagonals for chain in structure.chains)
+        """Say whether the structure is made of what the kernels know: stages in blocks, without diagonals."""
+        blocks = [group.block for chain in structure.chains for group in chain.groups]
+        return 0 < max(blocks, default=0) <= _LARGEST and not any(chain.diagonals for chain in structure.chains)
 
-    @classmethod
-    def try_out(cls, device: torch.device) -> None:
-        """Mix one sample, forth and back; raises whatever keeps the kernels from running on the device."""
+    @staticmethod
+    def try_out(device: torch.device) -> None:
+        """Mix one sample, forth and back; raises what keeps a small group's kernels from running on the device."""
         group = _Group(Group(IDENTITY, 1), _SPAN, device)
-        direct, cross = torch.ones(2, 1, _SPAN, device=device)
-        x = torch.ones(_SPAN, 1, device=device, requires_grad=True)
-        group(direct, cross, x, None).sum().backward()
+        with torch.inference_mode(False), torch.enable_grad():  # a first call may come from anywhere
+            direct, cross = torch.ones(2, 1, _SPAN, device=device)
+            x = torch.ones(_SPAN, 1, device=device, requires_grad=True)
+            group(direct, cross, x, None).sum().backward()
 
     def maps(self, numbers: Numbers) -> list[list[Tensor | GroupMap]]:
         """Return the groups as functions, in the places where `FusedPlan.blocks` has their blocks."""
@@ -75,9 +78,12 @@ class _Group:
 
     def __call__(self, direct: Tensor, cross: Tensor, x: Tensor, table: Tensor | None) -> Tensor:
         """Return the slots (slots, rows) after the stages; x: (features, rows), table: (slots,) the feature in each."""
+        if not x.is_floating_point() or x.dtype == torch.float64 or x.device != direct.device:
+            raise TypeError(f"samples in {x.dtype} on {x.device} for numbers in {direct.dtype} on {direct.device}")
         if table is not None and not (self.stages and self._is_permutation(table, len(x))):
             x, table = x.index_select(0, table), None
-        return _Mixed.apply(x, direct, cross, table, self) if self.stages else x
+        # Turned out here: a view made inside the function could not be changed in place.
+        return _Mixed.apply(x, direct, cross, table, self).T if self.stages else x
 
     def _is_permutation(self, table: Tensor, features: int) -> bool:
         """A kernel can then write the gradient where the input came from: each place once."""
@@ -113,7 +119,7 @@ class _Mixed(torch.autograd.Function):
         group.launch(_forward, x, table, direct, cross, y)
         ctx.save_for_backward(x, direct, cross, table)  # type: ignore[arg-type]  # takes None, too
         ctx.group = group  # type: ignore[attr-defined]
-        return y.T
+        return y  # (rows, slots)
 
     @staticmethod
     @once_differentiable
@@ -122,7 +128,7 @@ class _Mixed(torch.autograd.Function):
         group: _Group = ctx.group  # type: ignore[attr-defined]
         of_x = torch.empty_like(x)
         sums = direct.new_empty(triton.cdiv(x.shape[1], group.tile), 2, *direct.shape, dtype=torch.float32)
-        strided = (gradient, *gradient.stride(), of_x, *of_x.stride())
+        strided = (gradient, *gradient.T.stride(), of_x, *of_x.stride())
         group.launch(_backward, x, *strided, table, direct, cross, sums)
         of_direct, of_cross = sums.sum(0).to(direct.dtype)
         return of_x, of_direct, of_cross, None, None
@@ -137,7 +143,7 @@ def _place(position, width, slots, rows, span: tl.constexpr, tile: tl.constexpr)
     if position is not None:
         place = tl.load(position + slot, slot < slots, width)
     row = tl.program_id(0) // spans * tile + tl.arange(0, tile)
-    return slot, tl.minimum(place, width), (tl.program_id(0) // spans).to(tl.int64), row.to(tl.int64)
+    return slot.to(tl.int64), tl.minimum(place, width), (tl.program_id(0) // spans).to(tl.int64), row.to(tl.int64)
 
 
 @triton.jit

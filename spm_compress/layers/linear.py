@@ -207,7 +207,7 @@ class SPMLinear(nn.Module):
         return self._mapped(x, None if self.path == "stages" else self._groups())
 
     def fused(self) -> Callable[[Tensor], Tensor]:
-        """Return the layer as a function whose blocks are multiplied out once, to be called often before an update.
+        """Return the layer as a function whose blocks are multiplied out once, to be called often, until an update.
 
         For a cell that applies its layers at every step of a sequence; gradients flow as through the layer. The path is
         "blocks".
@@ -216,8 +216,10 @@ class SPMLinear(nn.Module):
 
     def _groups(self) -> Groups:
         """Return the groups multiplied out, or as kernels where there are any."""
-        kernels = None if torch.compiler.is_compiling() else _kernels(self._plan, next(self.chains.parameters()))
-        return self._plan.blocks(self._named()) if kernels is None else kernels.maps(self._named())
+        named = self._named()
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        kernels = None if traced else _kernels(self._plan, next(iter(named[0].values())))
+        return self._plan.blocks(named) if kernels is None else kernels.maps(named)
 
     def _mapped(self, x: Tensor, groups: Groups | None) -> Tensor:
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:  # as autocast treats nn.Linear
@@ -241,7 +243,7 @@ class SPMLinear(nn.Module):
 
 
 # Beside the layers, not in them: a module that is saved whole must load where there is no Triton.
-_PLACED: WeakKeyDictionary[FusedPlan, tuple[torch.device, GroupKernels]] = WeakKeyDictionary()
+_PLACED: WeakKeyDictionary[FusedPlan, dict[torch.device, GroupKernels]] = WeakKeyDictionary()
 
 
 def _kernels(plan: FusedPlan, like: Tensor) -> GroupKernels | None:
@@ -251,9 +253,10 @@ def _kernels(plan: FusedPlan, like: Tensor) -> GroupKernels | None:
     kernels = _kernels_on(like.device)
     if kernels is None or not kernels.serve(plan.structure):
         return None
-    if plan not in _PLACED or _PLACED[plan][0] != like.device:
-        _PLACED[plan] = like.device, kernels(plan.structure, like.device)
-    return _PLACED[plan][1]
+    placed = _PLACED.setdefault(plan, {})  # the replicas of a module share its plan
+    if like.device not in placed:
+        placed[like.device] = kernels(plan.structure, like.device)
+    return placed[like.device]
 
 
 @functools.cache
@@ -262,7 +265,7 @@ def _kernels_on(device: torch.device) -> type[GroupKernels] | None:
         from spm_compress.layers.kernels import GroupKernels
 
         GroupKernels.try_out(device)
-    except ImportError:
+    except ModuleNotFoundError:
         return None  # no Triton for this platform
     except Exception as error:  # whatever its compiler, a C compiler and the driver find wrong
         warnings.warn(

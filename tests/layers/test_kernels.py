@@ -13,7 +13,9 @@ from spm_compress.layers import linear
 from spm_compress.operator import Mixer
 from spm_compress.operator.spm import apply_stages
 
-kernels = pytest.importorskip("spm_compress.layers.kernels", reason="there is no Triton", exc_type=ImportError)
+pytest.importorskip("triton", reason="Triton is for Linux")
+from spm_compress.layers import kernels
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -47,7 +49,7 @@ def test_kernels_agree_with_the_definition_and_its_gradients(structure, turned, 
         torch.autograd.grad((y * weights).sum(), [x, *layer.chains.parameters()]) for y in (found, expected)
     )
     for our, their in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(our, their, rtol=1e-3, atol=1e-5 * float(their.abs().max()))
+        torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-5 * float(their.abs().max()))
 
 
 def test_a_layer_takes_them_and_answers_as_before(as_on_a_gpu):
@@ -86,5 +88,14 @@ def test_a_device_where_they_fail_is_named_once(monkeypatch):
     linear._kernels_on.cache_clear()
 
 
-def test_trying_them_out_runs_them_both_ways():
-    kernels.GroupKernels.try_out(DEVICE)
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_trying_them_out_runs_them_both_ways_wherever_the_first_call_is(around):
+    with around():
+        kernels.GroupKernels.try_out(DEVICE)
+
+
+def test_an_answer_can_be_changed_in_place(as_on_a_gpu):
+    layer = SPMLinear(32, 32, stages=10, bias=False, device=DEVICE)
+    layer(torch.randn(3, 32, device=DEVICE)).relu_().sum().backward()
+    assert as_on_a_gpu
+    assert all(each.grad.abs().sum() > 0 for each in layer.parameters())
