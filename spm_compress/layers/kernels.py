@@ -135,15 +135,20 @@ class _Mixed(torch.autograd.Function):
 
 
 @triton.jit
-def _place(position, width, slots, rows, span: tl.constexpr, tile: tl.constexpr):
-    """Return this program's slots, the positions in them (none: `width`), its tile, and its rows."""
+def _place(position, table, width, slots, rows, span: tl.constexpr, tile: tl.constexpr):
+    """Return this program's slots, the positions (none: `width`) and features in them, its tile, rows, and a mask."""
     spans = tl.cdiv(slots, span)
     slot = tl.program_id(0) % spans * span + tl.arange(0, span)
     place = slot
     if position is not None:
         place = tl.load(position + slot, slot < slots, width)
     row = tl.program_id(0) // spans * tile + tl.arange(0, tile)
-    return slot.to(tl.int64), tl.minimum(place, width), (tl.program_id(0) // spans).to(tl.int64), row.to(tl.int64)
+    feature = slot
+    if table is not None:
+        feature = tl.load(table + slot, slot < slots, 0)
+    inside = (row[:, None] < rows) & (slot[None, :] < slots)
+    part, place = (tl.program_id(0) // spans).to(tl.int64), tl.minimum(place, width)
+    return slot.to(tl.int64), place, feature.to(tl.int64), part, row.to(tl.int64), inside
 
 
 @triton.jit
@@ -172,11 +177,7 @@ def _forward(
     x, x_feature, x_row, table, direct, cross, y, position, rows, width, slots,
     stages: tl.constexpr, descending: tl.constexpr, span: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
-    slot, place, _, row = _place(position, width, slots, rows, span, tile)
-    feature = slot
-    if table is not None:
-        feature = tl.load(table + slot, slot < slots, 0)
-    inside = (row[:, None] < rows) & (slot[None, :] < slots)
+    slot, place, feature, _, row, inside = _place(position, table, width, slots, rows, span, tile)
     state = tl.load(x + row[:, None] * x_row + feature[None, :] * x_feature, inside, 0.0).to(tl.float32)
     for stage in tl.static_range(stages):
         d, c = _numbers(direct, cross, place, stage, width)
@@ -190,11 +191,7 @@ def _backward(
     position, rows, width, slots,
     stages: tl.constexpr, descending: tl.constexpr, span: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
-    slot, place, part, row = _place(position, width, slots, rows, span, tile)
-    feature = slot
-    if table is not None:
-        feature = tl.load(table + slot, slot < slots, 0)
-    inside = (row[:, None] < rows) & (slot[None, :] < slots)
+    slot, place, feature, part, row, inside = _place(position, table, width, slots, rows, span, tile)
     begin = tl.load(x + row[:, None] * x_row + feature[None, :] * x_feature, inside, 0.0).to(tl.float32)
     got = tl.load(gradient + row[:, None] * gradient_row + slot[None, :] * gradient_slot, inside, 0.0).to(tl.float32)
     for stage in tl.static_range(stages - 1, -1, -1):

@@ -21,7 +21,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    """Layers take the kernels, wherever they are; counts how often."""
+    """Layers take the kernels, wherever they are; remembers on which devices."""
     taken = []
 
     def found(plan, like):
