@@ -98,11 +98,15 @@ def group_blocks(group: Group, width: int, direct: Tensor, cross: Tensor) -> Ten
         valid, clipped = members < width, members.clamp(max=width - 1)
         direct = torch.where(valid, direct[..., clipped], 1)
         cross = torch.where(valid, cross[..., clipped], 0)
-    # Few operations on whole blocks: joining blocks of 1, 2, 4, ... has less arithmetic, and takes twice as long.
-    product = torch.eye(b, dtype=direct.dtype, device=direct.device).expand(*direct.shape[:-3], direct.shape[-2], b, b)
-    stages = zip(direct.unsqueeze(-1).unbind(-4), cross.unsqueeze(-1).unbind(-4), strict=True)
-    for stage, (kept, swapped) in enumerate(stages):  # each (..., blocks, b, 1)
+    # A stage joins two blocks, the lower and the upper half of one twice as large: each of its entries is one of theirs
+    # times one coefficient, direct within a half and cross between them.
+    bits = torch.arange(group.stages, device=direct.device)[:, None, None]
+    upper = (torch.arange(b, device=direct.device) >> bits & 1).bool()
+    halves = torch.where(upper, cross, direct), torch.where(upper, direct, cross)  # of what is joined
+    product = direct.new_ones(*direct.shape[:-3], direct.shape[-2] * b, 1, 1)
+    for stage, each in enumerate(torch.stack(halves, -1).unbind(-4)):  # (..., blocks, b, 2)
         t = 1 << stage
-        halves = product.reshape(*product.shape[:-2], b // (2 * t), 2, t, b)
-        product = torch.addcmul(kept * product, swapped, halves.flip(-3).reshape(product.shape))
+        joined = *product.shape[:-3], product.shape[-3] // 2
+        rows = product.reshape(*joined, 1, 2, t, t).transpose(-3, -2)
+        product = (each.reshape(*joined, 2, t, 2, 1) * rows).reshape(*joined, 2 * t, 2 * t)
     return product
