@@ -34,7 +34,7 @@ settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
 
 # Tests of one room share oracles and builders that stand beside them.
-for room in ("operator", "export", "cli", "docs"):
+for room in ("operator", "layers", "export", "cli", "docs"):
     sys.path.insert(0, str(Path(__file__).parent / room))
 
 

@@ -7,6 +7,7 @@ import io
 
 import pytest
 import torch
+from as_linear import normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -22,10 +23,6 @@ KINDS = [
     {"schedule": "butterfly", "stages": 5},
 ]
 SHAPES = [(48, 48), (48, 100), (100, 48), (7, 7), (1, 5), (5, 1), (1, 1)]
-
-
-def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(7), dtype=dtype)
 
 
 @pytest.mark.parametrize("lead", [(), (0,), (4,), (2, 3), (2, 1, 3)])
