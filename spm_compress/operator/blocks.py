@@ -99,14 +99,15 @@ def group_blocks(group: Group, width: int, direct: Tensor, cross: Tensor) -> Ten
         direct = torch.where(valid, direct[..., clipped], 1)
         cross = torch.where(valid, cross[..., clipped], 0)
     # A stage joins two blocks, the lower and the upper half of one twice as large: each of its entries is one of theirs
-    # times one coefficient, direct within a half and cross between them.
+    # times one coefficient, direct within a half and cross between them; so does the exported graph. The coefficients
+    # of all stages are laid out at once: one stage after the other takes longer.
     bits = torch.arange(group.stages, device=direct.device)[:, None, None]
     upper = (torch.arange(b, device=direct.device) >> bits & 1).bool()
-    halves = torch.where(upper, cross, direct), torch.where(upper, direct, cross)  # of what is joined
-    product = direct.new_ones(*direct.shape[:-3], direct.shape[-2] * b, 1, 1)
-    for stage, each in enumerate(torch.stack(halves, -1).unbind(-4)):  # (..., blocks, b, 2)
+    of_halves = torch.where(upper, cross, direct), torch.where(upper, direct, cross)
+    product = direct.new_ones(*direct.shape[:-3], direct.shape[-2] * b, 1, 1)  # (..., blocks b / t, t, t)
+    for stage, factor in enumerate(torch.stack(of_halves, -1).unbind(-4)):  # (..., blocks, b, column half)
         t = 1 << stage
-        joined = *product.shape[:-3], product.shape[-3] // 2
-        rows = product.reshape(*joined, 1, 2, t, t).transpose(-3, -2)
-        product = (each.reshape(*joined, 2, t, 2, 1) * rows).reshape(*joined, 2 * t, 2 * t)
+        joins = *product.shape[:-3], product.shape[-3] // 2
+        below = product.reshape(*joins, 1, 2, t, t).transpose(-3, -2)  # (..., 1, row, column half, column)
+        product = (factor.reshape(*joins, 2, t, 2, 1) * below).reshape(*joins, 2 * t, 2 * t)
     return product
