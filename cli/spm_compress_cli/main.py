@@ -78,6 +78,9 @@ def main() -> None:
         code = _refuse(error.format_message() + hint, error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         code = _refuse("interrupted; nothing was written", _FAILED)
+    # Python ends `-m` by SIGINT, whatever code is asked for here, if its last exec() of a string was left by a Ctrl-C
+    # (making a dataclass, as an import does, is one): so there is another one.
+    exec("")
     sys.exit(code)
 
 

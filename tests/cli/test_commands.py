@@ -73,6 +73,16 @@ def test_an_interrupted_fit_leaves_no_file_and_says_so_in_one_line(mlp_file: Pat
     assert [path.name for path in mlp_file.parent.iterdir()] == ["model.safetensors"]
 
 
+def test_an_interrupt_inside_an_exec_is_exit_code_1_too(tmp_path: Path) -> None:
+    (tmp_path / "interrupted.py").write_text(
+        "from spm_compress_cli import main\nmain.cli.main = lambda **_: exec('raise KeyboardInterrupt')\nmain.main()\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stderr) == (1, "error: interrupted; nothing was written\n")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
