@@ -33,7 +33,7 @@ from spm_compress import CompressSettings, FitSettings, fit_model, open_source, 
 from spm_compress.calibration import collect, open_runner
 from spm_compress.checkpoint import Source
 from spm_compress.checkpoint.huggingface import load_huggingface
-from spm_compress.compress import load_model
+from spm_compress.compress import LayerOverride, load_model
 from spm_compress.distill import DistillSettings, Progress, Trained, distill
 from spm_compress.distill.samples import samples
 from spm_compress.fitting.objective import regularized
@@ -51,12 +51,26 @@ LAYERS = {
 
 
 def spm(source: Source, layers: str, share: float, data: Path) -> nn.Module:
-    """Return the model fitted with as many stages as the share pays for; the fit is kept."""
+    """Return the model fitted with up to 20 stages, and beside them the low rank that the rest of the share pays for.
+
+    The fit is kept.
+    """
     path = HOME / f"{layers}-{share:g}.spm.safetensors"
     if not path.exists():
-        settings = CompressSettings(fit=FitSettings(stages=_stages(share), steps=200), include=LAYERS[layers])
+        fit = FitSettings(stages=min(20, _stages(share)), steps=200)
+        companions = []
+        for name in _names(source, layers):
+            m, n = source.tensors()[name].shape
+            rest = _count(share, m, n) - fit.stored_structure(m, n).parameter_count
+            companions.append(LayerOverride(name, (("rank", rest // (m + n)),)))
+        settings = CompressSettings(fit=fit, include=LAYERS[layers], overrides=tuple(companions))
         write_artifact(fit_model(source, settings, beside=HOME, data=data), path)
     return load_model(read_artifact(path), source)
+
+
+def _count(share: float, m: int, n: int) -> int:
+    """Return how many numbers the share gives a weight of m x n: those of its stages alone."""
+    return FitSettings(stages=_stages(share)).stored_structure(m, n).parameter_count
 
 
 def _stages(share: float) -> int:
@@ -69,11 +83,10 @@ def svd(source: Source, layers: str, share: float, data: Path) -> nn.Module:
     model = load_huggingface(source)
     names = _names(source, layers)
     found = collect(open_runner(source, data), names)
-    settings = FitSettings(stages=_stages(share))
     for name in names:
         weight, moments = source.read(name).float(), found[name]
         m, n = weight.shape
-        rank = max(1, settings.stored_structure(m, n).parameter_count // (m + n))
+        rank = max(1, _count(share, m, n) // (m + n))
         left, right = low_rank_factors(weight, rank, regularized(moments.covariance, moments.rows))
         # Both factors of one size, so that one learning rate fits them.
         scale = (right.norm() / left.norm()).sqrt()
@@ -153,7 +166,7 @@ def measure(options: argparse.Namespace, done: list[dict[str, Any]], results: Pa
         check_every=max(100, options.steps // 10),
         longest=64,
         patience=100,
-        remember=2.0,  # all of them: 1.5 GB
+        remember=4.0,  # all of them: 2.5 GB
     )
     loader, looked_at = samples(teacher, source, texts, settings)
     for layers, share, form in pieces(options):
