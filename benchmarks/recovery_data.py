@@ -37,8 +37,8 @@ def write_texts(path: Path) -> tuple[Path, list[str]]:
     """Write sentences to train on, one a line; return the file and the sentences held out from it to judge by.
 
     Python's documentation strings, the background documents of Lee's corpus (not the 50 that were rated), and a part
-    of Wikipedia without its markup: the held-out ones are of these. To train on also what else Python's library has in
-    words, its comments and its manual. Files that are there are taken as they are.
+    of Wikipedia without its markup: the held-out ones are of these. The comments and the manual of Python's library are
+    to train on alone. Files that are there are taken as they are.
     """
     kept = path.with_suffix(".held.txt")
     if path.exists() and kept.exists():
