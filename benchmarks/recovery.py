@@ -8,9 +8,9 @@ usage: recovery.py [--layers all feedforward attention] [--shares 0.03 0.06 0.12
                    [--train spm|all] [--learning-rate 3e-3]
        recovery.py --table                     # what is there so far, as a table, and --picture docs/recovery.svg
 
-A share counts a square layer; the table says what is kept of all. A training that is stopped goes on from its last
-state; the seconds stored with a piece, by the wall clock and of the CPU, are those of its distillation, all such parts
-together.
+A share that 20 stages hold counts a square layer, and others keep less; a larger one counts every layer. The table says
+what is kept of all. A training that is stopped goes on from its last state; the seconds stored with a piece, by the
+wall clock and of the CPU, are those of its distillation, all such parts together.
 """
 
 from __future__ import annotations
@@ -48,16 +48,17 @@ LAYERS = {
     "feedforward": ("encoder.*.intermediate.*", "encoder.layer.*[0-9].output.*"),
     "attention": ("encoder.*.attention.*",),
 }
+_MOST_STAGES = 20  # longer chains need more than 200 steps of fitting
 
 
 def spm(source: Source, layers: str, share: float, data: Path) -> nn.Module:
-    """Return the model fitted with up to 20 stages, and beside them the low rank that the rest of the share pays for.
+    """Return the model fitted with 20 stages at most, and beside them the low rank that the rest of the share pays for.
 
     The fit is kept.
     """
     path = HOME / f"{layers}-{share:g}.spm.safetensors"
     if not path.exists():
-        fit = FitSettings(stages=min(20, _stages(share)), steps=200)
+        fit = FitSettings(stages=min(_MOST_STAGES, _stages(share)), steps=200)
         companions = []
         for name in _names(source, layers):
             m, n = source.tensors()[name].shape
@@ -69,8 +70,11 @@ def spm(source: Source, layers: str, share: float, data: Path) -> nn.Module:
 
 
 def _count(share: float, m: int, n: int) -> int:
-    """Return how many numbers the share gives a weight of m x n: those of its stages alone."""
-    return FitSettings(stages=_stages(share)).stored_structure(m, n).parameter_count
+    """Return how many numbers a weight of m x n keeps: where stages alone make the share, as many as they hold."""
+    stages = _stages(share)
+    if stages <= _MOST_STAGES:
+        return FitSettings(stages=stages).stored_structure(m, n).parameter_count
+    return int(share * m * n)
 
 
 def _stages(share: float) -> int:
