@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spm_compress.errors import UsageError, VerificationError, first_line
+from spm_compress.errors import SpmError, UsageError, VerificationError, first_line
 
 __all__ = ["Gate"]
 
@@ -35,7 +35,10 @@ class Gate:
                 raise UsageError(f"{option} nan: is no number; give one")
 
     def scores(self, models: Models) -> dict[str, float]:
-        """Return the score of each model, made one after the other. Raises UsageError where there is no number."""
+        """Return the score of each model, made one after the other.
+
+        Raises UsageError where the function raises, or returns no number.
+        """
         return {which: self._score(which, make()) for which, make in models.items()}
 
     def check(self, scores: Mapping[str, float]) -> None:
@@ -55,7 +58,15 @@ class Gate:
     def _score(self, which: str, model: nn.Module) -> float:
         try:
             with torch.no_grad():
-                score = float(self.function(model.eval()))
+                found = self.function(model.eval())
+        except SpmError:
+            raise
+        except Exception as error:  # the user's own code
+            raise UsageError(
+                f"--eval {self.name}: raises {type(error).__name__} on the {which} model: {first_line(error)}"
+            ) from error
+        try:
+            score = float(found)
         except (TypeError, ValueError) as error:
             raise UsageError(f"--eval {self.name}: fails on the {which} model ({first_line(error)})") from error
         if math.isnan(score):

@@ -31,6 +31,9 @@ def broken():
 def number():
     return 3
 
+def unscorable(model):
+    return {}["logits"]
+
 def score(model):
     return model(torch.ones(2, 96)).sum()
 
