@@ -14,8 +14,9 @@ from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 from torch import Tensor
 
 from spm_compress.checkpoint.files import sha256_of
-from spm_compress.checkpoint.products import Product, inline_products, products
+from spm_compress.checkpoint.products import Product, inline_products, products, stored_tensor
 from spm_compress.checkpoint.tensor_info import TensorInfo
+from spm_compress.checkpoint.uses import role_of
 from spm_compress.errors import SourceError, first_line, near_misses
 from spm_compress.quiet import quiet
 
@@ -42,10 +43,11 @@ _INITIALIZERS_ARE_INPUTS = 3
 class OnnxSource:
     """A Source of one ONNX model: the matrices of its products, and its other tensors as they are.
 
-    factors: name -> product of which it is the matrix; others: name -> tensor.
+    infos: name -> shape, dtype and use; factors: name -> product of which it is the matrix; others: name -> tensor.
     """
 
     path: Path
+    infos: Mapping[str, TensorInfo]
     factors: Mapping[str, Product]
     others: Mapping[str, ir.TensorProtocol]
     files: tuple[Path, ...]
@@ -62,10 +64,7 @@ class OnnxSource:
 
     def tensors(self) -> dict[str, TensorInfo]:
         """Return name -> shape and dtype, in the order of the names; matrices as (out_features, in_features)."""
-        infos = {name: _factor_info(product) for name, product in self.factors.items()}
-        for name, tensor in self.others.items():
-            infos[name] = TensorInfo(tuple(tensor.shape.numpy()), _DTYPES[tensor.dtype], is_factor=False)
-        return dict(sorted(infos.items()))
+        return dict(self.infos)
 
     def read(self, name: str) -> Tensor:
         """Return one tensor on the CPU, a matrix as (out_features, in_features)."""
@@ -91,28 +90,67 @@ class OnnxSource:
 
 def open_onnx(path: Path) -> OnnxSource:
     """Open an ONNX model. Raises SourceError as `open_graph`, and if there is no tensor in it."""
-    model = open_graph(path)
-    inline_products(model)
-    factors: dict[str, Product] = {}
+    model, files = _opened(path)
+    try:
+        inline_products(model)
+    except SourceError as error:
+        raise SourceError(f"{path}: {error}") from error
+    by_root: dict[int, list[Product]] = {}
     for product in products(model):
-        if product.root.name:
-            factors.setdefault(product.root.name, product)
-    others = {
-        name: tensor
-        for name, tensor in _named_tensors(model)
-        if name not in factors and tensor.dtype in _DTYPES and (tensor.dtype.is_floating_point() or tensor.size > 1)
-    }
-    if not factors and not others:
+        by_root.setdefault(id(product.root), []).append(product)
+    infos: dict[str, TensorInfo] = {}
+    factors: dict[str, Product] = {}
+    others: dict[str, ir.TensorProtocol] = {}
+    held: dict[str, ir.TensorProtocol] = {}
+    # Matrices get their names first. Bodies of branches and loops may each have a tensor of one name.
+    for value, tensor in sorted(_stored(model), key=lambda each: id(each[0]) not in by_root):
+        inside = by_root.get(id(value), [])
+        if not value.name or not (inside or _is_counted(tensor)):
+            continue
+        name = _free_name(value.name, tensor, held)
+        if name in infos:
+            continue
+        held[name] = tensor
+        role, use = role_of(value, inside)
+        if inside:
+            factors[name] = inside[0]
+            infos[name] = TensorInfo(inside[0].shape, _dtype_of(inside[0]), role, use)
+        else:
+            others[name] = tensor
+            infos[name] = TensorInfo(tuple(tensor.shape.numpy()), _DTYPES[tensor.dtype], role, use)
+    if not infos:
         raise SourceError(f"{path}: holds no tensors; there is nothing to compress")
-    data = {Path(tensor.path) for _, tensor in all_tensors(model) if isinstance(tensor, ir.ExternalTensor)}
-    return OnnxSource(path, factors, others, (path, *sorted(data)))
+    return OnnxSource(path, dict(sorted(infos.items())), factors, others, (path, *sorted(files)))
+
+
+def _is_counted(tensor: ir.TensorProtocol) -> bool:
+    return tensor.dtype in _DTYPES and (tensor.dtype.is_floating_point() or tensor.size > 1)
+
+
+def _free_name(name: str, tensor: ir.TensorProtocol, held: Mapping[str, ir.TensorProtocol]) -> str:
+    """Return the name, or NAME.2, NAME.3, ... where other values have it; equal values keep one name."""
+    free, count = name, 1
+    while free in held and not _are_equal(held[free], tensor):
+        count += 1
+        free = f"{name}.{count}"
+    return free
+
+
+def _are_equal(first: ir.TensorProtocol, second: ir.TensorProtocol) -> bool:
+    alike = first.dtype == second.dtype and first.shape.numpy() == second.shape.numpy()
+    return first is second or (alike and first.tobytes() == second.tobytes())
 
 
 def open_graph(path: Path) -> ir.Model:
-    """Read an ONNX file.
+    """Read an ONNX file; data beside it stays in its files and is mapped, as if it were part of the model.
 
     Raises SourceError if it is missing, damaged, or keeps data outside its folder.
     """
+    return _opened(path)[0]
+
+
+def _opened(path: Path) -> tuple[ir.Model, set[Path]]:
+    """Return the model and the files beside it that hold data."""
     if path.is_dir():
         raise SourceError(f"{path}: is a folder; name the .onnx file in it")
     if not path.is_file():
@@ -145,33 +183,60 @@ def open_graph(path: Path) -> ir.Model:
                 ) from error
     if model.ir_version <= _INITIALIZERS_ARE_INPUTS:
         RemoveInitializersFromInputsPass()(model)
-    return model
+    return model, _map_data(model)
 
 
-def _factor_info(product: Product) -> TensorInfo:
-    shape = tuple(product.tensor.shape.numpy()[:2])
+def _map_data(model: ir.Model) -> set[Path]:
+    """Put mapped arrays in the place of references to files, which hold for one folder only; return the files."""
+    files: set[Path] = set()
+
+    def mapped(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+        files.add(Path(tensor.path))
+        return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)
+
+    for value in _initializers(model):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = mapped(value.const_value)
+    for node in _all_nodes(model):
+        for name, attribute in list(node.attributes.items()):
+            if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                node.attributes[name] = ir.AttrTensor(name, mapped(attribute.value))
+    return files
+
+
+def _dtype_of(product: Product) -> str:
     dtype = _DTYPES.get(product.tensor.dtype, str(product.tensor.dtype))
-    if product.is_quantized:
-        dtype = _QUANTIZED.get(product.tensor.dtype.bitwidth, dtype)
-    return TensorInfo(shape[::-1] if product.is_turned else shape, dtype, is_factor=True)
+    return _QUANTIZED.get(product.tensor.dtype.bitwidth, dtype) if product.is_quantized else dtype
 
 
-def _named_tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
-    return ((name, tensor) for name, tensor in all_tensors(model) if name)
+def _all_nodes(model: ir.Model) -> list[ir.Node]:
+    return [*model.graph.all_nodes(), *(node for each in model.functions.values() for node in each.all_nodes())]
+
+
+def _initializers(model: ir.Model) -> Iterator[ir.Value]:
+    graphs: dict[int, ir.Graph] = {id(model.graph): model.graph}
+    for node in _all_nodes(model):
+        if isinstance(node.graph, ir.Graph):
+            graphs[id(node.graph)] = node.graph
+    for graph in graphs.values():
+        yield from graph.initializers.values()
+
+
+def _stored(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    """Yield every initializer, and what every Constant node makes, with its tensor."""
+    constants = (node.outputs[0] for node in _all_nodes(model) if node.op_type == "Constant")
+    for value in (*_initializers(model), *constants):
+        tensor = stored_tensor(value)
+        if tensor is not None:
+            yield value, tensor
 
 
 def all_tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
     """Yield name and tensor of every initializer and every tensor attribute; Constants by their output's name."""
-    graphs: dict[int, ir.Graph] = {id(model.graph): model.graph}
-    nodes = [*model.graph.all_nodes(), *(node for each in model.functions.values() for node in each.all_nodes())]
-    for node in nodes:
-        if isinstance(node.graph, ir.Graph):
-            graphs[id(node.graph)] = node.graph
-    for graph in graphs.values():
-        for name, value in graph.initializers.items():
-            if value.const_value is not None:
-                yield name, value.const_value
-    for node in nodes:
+    for value in _initializers(model):
+        if value.const_value is not None:
+            yield value.name or "", value.const_value
+    for node in _all_nodes(model):
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.TENSOR and attribute.value is not None:
                 yield (node.outputs[0].name or "") if node.op_type == "Constant" else "", attribute.as_tensor()

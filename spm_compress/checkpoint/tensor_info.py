@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["DTYPES", "ITEM_BYTES", "TensorInfo", "dtype_name", "input_first"]
+__all__ = ["DTYPES", "ITEM_BYTES", "Role", "TensorInfo", "dtype_name", "input_first"]
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -41,16 +42,30 @@ def input_first(names: Iterable[str], config: Mapping[str, Any] | None) -> froze
     return frozenset(name for name in names if _CONV1D.search(name))
 
 
+class Role(enum.Enum):
+    """What a model does with a tensor.
+
+    MAP: multiplies by it; TABLE: looks its rows up, and may multiply by it too; QUANTIZED: multiplies by what it
+    decodes to; OTHER: anything else.
+    """
+
+    MAP = "map"
+    TABLE = "table"
+    QUANTIZED = "quantized"
+    OTHER = "other"
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """Shape and dtype of a stored tensor; dtype in safetensors' names (F32, BF16, I64, ...), or Q8 and Q4.
 
-    is_factor: whether the model multiplies its activations by it, None where the source does not say.
+    role: None where the source does not say; use: how the model uses it in words, the reason if it is no map.
     """
 
     shape: tuple[int, ...]
     dtype: str
-    is_factor: bool | None = None
+    role: Role | None = None
+    use: str = ""
 
     @property
     def is_floating(self) -> bool:

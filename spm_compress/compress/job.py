@@ -84,8 +84,8 @@ class Job:
 
     @property
     def dense_bytes(self) -> int:
-        """Bytes of the dense weight; tied names are one weight, but each had its own copy on disk."""
-        return TensorInfo(self.shape, self.dtype).bytes * len(self.names)
+        """Bytes of the dense weight; tied names are one weight, which a graph holds once."""
+        return TensorInfo(self.shape, self.dtype).bytes
 
 
 def digest(weight: Tensor) -> str:

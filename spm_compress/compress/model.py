@@ -16,18 +16,19 @@ from spm_compress.calibration.runner import open_runner
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer, KeptTensor
 from spm_compress.checkpoint.factory_source import FactorySource
 from spm_compress.checkpoint.files import sha256_of
-from spm_compress.checkpoint.source import LazyTensors, Source, read_finite
+from spm_compress.checkpoint.source import LazyTensors, Source
 from spm_compress.checkpoint.tensor_info import TensorInfo
 from spm_compress.compress.cache import FitCache
 from spm_compress.compress.executors import Executor, Here
 from spm_compress.compress.fitter import Fitter
-from spm_compress.compress.job import Job, digest
+from spm_compress.compress.job import Job
 from spm_compress.compress.ledger import Ledger
 from spm_compress.compress.planned import Forecast, fit_planned, forecast
 from spm_compress.compress.progress import Progress, Silent
 from spm_compress.compress.selection import check_patterns, select
 from spm_compress.compress.sequential import fit_sequential
 from spm_compress.compress.settings import CompressSettings
+from spm_compress.compress.ties import tied
 from spm_compress.errors import ArtifactError, SourceError, UsageError, first_line
 from spm_compress.version import __version__
 
@@ -63,9 +64,9 @@ def select_jobs(source: Source, settings: CompressSettings) -> Selected:
             reasons[name] = grown
         else:
             smaller.append(name)
-    tied = _tied(source, smaller)
-    if not tied and not settings.exclude:
-        counts = "; ".join(sorted({f"{name}: {reason}" for name, reason in reasons.items()})[:3])
+    found = tied(source, smaller, reasons, settings.include)
+    if not found.weights and not settings.exclude:
+        counts = "; ".join(sorted({f"{name}: {reason}" for name, reason in found.kept.items()})[:3])
         raise UsageError(
             f"{source.path}: no weight is left to fit ({counts}, ...); loosen the selection or use fewer stages"
         )
@@ -77,9 +78,9 @@ def select_jobs(source: Source, settings: CompressSettings) -> Selected:
             settings.fit_of(names[0]),
             sha256,
         )
-        for sha256, names in tied
+        for sha256, names in found.weights
     ]
-    return Selected(tuple(jobs), reasons)
+    return Selected(tuple(jobs), found.kept)
 
 
 def fit_model(
@@ -280,12 +281,3 @@ def _why_not_smaller(name: str, info: TensorInfo, settings: CompressSettings) ->
     if stored < info.bytes:
         return None
     return f"would not get smaller: {stored} bytes in {structure.stages} stages, {info.bytes} dense"
-
-
-def _tied(source: Source, names: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
-    """Return digests of weights and the names that hold each, in the order of the first name of each."""
-    groups: dict[tuple[tuple[int, ...], str], list[str]] = {}
-    for name in names:
-        weight = read_finite(source, name)
-        groups.setdefault((tuple(weight.shape), digest(weight)), []).append(name)
-    return [(sha256, tuple(group)) for (_, sha256), group in groups.items()]

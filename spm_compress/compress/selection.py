@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from spm_compress.checkpoint.tensor_info import TensorInfo
+from spm_compress.checkpoint.tensor_info import Role, TensorInfo
 from spm_compress.errors import UsageError, near_misses
 
-__all__ = ["Selection", "check_patterns", "select"]
+__all__ = ["NOT_INCLUDED", "Selection", "check_patterns", "select"]
+
+NOT_INCLUDED = "not included"
 
 # Tables that are looked up by row, not multiplied with, by the names that model families give them.
 _LOOKUP = re.compile(
@@ -39,7 +41,8 @@ def select(
     """Choose the dense maps among `tensors` by dtype, shape, name and the given globs.
 
     include: only names that match one of these; none given means all. exclude: never these. Both match
-    whole tensor names, with * ? [] as in the shell. A weight narrower than min_features on
+    whole tensor names, with * ? [] as in the shell. A table that is looked up, or a weight that is quantized already,
+    is taken only if it is included by its whole name. A weight narrower than min_features on
     either side stays. Raises UsageError for a glob without a match.
     """
     check_patterns("--include", include, tensors)
@@ -67,15 +70,17 @@ def _reason_to_keep(
 ) -> str | None:
     if not info.is_floating:
         return f"{info.dtype}: {_QUANTIZED if info.dtype.startswith('F') else _WHOLE}; left as it is"
-    if info.is_factor is False:
-        return "the graph does not multiply by it"
+    if info.role is Role.OTHER:
+        return info.use
     if len(info.shape) != 2:
         return f"{len(info.shape)}-D, not a matrix"
     if any(fnmatchcase(name, pattern) for pattern in exclude):
         return "excluded"
     if include and not any(fnmatchcase(name, pattern) for pattern in include):
-        return "not included"
-    if info.is_factor is None and _LOOKUP.search(name):
+        return NOT_INCLUDED
+    if info.role in (Role.TABLE, Role.QUANTIZED) and name not in include:
+        return info.use
+    if info.role is None and _LOOKUP.search(name) and name not in include:
         return "a lookup table by its name"
     if min(info.shape) < min_features:
         return f"narrower than {min_features} features"

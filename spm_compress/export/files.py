@@ -31,9 +31,10 @@ from spm_compress.export.graph import (
 from spm_compress.export.lowering import Dense, Lowering
 from spm_compress.export.measuring.timing import interleaved
 from spm_compress.export.precision import in_precision
+from spm_compress.export.reference import with_operator_matrices
 from spm_compress.export.saving import save, size_of
 from spm_compress.export.settings import ExportSettings, Precision
-from spm_compress.export.splicing.splice import Spliced, dense_model, layer_model, splice, with_operator_matrices
+from spm_compress.export.splicing.splice import Spliced, dense_model, layer_model, splice
 from spm_compress.export.verification import (
     SIZES,
     TOLERANCE,

@@ -144,8 +144,8 @@ def _mean(values: Sequence[float]) -> float | None:
 def _layer(layer: FittedLayer) -> LayerSavings:
     out, into = layer.shape
     structure = layer.spm.structure
-    # Tied names are one weight, but each had its own copy on disk.
-    dense_bytes = int(out * into * ITEM_BYTES[layer.dtype]) * len(layer.names)
+    # Tied names are one weight, which a graph holds once: copies in a checkpoint would be savings that no export has.
+    dense_bytes = int(out * into * ITEM_BYTES[layer.dtype])
     return LayerSavings(
         name=layer.name,
         shape=layer.shape,

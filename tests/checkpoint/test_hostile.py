@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from spm_compress import CompressSettings, FitSettings, fit_model, open_source, read_artifact, write_artifact
 from spm_compress.calibration.data import read_batches
+from spm_compress.checkpoint.tensor_info import Role
 from spm_compress.errors import ArtifactError, SourceError, UsageError
 
 
@@ -203,7 +204,7 @@ def test_what_the_fuzzer_found(tmp_path: Path) -> None:
     model = onnx.load(tmp_path / "m.onnx", load_external_data=False)
     model.graph.node[0].ClearField("output")
     onnx.save(model, tmp_path / "m.onnx")
-    assert open_source(tmp_path / "m.onnx").tensors()["w"].is_factor is False
+    assert open_source(tmp_path / "m.onnx").tensors()["w"].role is Role.OTHER
     # Values in the field of another dtype.
     model = onnx.load(tmp_path / "m.onnx", load_external_data=False)
     (weight,) = model.graph.initializer

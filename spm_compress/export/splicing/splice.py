@@ -2,14 +2,18 @@
 
 The rules:
 
-1. A product x E^T (`checkpoint.products`) is recognised by the values of E (out, in), whatever way it is stored.
+1. A product with E (`checkpoint.products`) is recognised by the values of E (out, in), whatever way it is stored.
    If E is a fitted weight, its operator goes there; if E^T is, the transposed operator.
 2. Only the product is replaced. The bias of a Gemm or Conv stays, as an Add; a layer's shift goes into the bias
    (`checkpoint.shifts`). A 1x1 Conv mixes its channels, so they are
-   put last for it and back afterwards. A lowering that makes the matrix leaves the product as it is.
-3. Everything else keeps its names; an initializer that nothing uses any more is dropped, from the inputs too.
-4. One function a structure; one node a layer, named after it, with its numbers in the doc string. What stands around it
-   is named after it, too.
+   put last for it and back afterwards. A lowering that makes the matrix leaves the product as it is, and so does any
+   lowering at a product that is not plain.
+3. Whatever else reads the weight, a table that is looked up or an Add, gets the multiplied-out matrix: no weight is
+   replaced at one use and dense at another.
+4. Everything else keeps its names; an initializer that nothing uses any more is dropped, from the inputs too. Inputs
+   and outputs keep the types and shapes that the graph declares.
+5. One function a structure; one node a layer, named after it, with its numbers in the doc string. What stands around it
+   is named after it, too, and nothing of ours takes a name that the graph has.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -26,17 +30,18 @@ from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPa
 from torch import Tensor
 
 from spm_compress.checkpoint.artifact import FittedLayer
-from spm_compress.checkpoint.products import Product, inline_products, products, replace_matrix
+from spm_compress.checkpoint.products import Product, inline_products, products
 from spm_compress.checkpoint.shifts import shift_output
+from spm_compress.checkpoint.uses import readers
 from spm_compress.errors import ExportError
-from spm_compress.export.lowering import DOMAIN, Lowering, number_arrays
+from spm_compress.export.lowering import DOMAIN, Dense, Lowering, number_arrays
 from spm_compress.export.splicing.features_first import keep_features_first
 from spm_compress.export.splicing.turns import LAST, Turns, is_turn
 from spm_compress.operator.canonical import to_canonical, transpose
 from spm_compress.operator.spm import SPM
 from spm_compress.operator.structure import Mixer, Structure
 
-__all__ = ["OPSET", "Spliced", "dense_model", "digest_of", "layer_model", "matches", "splice", "with_operator_matrices"]
+__all__ = ["LEAST_OPSET", "OPSET", "Spliced", "dense_model", "digest_of", "layer_model", "matches", "splice"]
 
 # Range and negative axes of Flatten exist from this opset on, local functions from this IR version.
 LEAST_OPSET, LEAST_IR_VERSION = 11, 8
@@ -46,10 +51,16 @@ OPSET, IR_VERSION = 20, 9
 
 @dataclass(frozen=True)
 class Spliced:
-    """What was done to a graph: layer -> names of its nodes, and the layers that were not found in it."""
+    """What was done to a graph.
+
+    nodes: layer -> names of its nodes; runs: node -> name of the lowering that it runs as; missing: the layers that
+    were not found; elsewhere: layer -> operators that are no products and read its multiplied-out matrix.
+    """
 
     nodes: dict[str, list[str]]
     missing: tuple[str, ...]
+    runs: dict[str, str] = field(default_factory=dict)
+    elsewhere: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,17 +84,27 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[st
             f"the graph has opset {opset}, SPM stages need {LEAST_OPSET} or later; "
             "convert it with onnx.version_converter.convert_version"
         )
+    said = declared(model)
     unknown = _infer_shapes(model)
     writer = _Writer(model, opset)
     nodes: dict[str, list[str]] = {}
-    for match in matches(model, layers):
+    runs: dict[str, str] = {}
+    found = list(matches(model, layers))
+    for match in found:
         _shift(model, match)
-        nodes.setdefault(match.layer.name, []).append(writer.replace(match, lowerings[match.layer.name]))
-    if not nodes:
+        lowering = lowerings[match.layer.name] if match.product.is_plain else Dense()
+        nodes.setdefault(match.layer.name, []).append(writer.replace(match, lowering))
+        runs[nodes[match.layer.name][-1]] = lowering.name
+    if layers and not nodes:
         raise ExportError(
             f"none of the {len(layers)} fitted weights is in the graph as a MatMul, Gemm or 1x1 Conv; "
             "is it the graph of the model that was fitted?"
         )
+    RemoveUnusedNodesPass()(model)
+    elsewhere: dict[str, list[str]] = {}
+    for match in found:
+        kinds = writer.replace_elsewhere(match)
+        elsewhere.setdefault(match.layer.name, []).extend(kinds)
     keep_features_first(model)
     for node in model.graph.all_nodes():
         for value in node.outputs:
@@ -94,7 +115,30 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[st
     RemoveUnusedNodesPass()(model)
     RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     model.ir_version = max(model.ir_version, LEAST_IR_VERSION)
-    return Spliced(nodes, tuple(layer.name for layer in layers if layer.name not in nodes))
+    declare(model, said)
+    return Spliced(
+        nodes,
+        tuple(layer.name for layer in layers if layer.name not in nodes),
+        runs,
+        {name: kinds for name, kinds in elsewhere.items() if kinds},
+    )
+
+
+Declared = Mapping[str, tuple[ir.TypeProtocol | None, ir.Shape | None]]
+
+
+def declared(model: ir.Model) -> Declared:
+    """Return what a graph says of its inputs and outputs: name -> type and shape."""
+    values = [*model.graph.inputs, *model.graph.outputs]
+    return {value.name or "": (value.type, None if value.shape is None else value.shape.copy()) for value in values}
+
+
+def declare(model: ir.Model, said: Declared) -> None:
+    """Let inputs and outputs say again what they said: passes of others find, and some forget, shapes."""
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if (name := value.name or "") in said:
+            kind, shape = said[name]
+            value.type, value.shape = kind, None if shape is None else shape.copy()
 
 
 def _infer_shapes(model: ir.Model) -> set[str | None]:
@@ -107,21 +151,6 @@ def _infer_shapes(model: ir.Model) -> set[str | None]:
     if unknown:
         ShapeInferencePass(check_type=False, strict_mode=False)(model)
     return unknown
-
-
-def with_operator_matrices(model: ir.Model, layers: Sequence[FittedLayer]) -> None:
-    """Put the torch operator's own matrix, computed in float64, in the place of every fitted weight.
-
-    The graph stays dense: it says what a spliced one has to compute, without sharing a lowering with it.
-    """
-    for match in matches(model, layers):
-        _shift(model, match)
-        matrix, product = match.layer.spm.to(torch.float64).to_dense(), match.product
-        e = (matrix.T if match.transposed else matrix).numpy()
-        rank = len(product.tensor.shape)
-        name = f"{match.layer.name}.operator.{int(product.stored_as_e)}{int(match.transposed)}{rank}"
-        replace_matrix(model, product, e, name)
-    RemoveUnusedNodesPass()(model)
 
 
 def layer_model(layer: FittedLayer, lowering: Lowering) -> ir.Model:
@@ -158,7 +187,7 @@ def matches(model: ir.Model, layers: Sequence[FittedLayer]) -> Iterator[_Match]:
     by_digest = {layer.sha256: layer for layer in layers}
     shapes = {shape for layer in layers for shape in (layer.shape, layer.shape[::-1])}
     for product in products(model):
-        if tuple(product.tensor.shape.numpy()[:2]) not in shapes:
+        if product.shape not in shapes:
             continue
         e = product.matrix().astype(np.float32)
         for transposed, matrix in ((False, e), (True, e.T)):
@@ -175,7 +204,7 @@ def digest_of(matrix: np.ndarray) -> str:
 
 def _shift(model: ir.Model, match: _Match) -> None:
     # A product with the transposed weight sees other inputs than those that the shift is the mean of.
-    if match.layer.shift is not None and not match.transposed:
+    if match.layer.shift is not None and not match.transposed and match.product.is_plain:
         shift_output(model, match.product, match.layer.shift.double().numpy(), f"{match.layer.name}.spm.shift")
 
 
@@ -196,6 +225,11 @@ def _initializer(graph: ir.Graph, name: str, values: Tensor, dtype: ir.DataType 
     return graph.initializers[name]
 
 
+def _value_names(model: ir.Model) -> set[str]:
+    values = [value for node in model.graph.all_nodes() for value in (*node.inputs, *node.outputs) if value is not None]
+    return {value.name for value in (*values, *model.graph.initializers.values(), *model.graph.inputs) if value.name}
+
+
 class _Writer:
     """Adds functions, initializers and nodes to one model, each function and array once."""
 
@@ -206,11 +240,13 @@ class _Writer:
         self.turns: dict[ir.Graph, Turns] = {}
         self.matrices: dict[object, tuple[str, ir.Value]] = {}
         self.taken = {node.name for node in model.graph.all_nodes()}
+        self.values = _value_names(model)
+        self.prefixes: dict[str, str] = {}
 
     def replace(self, match: _Match, lowering: Lowering) -> str:
         """Put the operator where the product was, or before it; return the new node's name."""
         if lowering.layout is None:
-            return self._make_matrix(match, lowering)
+            return self._make_matrix(match)
         old, layer = match.product.node, match.layer
         x, dense, graph = old.inputs[0], old.outputs[0], old.graph
         assert x is not None and isinstance(graph, ir.Graph)
@@ -234,36 +270,66 @@ class _Writer:
                 if node.op_type == "Add" or is_turn(node, LAST):
                     node.outputs[0].shape, node.outputs[0].type = dense.shape, dense.type
         result = new[-1].outputs[0]
-        _name_around(call, new)
+        _name_around(call, new, self._prefix(f"{call.name}.spm"))
         result.name, result.type, result.shape = dense.name, dense.type, dense.shape
         ir.convenience.replace_nodes_and_values(graph, old, [old], new, [dense], [result])
         assert call.name is not None
         return call.name
 
-    def _make_matrix(self, match: _Match, lowering: Lowering) -> str:
-        """Multiply with a made matrix instead of the stored one; products that share a weight share what is made."""
-        product, layer = match.product, match.layer
+    def _make_matrix(self, match: _Match) -> str:
+        """Multiply with a made matrix instead of the stored one."""
+        product = match.product
         dtype = ir.DataType.from_numpy(product.matrix().dtype)
         sizes = tuple(product.tensor.shape.numpy()[2:])  # ones, of a convolution's kernel
-        is_turned = product.stored_as_e == match.transposed
+        name, matrix = self._made(match.layer, dtype, product.operand_is_e == match.transposed, sizes)
+        product.node.replace_input_with(product.operand, matrix)
+        return name
+
+    def replace_elsewhere(self, match: _Match) -> list[str]:
+        """Let all else that reads the stored weight read the made matrix; return the kinds of those nodes."""
+        held, is_turned = match.product.held
+        kinds = [node.op_type for node, _ in readers(held)]
+        if kinds:
+            sizes = tuple(match.product.tensor.shape.numpy()[2:])
+            dtype = held.dtype or match.product.tensor.dtype
+            _, matrix = self._made(match.layer, dtype, is_turned != match.transposed, sizes)
+            for node, index in list(held.uses()):
+                node.replace_input_with(index, matrix)
+        return kinds
+
+    def _made(
+        self, layer: FittedLayer, dtype: ir.DataType, is_turned: bool, sizes: tuple[int, ...]
+    ) -> tuple[str, ir.Value]:
+        """Return the value of the multiplied-out matrix, or its transpose, and the name of the node that makes it.
+
+        sizes: ones that follow the two dimensions. All that reads the same matrix shares what is made.
+        """
         key = (layer.name, dtype, is_turned, sizes)
         if key not in self.matrices:
             name = self._free_name(layer.name)
-            new = [self._call(layer, layer.name, layer.spm, lowering, [], dtype, name)]
+            new = [self._call(layer, layer.name, layer.spm, Dense(), [], dtype, name)]
             if is_turned:
                 new.append(ir.Node("", "Transpose", [new[-1].outputs[0]], [ir.AttrInt64s("perm", [1, 0])]))
             if sizes:
                 shape = ir.tensor([*(layer.shape[::-1] if is_turned else layer.shape), *sizes])
                 constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", shape)])
                 new += [constant, ir.Node("", "Reshape", [new[-1].outputs[0], constant.outputs[0]])]
+            prefix = self._prefix(f"{name}.matrix")
             for i, node in enumerate(new):
-                node.outputs[0].name = f"{name}.matrix.{i}"
+                node.outputs[0].name = f"{prefix}.{i}"
             # In the main graph, before all else: bodies of loops and branches see it too.
             self.model.graph.insert_before(self.model.graph[0], new)
             self.matrices[key] = name, new[-1].outputs[0]
-        name, matrix = self.matrices[key]
-        product.node.replace_input_with(1, matrix)
-        return name
+        return self.matrices[key]
+
+    def _prefix(self, wanted: str) -> str:
+        """Return the prefix, or PREFIX.2, PREFIX.3, ..., of names of ours that no value of the graph begins with."""
+        if wanted not in self.prefixes:
+            candidates = (wanted, *(f"{wanted}.{i}" for i in range(2, len(self.values) + 3)))
+            self.prefixes[wanted] = next(
+                each for each in candidates if not any(name.startswith(f"{each}.") for name in self.values)
+            )
+        return self.prefixes[wanted]
 
     def layer(
         self,
@@ -301,7 +367,7 @@ class _Writer:
         free: str,
     ) -> ir.Node:
         arrays = [
-            _initializer(self.model.graph, f"{name}.spm.{array}", values)
+            _initializer(self.model.graph, f"{self._prefix(f'{name}.spm')}.{array}", values)
             for array, values in number_arrays(spm).items()
         ]
         function = self._function(spm, lowering, dtype)
@@ -327,15 +393,15 @@ class _Writer:
         return self.functions[key]
 
 
-def _name_around(call: ir.Node, nodes: Sequence[ir.Node]) -> None:
-    """Name what stands around a layer's call after it: values NAME.spm.x into it and NAME.spm.y out of it."""
+def _name_around(call: ir.Node, nodes: Sequence[ir.Node], prefix: str) -> None:
+    """Name what stands around a layer's call after it: values PREFIX.x into it and PREFIX.y out of it."""
     at = nodes.index(call)
     for i, node in enumerate(nodes):
         if node.name is None:
             step = re.sub("(?<=[a-z])(?=[A-Z])", "_", node.op_type).lower()
             node.name = f"{call.name}.{step}" + (".before" if node.op_type == "Transpose" and i < at else "")
         if i < len(nodes) - 1:
-            node.outputs[0].name = f"{call.name}.spm." + {at - 1: "x", at: "y"}.get(i, str(i))
+            node.outputs[0].name = f"{prefix}." + {at - 1: "x", at: "y"}.get(i, str(i))
 
 
 def _describe(layer: FittedLayer, spm: SPM, lowering: Lowering) -> str:

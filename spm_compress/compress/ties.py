@@ -1,0 +1,58 @@
+"""Weights under several names: one weight, one decision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from spm_compress.checkpoint.source import Source, read_finite
+from spm_compress.checkpoint.tensor_info import TensorInfo
+from spm_compress.compress.job import digest
+from spm_compress.compress.selection import NOT_INCLUDED
+
+__all__ = ["Tied", "tied"]
+
+
+@dataclass(frozen=True)
+class Tied:
+    """weights: digest and all names of each weight to fit, in the order of its first; kept: name -> reason, of all."""
+
+    weights: tuple[tuple[str, tuple[str, ...]], ...]
+    kept: Mapping[str, str]
+
+
+def tied(source: Source, chosen: Sequence[str], kept: Mapping[str, str], include: Sequence[str]) -> Tied:
+    """Group the chosen weights by their values and let each group be decided as one.
+
+    1. Names with equal values are one weight.
+    2. If one of the names is a tensor that stays, a table or one that is excluded, the weight stays.
+    3. Unless it was asked for by name: then it is fitted under all its names. So is one whose other names were only not
+       among those asked for.
+
+    Raises SourceError naming a chosen tensor that holds NaN.
+    """
+    infos = source.tensors()
+    groups: dict[tuple[tuple[int, ...], str], list[str]] = {}
+    for name in chosen:
+        weight = read_finite(source, name)
+        groups.setdefault((tuple(weight.shape), digest(weight)), []).append(name)
+    twins: dict[tuple[tuple[int, ...], str], list[str]] = {}
+    for name in _possible_twins(infos, chosen, kept):
+        twins.setdefault((infos[name].shape, digest(source.read(name))), []).append(name)
+    weights = []
+    reasons = dict(kept)
+    for key, group in groups.items():
+        staying = [name for name in twins.get(key, ()) if kept[name] != NOT_INCLUDED]
+        names = [*group, *twins.get(key, ())]
+        if staying and not any(name in include for name in names):
+            reasons.update(dict.fromkeys(group, f"tied to {staying[0]}, which stays ({kept[staying[0]]})"))
+            continue
+        weights.append((key[1], tuple(name for name in infos if name in names)))
+        for name in names:
+            reasons.pop(name, None)
+    return Tied(tuple(weights), reasons)
+
+
+def _possible_twins(infos: Mapping[str, TensorInfo], chosen: Sequence[str], kept: Mapping[str, str]) -> list[str]:
+    alike = {(infos[name].shape, infos[name].dtype) for name in chosen}
+    return [name for name in kept if (infos[name].shape, infos[name].dtype) in alike]

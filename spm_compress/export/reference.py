@@ -1,0 +1,124 @@
+"""The dense graph with the fitted weights in it: what an export has to compute.
+
+It shares neither a lowering nor the finder of products with the export, so that a use which that one overlooks shows:
+
+1. All local functions are inlined.
+2. Every tensor that is stored anywhere in the graph, and every one that a DequantizeLinear makes of constants, is
+   looked at. If its values are those of a fitted weight, either way around, the operator's own matrix takes their
+   place, for everything that reads them.
+3. The shift of a layer is added by an Add of its own behind every product that reads the matrix as it is applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from onnx.reference import ReferenceEvaluator
+from onnx_ir.passes.common import InlinePass
+
+from spm_compress.checkpoint.artifact import FittedLayer
+from spm_compress.compress.job import digest
+
+__all__ = ["with_operator_matrices"]
+
+
+def with_operator_matrices(model: ir.Model, layers: Sequence[FittedLayer]) -> None:
+    """Put the torch operator's matrix, computed in float64, in the place of every fitted weight, under the rules above.
+
+    The graph stays dense.
+    """
+    InlinePass()(model)
+    by_digest = {layer.sha256: layer for layer in layers}
+    sizes = {shape for layer in layers for shape in (layer.shape, layer.shape[::-1])}
+    for value, array in list(_constants(model)):
+        flat = array.reshape(array.shape[:2]) if array.shape[2:] == (1,) * (array.ndim - 2) else array
+        if flat.shape not in sizes:
+            continue
+        for is_turned, matrix in ((False, flat), (True, flat.T)):
+            layer = by_digest.get(digest(torch.from_numpy(np.ascontiguousarray(matrix.astype(np.float32)))))
+            if layer is not None:
+                made = layer.spm.to(torch.float64).to_dense().numpy()
+                stored = (made.T if is_turned else made).reshape(array.shape).astype(array.dtype)
+                new = _initializer(model, f"{layer.name}.operator", stored)
+                ir.convenience.replace_all_uses_with(value, new)
+                if layer.shift is not None:
+                    _add_shift(model, new, is_turned, layer)
+                break
+
+
+def _constants(model: ir.Model) -> Iterator[tuple[ir.Value, np.ndarray]]:
+    graphs = {id(node.graph): node.graph for node in model.graph.all_nodes() if isinstance(node.graph, ir.Graph)}
+    for graph in {id(model.graph): model.graph, **graphs}.values():
+        for value in graph.initializers.values():
+            if _is_matrix(value.const_value):
+                assert value.const_value is not None
+                yield value, value.const_value.numpy()
+    for node in model.graph.all_nodes():
+        if node.op_type == "Constant" and "value" in node.attributes:
+            tensor = node.attributes["value"].as_tensor()
+            if _is_matrix(tensor):
+                yield node.outputs[0], tensor.numpy()
+        elif node.op_type == "DequantizeLinear":
+            inputs = [None if value is None else ir.convenience.get_const_tensor(value) for value in node.inputs]
+            if all(tensor is not None for tensor in inputs) and len(inputs[0].shape) >= 2:  # type: ignore[union-attr]
+                yield node.outputs[0], _dequantized(node, [tensor.numpy() for tensor in inputs if tensor is not None])
+
+
+def _is_matrix(tensor: ir.TensorProtocol | None) -> bool:
+    return tensor is not None and tensor.dtype.is_floating_point() and len(tensor.shape) >= 2
+
+
+def _dequantized(node: ir.Node, inputs: Sequence[np.ndarray]) -> np.ndarray:
+    names = [f"input.{i}" for i in range(len(inputs))]
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    alone = onnx.helper.make_node("DequantizeLinear", names, ["output"], **attributes)
+    (found,) = ReferenceEvaluator(alone).run(None, dict(zip(names, inputs, strict=True)))
+    return np.asarray(found)
+
+
+def _initializer(model: ir.Model, name: str, values: np.ndarray) -> ir.Value:
+    free = next(n for n in (name, *(f"{name}.{i}" for i in range(2, 1 << 20))) if n not in model.graph.initializers)
+    tensor = ir.tensor(np.ascontiguousarray(values), name=free)
+    value = ir.Value(name=free, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    model.graph.register_initializer(value)
+    return value
+
+
+def _add_shift(model: ir.Model, matrix: ir.Value, is_turned: bool, layer: FittedLayer) -> None:
+    """Add the shift behind x S^T, where `matrix` is S, or its transpose."""
+    for node, index in list(matrix.uses()):
+        options = {name: attribute.value for name, attribute in node.attributes.items()}
+        if node.op_type in ("Identity", "Cast", "Transpose"):
+            turns = node.op_type == "Transpose" and options.get("perm", [1, 0])[0] == 1
+            _add_shift(model, node.outputs[0], is_turned != turns, layer)
+        elif index == 1 and node.op_type in ("MatMul", "Gemm", "Conv"):
+            takes_s = node.op_type == "Conv" or bool(options.get("transB", 0))
+            if takes_s != is_turned and _is_plain(options):
+                _add_behind(model, node, layer)
+
+
+def _is_plain(options: dict[str, object]) -> bool:
+    usual = {"alpha": 1.0, "beta": 1.0, "transA": 0}
+    moved = any(stride != 1 for stride in list(options.get("strides") or ())) or any(list(options.get("pads") or ()))  # type: ignore[call-overload]
+    return not moved and all(options.get(name, value) == value for name, value in usual.items())
+
+
+def _add_behind(model: ir.Model, node: ir.Node, layer: FittedLayer) -> None:
+    assert layer.shift is not None and isinstance(node.graph, ir.Graph)
+    output = node.outputs[0]
+    dtype = (output.dtype or ir.DataType.FLOAT).numpy()
+    kernel = node.inputs[1]
+    rank = len(kernel.shape) if node.op_type == "Conv" and kernel is not None and kernel.shape is not None else 2
+    shift = layer.shift.double().numpy().reshape(-1, *[1] * (rank - 2)).astype(dtype)
+    add = ir.Node("", "Add", [output, _initializer(model, f"{layer.name}.operator.shift", shift)])
+    result = add.outputs[0]
+    result.type, result.shape = output.type, output.shape
+    name = output.name
+    ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
+    add.replace_input_with(0, output)
+    result.name, output.name = name, f"{layer.name}.operator.{name}"
+    node.graph.insert_after(node, [add])
