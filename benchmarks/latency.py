@@ -29,8 +29,9 @@ from spm_compress.checkpoint import Artifact, FittedLayer
 from spm_compress.export.lowering import Blocks, Dense, Layout, Stages, number_arrays
 from spm_compress.export.measuring.latency import BenchSettings, measure
 from spm_compress.export.measuring.timing import interleaved
-from spm_compress.export.splicing.splice import dense_model, layer_model
-from spm_compress.export.verification import compare, random_inputs, run, session
+from spm_compress.export.splicing.layer_model import dense_model, layer_model
+from spm_compress.export.trials import random_inputs
+from spm_compress.export.verification import compare, run, session
 from spm_compress.operator import SPM, Mixer, build_structure
 
 ROWS = 64

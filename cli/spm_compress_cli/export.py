@@ -78,6 +78,14 @@ _ACTIVATIONS = ["relu", "gelu", "tanh", "sigmoid", "silu", "leaky-relu", "elu", 
     "--dense", "dense_path", type=click.Path(path_type=Path), help="Write the dense model's graph here too, to compare."
 )
 @click.option("--layers", is_flag=True, help="Write each fitted layer as a model of its own.")
+@click.option("--with-past", is_flag=True, help="Of a decoder: take and give the keys and values of earlier tokens.")
+@click.option("--allow-missing", is_flag=True, help="Export also where a fitted weight is not in the graph.")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Inputs to verify and time with, where random ones will not do: as for fit.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @verbosity_options
 def export(
@@ -98,6 +106,9 @@ def export(
     quantize: str | None,
     dense_path: Path | None,
     layers: bool,
+    with_past: bool,
+    allow_missing: bool,
+    calibration: Path | None,
     as_json: bool,
     verbosity: Verbosity,
 ) -> None:
@@ -108,7 +119,8 @@ def export(
     spm-compress export --ort out.ort
 
     Without ARTIFACT, the one *.spm.safetensors in the working directory is taken. The file appears only
-    after ONNX Runtime has computed with it what torch computes.
+    after ONNX Runtime has computed with it what torch computes. An encoder-decoder becomes two files,
+    out.encoder.onnx and out.decoder.onnx.
     """
     if out is None and ort_path is None:
         raise click.UsageError("there is nothing to write; give --onnx out.onnx, --ort out.ort or both")
@@ -125,6 +137,9 @@ def export(
         check_ort_path,
         export_layers,
         export_onnx,
+        first_batch,
+        has_past,
+        ort_beside,
         write_ort,
     )
     from spm_compress.export.verification import check_provider
@@ -151,6 +166,8 @@ def export(
         threads=threads,
         provider=provider,
         precision=Precision(quantize or dtype),
+        allow_missing=allow_missing,
+        with_past=with_past,
     )
     if layers:
         written = export_layers(fitted, onnx_path, settings=settings)
@@ -166,9 +183,15 @@ def export(
             activation=activation or "relu",
             settings=settings,
             dense_path=dense_path,
+            known=first_batch(source, graph, calibration) if calibration is not None else None,
         )
         for name in exported.spliced.missing:
-            message(f"{name}: was fitted, but the graph does not use it", verbosity)
-        written = [exported]
-    ort = write_ort(onnx_path, ort_path) if ort_path is not None else None
+            message(f"{name}: was fitted, but the graph does not multiply by it; it is left out", verbosity)
+        if source is not None and has_past(source) and not with_past:
+            message(
+                "the file has no key-value cache: every step computes all tokens anew (--with-past gives one)",
+                verbosity,
+            )
+        written = list(exported.files)
+    ort = [write_ort(each.path, ort_beside(ort_path, onnx_path, each.path)) for each in written] if ort_path else []
     show_exported(written, ort, as_json, is_kept=out is not None)

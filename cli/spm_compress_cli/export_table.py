@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
     from spm_compress.export.choice import Choice
 
 
-def show_exported(written: Sequence[Exported], ort: OrtFiles | None, as_json: bool, *, is_kept: bool) -> None:
-    """Print what was written; is_kept: whether the ONNX files stay, or were only needed for the one in ORT format."""
+def show_exported(written: Sequence[Exported], ort: Sequence[OrtFiles], as_json: bool, *, is_kept: bool) -> None:
+    """Print what was written; is_kept: whether the ONNX files stay, or were only needed for those in ORT format."""
     if as_json:
         files = [{**_json(each), "path": str(each.path) if is_kept else None} for each in written]
-        print_json({"schema": "spm-compress/export/2", "files": files, "ort": _ort_json(ort) if ort else None})
+        print_json({"schema": "spm-compress/export/3", "files": files, "ort": [_ort_json(each) for each in ort]})
         return
     console = results_console()
     choices = [choice for each in written for choice in each.choices]
@@ -27,23 +28,43 @@ def show_exported(written: Sequence[Exported], ort: OrtFiles | None, as_json: bo
         _show_choices(console, choices)
     for each in written:
         errors = ", ".join(f"batch {agreement.batch}: {agreement.error:.1e}" for agreement in each.agreements)
-        nodes = sum(len(nodes) for nodes in each.spliced.nodes.values())
         what = each.path if is_kept else "ONNX model (not kept)"
+        live = f", to the torch module {each.live.error:.1e}" if each.live else ""
         console.print(
-            f"{what}: {nodes} SPM node{'s' if nodes > 1 else ''}, {bytes_text(each.bytes)} "
-            f"(dense {bytes_text(each.dense_bytes)}); verified, relative error to the torch operator {errors}",
+            f"{what}: {_nodes_text(each)}, {bytes_text(each.bytes)} "
+            f"(dense {bytes_text(each.dense_bytes)}); verified, relative error to the torch operator {errors}{live}",
             soft_wrap=True,
         )
+        for layer, kinds in each.spliced.elsewhere.items():
+            readers = ", ".join(dict.fromkeys(kinds))
+            console.print(f"{layer}: is also read by {readers}, which gets the multiplied-out matrix", soft_wrap=True)
+        if each.spliced.missing:
+            fitted = len(each.spliced.missing) + len(each.spliced.nodes)
+            console.print(f"{len(each.spliced.nodes)} of {fitted} fitted weights are in it", soft_wrap=True)
+        finite = min(agreement.finite for agreement in each.agreements)
+        if finite < 1:
+            console.print(
+                f"{1 - finite:.1%} of what the original model answers is NaN or infinite; there nothing was compared",
+                soft_wrap=True,
+            )
         if each.speedups:
             ratios = ", ".join(f"batch {batch}: {ratio:.2f}x" for batch, ratio in each.speedups.items())
             console.print(f"speed of the whole model over the dense one, timed in turns: {ratios}", soft_wrap=True)
-    if ort:
-        worst = max(agreement.error for agreement in ort.agreements)
+    for made in ort:
+        worst = max(agreement.error for agreement in made.agreements)
         console.print(
-            f"{ort.path}: {bytes_text(ort.bytes)}; verified, relative error to the ONNX model {worst:.1e}\n"
-            f"{ort.config_path}: {bytes_text(ort.config_bytes)}, the operators that a minimal build needs",
+            f"{made.path}: {bytes_text(made.bytes)}; verified, relative error to the ONNX model {worst:.1e}\n"
+            f"{made.config_path}: {bytes_text(made.config_bytes)}, the operators that a minimal build needs",
             soft_wrap=True,
         )
+
+
+def _nodes_text(each: Exported) -> str:
+    """Say how many nodes there are and how many of them run as what: 6 SPM nodes (4 blocks, 2 dense)."""
+    runs = Counter(lowering.split()[0] for lowering in each.spliced.runs.values())
+    nodes = runs.total()
+    how = ", ".join(f"{count} {name}" for name, count in sorted(runs.items()))
+    return f"{nodes} SPM node{'' if nodes == 1 else 's'}" + (f" ({how})" if how else "")
 
 
 def _show_choices(console: Console, choices: Sequence[Choice]) -> None:
@@ -78,8 +99,14 @@ def _json(each: Exported) -> dict[str, Any]:
         "bytes": each.bytes,
         "dense_bytes": each.dense_bytes,
         "nodes": each.spliced.nodes,
+        "runs": each.spliced.runs,
         "missing": each.spliced.missing,
-        "agreements": [{"batch": agreement.batch, "error": agreement.error} for agreement in each.agreements],
+        "elsewhere": each.spliced.elsewhere,
+        "live_error": None if each.live is None else each.live.error,
+        "agreements": [
+            {"batch": agreement.batch, "error": agreement.error, "finite": agreement.finite}
+            for agreement in each.agreements
+        ],
         "choices": [
             {
                 "layer": choice.layer,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from spm_compress.checkpoint.artifact import Artifact
+from spm_compress.checkpoint.artifact import Artifact, FittedLayer
 from spm_compress.checkpoint.huggingface import member_of, module_of
 from spm_compress.checkpoint.linears import use_linears
 from spm_compress.checkpoint.tensor_info import TensorInfo, dtype_name
@@ -91,21 +91,25 @@ def compress_model(
 def apply_artifact(model: nn.Module, artifact: Artifact) -> None:
     """Put the fitted layers of an artifact into a module of the original architecture, in place.
 
-    Every fitted tensor must be the `.weight` of an `nn.Linear` of its shape; names may differ by the module's
-    `base_model_prefix`, as Hugging Face checkpoints do. Of the kept tensors those are set that a recovery changed.
+    A fitted tensor that is the `.weight` of an `nn.Linear`, and of nothing else, becomes an SPMLinear; any other
+    parameter (a fused projection, a table that a head is tied to) gets the multiplied-out matrix. Names may differ by
+    the module's `base_model_prefix`, as Hugging Face checkpoints do. Of the kept tensors those are set that a recovery
+    changed.
 
     Raises ArtifactError if a layer is missing from the module or has another shape.
     """
     use_linears(model)
     set_tensors(model, artifact.retrained)
+    owners = _owners(model)
     for layer in artifact.layers:
         shared: SPMLinear | None = None
         for tensor_name in layer.names:
             modules = dict(model.named_modules())
             name = module_of(tensor_name, model, modules)
             linear = modules.get(name) if name is not None else None
-            if name is None or not isinstance(linear, nn.Linear):
-                raise ArtifactError(f"{tensor_name}: the model has no linear layer of that name")
+            if name is None or not isinstance(linear, nn.Linear) or _is_shared(linear, owners, modules.values()):
+                _set_matrix(model, tensor_name, layer)
+                continue
             if tuple(linear.weight.shape) != layer.shape:
                 raise ArtifactError(
                     f"{tensor_name}: is {tuple(linear.weight.shape)} in the model, {layer.shape} fitted"
@@ -126,6 +130,18 @@ def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             raise ArtifactError(f"{tensor_name}: the model has no parameter of that name and shape")
         with torch.no_grad():
             parameters[name].copy_(tensor)
+
+
+def _is_shared(linear: nn.Linear, owners: Mapping[int, set[int]], modules: Iterable[nn.Module]) -> bool:
+    """Whether something that is no linear layer reads the weight too."""
+    plain = {id(module) for module in modules if isinstance(module, nn.Linear)}
+    return bool(owners.get(id(linear.weight), set()) - plain)
+
+
+def _set_matrix(model: nn.Module, tensor_name: str, layer: FittedLayer) -> None:
+    set_tensors(model, {tensor_name: layer.spm.to(torch.float64).to_dense()})
+    if layer.shift is not None:
+        raise ArtifactError(f"{tensor_name}: was fitted with calibration data, and the model has no bias beside it")
 
 
 def _owners(model: nn.Module) -> dict[int, set[int]]:

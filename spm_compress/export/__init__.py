@@ -1,8 +1,9 @@
 """Floor 5: from an artifact to an ONNX file that is known to compute the same."""
 
-from spm_compress.export.files import Exported, export_layers, export_onnx
+from spm_compress.export.files import Exported, export_layers, export_onnx, first_batch
+from spm_compress.export.huggingface_graphs import has_past
 from spm_compress.export.lowering import Layout
-from spm_compress.export.ort_format import OrtFiles, check_ort_path, write_ort
+from spm_compress.export.ort_format import OrtFiles, check_ort_path, ort_beside, write_ort
 from spm_compress.export.settings import ExportSettings, Precision
 
 __all__ = [
@@ -14,5 +15,8 @@ __all__ = [
     "check_ort_path",
     "export_layers",
     "export_onnx",
+    "first_batch",
+    "has_past",
+    "ort_beside",
     "write_ort",
 ]

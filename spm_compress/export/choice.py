@@ -25,8 +25,10 @@ from spm_compress.export.lowering import Dense, Layout, Lowering, lowerings
 from spm_compress.export.measuring.timing import interleaved
 from spm_compress.export.saving import save
 from spm_compress.export.settings import ExportSettings
-from spm_compress.export.splicing.splice import layer_model, matches
-from spm_compress.export.verification import SIZES, random_inputs, runnable_size, session
+from spm_compress.export.splicing.layer_model import layer_model
+from spm_compress.export.splicing.matches import matches
+from spm_compress.export.trials import SIZES, find_trial
+from spm_compress.export.verification import session
 
 __all__ = ["Choice", "plans", "processor", "remembered", "rows_of_layers"]
 
@@ -50,11 +52,16 @@ class Choice:
 
 
 def rows_of_layers(
-    dense: ir.Model, layers: Sequence[FittedLayer], settings: ExportSettings, scratch: Path
+    dense: ir.Model,
+    layers: Sequence[FittedLayer],
+    settings: ExportSettings,
+    scratch: Path,
+    known: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """Return, layer by layer, how many rows reach it when the model is run at each of the batches.
 
-    scratch: a folder for a copy of the model. A layer inside a loop or branch is taken to see the batch.
+    scratch: a folder for a copy of the model; known: inputs that it can take. A layer inside a loop or branch is taken
+    to see the batch.
     """
     tapped = dense.clone()
     asked: dict[str, str] = {}
@@ -74,9 +81,10 @@ def rows_of_layers(
     found: dict[str, tuple[int, ...]] = {layer.name: () for layer in layers}
     runtime = session(save(tapped, scratch / "tapped.onnx"))
     for batch in settings.batches:
-        size = runnable_size(runtime, dense, batch, (settings.sequence, *SIZES)) if asked else settings.sequence
-        inputs = random_inputs(dense, batch, size, seed=0)
-        shapes = dict(zip(asked, runtime.run(list(asked.values()), inputs), strict=True)) if asked else {}
+        shapes: dict[str, np.ndarray] = {}
+        if asked:
+            inputs = find_trial(runtime, dense, batch, (settings.sequence, *SIZES), known).inputs(dense, batch, 0)
+            shapes = dict(zip(asked, runtime.run(list(asked.values()), inputs), strict=True))
         for name in found:
             sizes = list(shapes.get(name, (batch, 1)))
             sizes.pop(features_at.get(name, -1))

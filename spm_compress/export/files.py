@@ -2,69 +2,50 @@
 
 from __future__ import annotations
 
-import functools
-import math
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
-import torch
 
+from spm_compress.calibration.data import read_batches
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer
-from spm_compress.checkpoint.factory_source import FactorySource
 from spm_compress.checkpoint.files import write_whole, write_whole_set
 from spm_compress.checkpoint.modules import is_live
-from spm_compress.checkpoint.onnx_source import all_tensors, open_graph
-from spm_compress.checkpoint.program_source import ProgramSource
-from spm_compress.checkpoint.source import Source
-from spm_compress.errors import ExportError, VerificationError
-from spm_compress.export.choice import Choice, plans, remembered, rows_of_layers
-from spm_compress.export.graph import (
-    WAYS,
-    chain_of_linears,
-    from_factory,
-    from_huggingface,
-    from_module,
-    from_program,
-)
-from spm_compress.export.lowering import Dense, Lowering
-from spm_compress.export.measuring.timing import interleaved
+from spm_compress.checkpoint.onnx_source import open_graph
+from spm_compress.checkpoint.source import Source, open_source
+from spm_compress.compress.module import apply_artifact
+from spm_compress.errors import ExportError, SpmError
+from spm_compress.export.choice import Choice, plans
+from spm_compress.export.dense_graphs import dense_graphs
+from spm_compress.export.graph import DenseGraph
+from spm_compress.export.live import LIVE_BATCH, against_module, stepwise
+from spm_compress.export.lowering import Dense
+from spm_compress.export.one_file import BATCHES, Work, tolerance_of, verified
 from spm_compress.export.precision import in_precision
 from spm_compress.export.reference import with_operator_matrices
 from spm_compress.export.saving import save, size_of
-from spm_compress.export.settings import ExportSettings, Precision
-from spm_compress.export.splicing.splice import Spliced, dense_model, layer_model, splice
-from spm_compress.export.verification import (
-    SIZES,
-    TOLERANCE,
-    Agreement,
-    check_file,
-    compare,
-    random_inputs,
-    require,
-    run,
-    runnable_size,
-    session,
-)
+from spm_compress.export.settings import ExportSettings
+from spm_compress.export.splicing.declared import declared
+from spm_compress.export.splicing.layer_model import dense_model, layer_model
+from spm_compress.export.splicing.matches import matches
+from spm_compress.export.splicing.splice import Spliced
+from spm_compress.export.trials import find_trial
+from spm_compress.export.verification import TOLERANCE, Agreement, require, session
 
-__all__ = ["BATCHES", "Exported", "export_layers", "export_onnx"]
-
-# Batch sizes at which every exported file is compared with the torch operator.
-BATCHES = (1, 3, 16)
-# Float16 rounds at 5e-4, several times a layer; int8 activations jump by 1/127 of their range where float32 rounds.
-_TOLERANCES = {Precision.FLOAT32: TOLERANCE, Precision.FLOAT16: 2e-2, Precision.INT8: 2e-2}
-# A whole model that is this much slower than dense is not kept as it is; less than this is noise.
-_SLOWER = 0.97
-_REPEATS, _SECONDS = 30, 2.0
+__all__ = ["BATCHES", "Exported", "export_layers", "export_onnx", "first_batch"]
 
 
 @dataclass(frozen=True)
 class Exported:
     """One file that was written and verified.
 
-    bytes, dense_bytes: with data files, of it and of the dense graph it came from; choices: how each layer runs and
-    why, if that was measured; speedups: batch -> time of the dense graph over this one's, measured in turns.
+    bytes, dense_bytes: with data files, of it and of the dense graph it came from; agreements: with the dense graph
+    that has the operators' matrices in it; live: with the torch module, where there is one; choices: how each layer
+    runs and why, if that was measured; speedups: batch -> time of the dense graph over this one's, measured in turns.
+    has_past: whether it takes and gives keys and values; others: the other files of a model that is several graphs.
     """
 
     path: Path
@@ -74,6 +55,14 @@ class Exported:
     agreements: tuple[Agreement, ...]
     choices: tuple[Choice, ...] = ()
     speedups: Mapping[int, float] = field(default_factory=dict)
+    live: Agreement | None = None
+    has_past: bool = False
+    others: tuple[Exported, ...] = ()
+
+    @property
+    def files(self) -> tuple[Exported, ...]:
+        """This file, then the others."""
+        return (self, *self.others)
 
 
 def export_onnx(
@@ -85,14 +74,18 @@ def export_onnx(
     activation: str = "relu",
     settings: ExportSettings | None = None,
     dense_path: Path | None = None,
+    known: Mapping[str, np.ndarray] | None = None,
 ) -> Exported:
-    """Write the whole compressed model as one ONNX file and verify it against the torch operator.
+    """Write the whole compressed model as ONNX and verify it against the torch operator.
 
     Give the dense graph (`graph`, an ONNX file), or the `source`: an ONNX model, a Hugging Face folder or a plain chain
-    of linears (`activation` stands between them). The file appears only if it is verified. dense_path: where to put
-    the dense graph too, to compare with.
+    of linears (`activation` stands between them). The file appears only if it is verified: against the dense graph in
+    which every stored weight is the operator's matrix (`reference`), and against the live module where there is one. An
+    encoder-decoder becomes NAME.encoder.onnx and NAME.decoder.onnx. dense_path: where to put the dense graph too, to
+    compare with. known: inputs that the model can take, by name, the first axis being the samples.
 
-    Raises ExportError where no graph can be had, VerificationError if ONNX Runtime and torch differ.
+    Raises ExportError where no graph can be had, or a fitted weight is not in it and `settings` do not allow that,
+    VerificationError if ONNX Runtime and torch differ.
     """
     settings = settings or ExportSettings()
     if artifact.retrained and (graph is not None or source is None or not is_live(source)):
@@ -100,27 +93,134 @@ def export_onnx(
             f"the artifact was trained after its fit, and a graph with its {len(artifact.retrained)} changed biases "
             "and norms can be made from its Hugging Face folder or factory only; leave --graph out"
         )
-    dense = _dense_graph(source, graph, activation, artifact.retrained)
-    if dense_path is not None:
-        with write_whole_set(dense_path) as folder:
-            save(_dense_graph(source, graph, activation) if artifact.retrained else dense, folder / dense_path.name)
+    if dense_path is not None and artifact.retrained:
+        for each in dense_graphs(source, graph, activation, with_past=settings.with_past):
+            _write(each.model, _part(dense_path, each.part))
+    found = dense_graphs(source, graph, activation, artifact.retrained, with_past=settings.with_past)
+    layers = _found_in(found, artifact.layers, settings)
+    if dense_path is not None and not artifact.retrained:
+        for each in found:
+            _write(each.model, _part(dense_path, each.part))
+    lives = {id(each.live.module): each.live.module for each in found if each.live is not None}
+    # The dense graphs share the module's memory until they are written; only then are its layers replaced.
+    with tempfile.TemporaryDirectory(dir=_folder_of(path), prefix=f".{path.name}.", suffix=".tmp") as scratch:
+        for i, each in enumerate(found):
+            save(each.model, Path(scratch) / f"{i}.onnx", inside=False)
+        found = [replace(each, model=open_graph(Path(scratch) / f"{i}.onnx")) for i, each in enumerate(found)]
+        for module in lives.values():
+            apply_artifact(module, replace(artifact, layers=layers))
+        first, *others = [
+            replace(
+                _export_one(each, layers, _part(path, each.part), settings, known or _arrays(each)),
+                dense_bytes=size_of(Path(scratch) / f"{i}.onnx"),
+            )
+            for i, each in enumerate(found)
+        ]
+    missing = tuple(layer.name for layer in artifact.layers if layer not in layers)
+    return replace(first, spliced=replace(first.spliced, missing=missing), others=tuple(others))
+
+
+def first_batch(source: Source | None, graph: Path | None, data: Path) -> Mapping[str, np.ndarray]:
+    """Return the first batch of calibration data, as `known` of `export_onnx`. Raises as `read_batches`."""
+    if source is None:
+        assert graph is not None
+        source = open_source(graph)
+    return read_batches(source, data)[0]
+
+
+def _export_one(
+    dense: DenseGraph,
+    layers: Sequence[FittedLayer],
+    path: Path,
+    settings: ExportSettings,
+    known: Mapping[str, np.ndarray],
+) -> Exported:
+    """Write one graph of a model. layers: those that are in one of its graphs."""
     with write_whole_set(path) as folder:
         scratch = folder / "scratch"
         scratch.mkdir()
-        original = save(dense, scratch / "original.onnx")
-        dense, layers = in_precision(dense, artifact.layers, settings.precision)
-        reference = dense.clone()
+        said = declared(dense.model)
+        model, layers = in_precision(dense.model, layers, settings.precision)
+        layers = _present(model, layers)
+        reference = model.clone()
         with_operator_matrices(reference, layers)
-        expected = save(reference, scratch / "reference.onnx")
-        work = _Work(dense, layers, settings, expected, folder / path.name)
+        expected = save(reference, scratch / "reference.onnx", inside=False)
+        del reference
+        work = Work(model, layers, settings, expected, folder / path.name, said, known)
         choices: tuple[Choice, ...] = ()
         speedups: dict[int, float] = {}
-        if settings.lowering is not None:
-            spliced, agreements = work.write({layer.name: settings.lowering for layer in layers})
+        if settings.lowering is not None or not layers:
+            lowering = settings.lowering or Dense()
+            spliced, agreements = work.write({layer.name: lowering for layer in layers})
         else:
             spliced, agreements, choices, speedups = work.write_fastest(scratch)
-        size, dense_size = size_of(folder / path.name), size_of(original)
-    return Exported(path, size, dense_size, spliced, agreements, choices, speedups)
+        live = _as_live(dense, work) if dense.live is not None else None
+        size = size_of(folder / path.name)
+    return Exported(path, size, 0, spliced, agreements, choices, speedups, live, dense.has_past)
+
+
+def _as_live(dense: DenseGraph, work: Work) -> Agreement:
+    """Compare a written file with the torch module in which the layers are replaced; with a past, step by step."""
+    assert dense.live is not None
+    runtime, model = session(work.path, provider=work.settings.provider), ir.load(work.path)
+    if dense.has_past:
+        found = stepwise(runtime, dense.live.answer, dense.example)
+    else:
+        trial = find_trial(session(work.expected), model, BATCHES[0], known=work.known)
+        found = against_module(runtime, dense.live.answer, trial.inputs(model, LIVE_BATCH, seed=LIVE_BATCH))
+    require([found], work.path.name, tolerance_of(work.dense, work.settings.precision), "the torch module")
+    return found
+
+
+def _found_in(
+    graphs: Sequence[DenseGraph], layers: Sequence[FittedLayer], settings: ExportSettings
+) -> tuple[FittedLayer, ...]:
+    """Return the layers that are in one of the graphs. Raises ExportError for the others, unless that is allowed."""
+    names = {match.layer.name for each in graphs for match in matches(each.model, layers)}
+    missing = [layer.name for layer in layers if layer.name not in names]
+    if layers and not names:
+        raise ExportError(
+            f"none of the {len(layers)} fitted weights is in the graph as a MatMul, Gemm or 1x1 Conv; "
+            "is it the graph of the model that was fitted?"
+        )
+    if missing and not settings.allow_missing:
+        others = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ExportError(
+            f"{', '.join(missing[:3])}{others}: fitted, but the graph does not multiply by what the artifact has of it "
+            "(the exporter may have joined it with what stands beside it); leave it out of the fit with --exclude, or "
+            "export without it with --allow-missing"
+        )
+    return tuple(layer for layer in layers if layer.name in names)
+
+
+def _present(model: ir.Model, layers: Sequence[FittedLayer]) -> tuple[FittedLayer, ...]:
+    names = {match.layer.name for match in matches(model, layers)}
+    return tuple(layer for layer in layers if layer.name in names)
+
+
+def _part(path: Path, part: str) -> Path:
+    """Return the path of one of the graphs of a model: NAME.encoder.onnx."""
+    return path.with_name(f"{path.stem}.{part}{path.suffix}") if part else path
+
+
+def _folder_of(path: Path) -> Path:
+    if not path.parent.is_dir():
+        raise SpmError(f"{path}: cannot be written (there is no folder {path.parent}); make it, or choose another name")
+    return path.parent
+
+
+def _write(model: ir.Model, path: Path) -> None:
+    with write_whole_set(path) as folder:
+        save(model, folder / path.name)
+
+
+def _arrays(dense: DenseGraph) -> dict[str, np.ndarray]:
+    """Return the example inputs, where the axes that are dynamic are the batch alone: all others have its sizes."""
+    inputs = {value.name: value for value in dense.model.graph.inputs}
+    named = {name: example.numpy() for name, example in dense.example.items() if name in inputs}
+    shapes = [inputs[name].shape for name in named]
+    is_fixed = all(isinstance(dim, int) for shape in shapes if shape is not None for dim in shape[1:])
+    return named if is_fixed else {}
 
 
 def export_layers(artifact: Artifact, folder: Path, *, settings: ExportSettings | None = None) -> list[Exported]:
@@ -141,133 +241,9 @@ def export_layers(artifact: Artifact, folder: Path, *, settings: ExportSettings 
         with write_whole(path) as temporary:
             save(layer_model(layer, lowering), temporary)
             expected = ir.serde.serialize_model(dense_model(layer)).SerializeToString()
-            agreements = _verified(temporary, expected, path.name, settings, TOLERANCE)
+            agreements = verified(temporary, expected, path.name, settings, TOLERANCE)
         out, into = layer.shape
-        spliced = Spliced({layer.name: [layer.name]}, ())
+        spliced = Spliced({layer.name: [layer.name]}, (), {layer.name: lowering.name})
         chosen = (choices[layer.name],) if choices else ()
         written.append(Exported(path, path.stat().st_size, 4 * out * into, spliced, agreements, chosen))
     return written
-
-
-def _dense_graph(
-    source: Source | None, graph: Path | None, activation: str, changed: Mapping[str, torch.Tensor] | None = None
-) -> ir.Model:
-    if graph is not None:
-        return open_graph(graph)
-    if source is None:
-        raise ExportError(f"there is no graph to put the layers into; {WAYS}")
-    if source.graph is not None:
-        return open_graph(source.graph)
-    if isinstance(source, ProgramSource):
-        return from_program(source.program)
-    if isinstance(source, FactorySource):
-        return from_factory(source, changed)
-    if source.config is not None:
-        return from_huggingface(source, changed)[1]
-    chain = chain_of_linears(source, activation)
-    width = next(layer.in_features for layer in chain if isinstance(layer, torch.nn.Linear))
-    example = {"input": torch.zeros(2, width)}
-    return from_module(chain, example, {"input": {0: "batch"}}, ["output"])
-
-
-@dataclass(frozen=True)
-class _Work:
-    """A dense graph whose layers are to be replaced; expected: the file that says what has to be computed."""
-
-    dense: ir.Model
-    layers: Sequence[FittedLayer]
-    settings: ExportSettings
-    expected: Path
-    path: Path
-
-    def write(self, lowerings: Mapping[str, Lowering]) -> tuple[Spliced, tuple[Agreement, ...]]:
-        model = self.dense.clone()
-        spliced = splice(model, self.layers, lowerings)
-        save(model, self.path)
-        tolerance = _tolerance(self.dense, self.settings.precision)
-        return spliced, _verified(self.path, self.expected, self.path.name, self.settings, tolerance)
-
-    def write_fastest(
-        self, scratch: Path
-    ) -> tuple[Spliced, tuple[Agreement, ...], tuple[Choice, ...], dict[int, float]]:
-        """Write the model as the plan that is fastest as a whole, or all dense where none is at every batch."""
-        tried: list[Path] = [save(self.dense, scratch / "dense.onnx")]
-        rows = rows_of_layers(self.dense, self.layers, self.settings, scratch)
-        found = plans(self.layers, rows, self.settings)
-        for i, plan in enumerate(found):
-            model = self.dense.clone()
-            splice(model, self.layers, {choice.layer: choice.lowering for choice in plan})
-            tried.append(save(model, scratch / f"{i}.onnx"))
-        speedups = self.speedups([[choice.lowering.name for choice in plan] for plan in found], tried)
-        best = max(range(len(found)), key=lambda i: math.prod(speedups[i].values()))
-        choices, reached = found[best], speedups[best]
-        if min(reached.values()) < _SLOWER:
-            choices = tuple(_kept_dense(choice, reached) for choice in choices)
-        spliced, agreements = self.write({choice.layer: choice.lowering for choice in choices})
-        if min(reached.values()) < _SLOWER:
-            (reached,) = self.speedups([["dense"] * len(choices)], [tried[0], self.path])
-        return spliced, agreements, choices, reached
-
-    def speedups(self, lowerings: Sequence[Sequence[str]], paths: Sequence[Path]) -> list[dict[int, float]]:
-        """Return `_speedups` of models with these lowerings, as they were when the same models were first timed."""
-        known = [(layer.sha256, layer.spm.structure) for layer in self.layers]
-        question = (known, lowerings, self.settings)
-        found = remembered(question, lambda: [list(each.items()) for each in _speedups(paths, self.settings)])
-        return [dict(each) for each in found]
-
-
-def _passes_checker(path: Path) -> bool:
-    try:
-        check_file(path)
-    except VerificationError:
-        return False
-    return True
-
-
-def _tolerance(dense: ir.Model, precision: Precision) -> float:
-    """Return that of the precision, or of float16 where the graph had such tensors before."""
-    is_narrow = any(tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) for _, tensor in all_tensors(dense))
-    return _TOLERANCES[Precision.FLOAT16 if is_narrow else precision]
-
-
-def _verified(
-    path: Path, expected: Path | bytes, name: str, settings: ExportSettings, tolerance: float
-) -> tuple[Agreement, ...]:
-    # A dense graph that the checker refuses (an output without a shape) is not made worse by this program.
-    if isinstance(expected, bytes) or _passes_checker(expected):
-        check_file(path)
-    found, right = session(path, provider=settings.provider), session(expected)
-    inputs_of = ir.load(path)
-    size = runnable_size(right, inputs_of, BATCHES[0], SIZES)
-    agreements = []
-    for batch in BATCHES:
-        inputs = random_inputs(inputs_of, batch, size, seed=batch)
-        agreements.append(Agreement(batch, compare(run(found, inputs), run(right, inputs))))
-    require(agreements, name, tolerance)
-    return tuple(agreements)
-
-
-def _speedups(paths: Sequence[Path], settings: ExportSettings) -> list[dict[int, float]]:
-    """Time models in turns; return for each but the first: batch -> how many times as fast as the first it is."""
-    sessions = [session(path, settings.threads, settings.provider) for path in paths]
-    inputs_of = ir.load(paths[0])
-    speedups: list[dict[int, float]] = [{} for _ in paths[1:]]
-    for batch in settings.batches:
-        size = runnable_size(sessions[0], inputs_of, batch, (settings.sequence, *SIZES))
-        inputs = random_inputs(inputs_of, batch, size, seed=0)
-        calls = {str(i): functools.partial(run, runtime, inputs) for i, runtime in enumerate(sessions)}
-        times = interleaved(calls, repeats=_REPEATS, seconds=_SECONDS)
-        for i, reached in enumerate(speedups, 1):
-            reached[batch] = times["0"].median / times[str(i)].median
-    return speedups
-
-
-def _kept_dense(choice: Choice, speedups: Mapping[int, float]) -> Choice:
-    if isinstance(choice.lowering, Dense):
-        return choice
-    slowest = min(speedups, key=speedups.__getitem__)
-    reason = (
-        f"{choice.reason} by itself ({choice.lowering.name}), "
-        f"but with such layers the whole model runs at {speedups[slowest]:.2f}x at batch {slowest}"
-    )
-    return Choice(choice.layer, Dense(), choice.rows, choice.microseconds, reason)

@@ -1,10 +1,10 @@
-"""Where the dense ONNX graph of a model without one comes from: a Hugging Face folder, or a plain chain of linears."""
+"""Where the dense ONNX graphs of a model come from, and what its live module answers to the same inputs."""
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from spm_compress.checkpoint.factory_source import FactorySource
-from spm_compress.checkpoint.huggingface import load_huggingface
 from spm_compress.checkpoint.source import Source
 from spm_compress.compress.module import set_tensors
 from spm_compress.errors import ExportError, first_line
@@ -21,9 +20,11 @@ from spm_compress.quiet import quiet
 __all__ = [
     "ACTIVATIONS",
     "WAYS",
+    "DenseGraph",
+    "Live",
     "chain_of_linears",
+    "from_chain",
     "from_factory",
-    "from_huggingface",
     "from_module",
     "from_program",
 ]
@@ -46,28 +47,34 @@ WAYS = (
 )
 
 
-def from_huggingface(source: Source, changed: Mapping[str, Tensor] | None = None) -> tuple[nn.Module, ir.Model]:
-    """Load a Hugging Face folder as a torch module (float32) and export it with dynamic axes.
+@dataclass(frozen=True)
+class Live:
+    """The torch module that a graph was made of.
 
-    changed: tensors that have other values than in the folder.
-
-    Raises SourceError where transformers is missing or does not know the architecture.
+    module: whose layers an artifact can be put into; answer: returns the outputs in the order of the graph's, given the
+    graph's inputs by name.
     """
-    model = load_huggingface(source)
-    set_tensors(model, changed or {})
-    if hasattr(model.config, "use_cache"):  # a graph has no place for keys and values of earlier tokens
-        model.config.use_cache = False
-    example = _example_inputs(model, source.config or {})
-    with torch.no_grad():
-        outputs = model(**example)
-    names = [name for name, value in outputs.items() if isinstance(value, Tensor)]
-    axes: dict[str, Any] = {
-        name: {0: "batch", 1: "sequence"} if value.dim() == 2 else {0: "batch"} for name, value in example.items()
-    }
-    return model, from_module(model, example, axes, names)
+
+    module: nn.Module
+    answer: Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
 
 
-def from_factory(source: FactorySource, changed: Mapping[str, Tensor] | None = None) -> ir.Model:
+@dataclass(frozen=True)
+class DenseGraph:
+    """One graph of a model.
+
+    part: "encoder" or "decoder" of a model that is two graphs; example: inputs that the model can take, by name, where
+    some are known; has_past: whether its inputs and outputs hold keys and values of earlier tokens.
+    """
+
+    model: ir.Model
+    live: Live | None = None
+    part: str = ""
+    example: Mapping[str, Tensor] = field(default_factory=dict)
+    has_past: bool = False
+
+
+def from_factory(source: FactorySource, changed: Mapping[str, Tensor] | None = None) -> DenseGraph:
     """Export the module that a function of the user builds; the first axis of every input is dynamic.
 
     Raises ExportError if the function gives no example inputs.
@@ -80,7 +87,21 @@ def from_factory(source: FactorySource, changed: Mapping[str, Tensor] | None = N
         )
     model = source.build()
     set_tensors(model, changed or {})
-    return from_module(model, example, {name: {0: "batch"} for name in example}, None)
+    graph = from_module(model, example, {name: {0: "batch"} for name in example}, None)
+    return DenseGraph(graph, Live(model, lambda inputs: _flat(model(**inputs))), example=example)
+
+
+def from_chain(source: Source, activation: str) -> DenseGraph:
+    """Export the `chain_of_linears` of a state dict. Raises ExportError as that does."""
+    chain = chain_of_linears(source, activation)
+    width = next(layer.in_features for layer in chain if isinstance(layer, nn.Linear))
+    graph = from_module(chain, {"input": torch.zeros(2, width)}, {"input": {0: "batch"}}, ["output"])
+    return DenseGraph(graph, Live(chain, lambda inputs: [chain(**inputs)]))
+
+
+def _flat(answer: Any) -> list[Tensor]:
+    """Return the tensors of an answer, as the exporter flattens it."""
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(answer) if isinstance(leaf, Tensor)]
 
 
 def from_program(program: torch.export.ExportedProgram) -> ir.Model:
@@ -90,19 +111,21 @@ def from_program(program: torch.export.ExportedProgram) -> ir.Model:
 
 def from_module(
     model: nn.Module,
-    example: Mapping[str, Tensor],
-    axes: Mapping[str, Mapping[int, str]],
+    example: Mapping[str, Any],
+    axes: Mapping[str, Any],
     outputs: list[str] | None,
+    inputs: list[str] | None = None,
 ) -> ir.Model:
     """Export a module called with keyword tensors. axes: input -> {dimension: name} of the dynamic ones.
 
-    outputs: their names; None leaves them to the exporter. Raises ExportError for what torch.onnx cannot export.
+    Both may hold lists of tensors. outputs, inputs: their names; None leaves them to the exporter, or to the keywords.
+    Raises ExportError for what torch.onnx cannot export.
     """
     return _exported(
         model.eval(),
         kwargs=dict(example),
-        dynamic_shapes={name: dict(dims) for name, dims in axes.items()},
-        input_names=list(example),
+        dynamic_shapes=dict(axes),
+        input_names=inputs or list(example),
         output_names=outputs,
     )
 
@@ -110,7 +133,9 @@ def from_module(
 def _exported(model: Any, **options: Any) -> ir.Model:
     try:
         with quiet():
-            program = torch.onnx.export(model, dynamo=True, verbose=False, **options)
+            program = torch.onnx.export(model, dynamo=True, verbose=False, optimize=False, **options)
+            assert program is not None  # only returned as None for the exporter that writes files
+            _optimize(program)
     except Exception as error:  # the exporter raises many types, with pages of advice; the first cause says most
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -119,8 +144,20 @@ def _exported(model: Any, **options: Any) -> ir.Model:
             f"torch.onnx.export cannot export the model ({first_line(cause)[:200]}); give the dense model's graph with "
             "--graph dense.onnx"
         ) from error
-    assert program is not None  # only returned as None for the exporter that writes files
     return program.model
+
+
+def _optimize(program: torch.onnx.ONNXProgram) -> None:
+    """Optimize as the exporter does, but for one thing: no BatchNormalization is folded into the weight before it.
+
+    That would be another weight, which is not found again. What is asked for as an output stays.
+    """
+    outputs = program.model.graph.outputs
+    own = len(outputs)
+    normalized = (node.inputs[0] for node in program.model.graph if node.op_type == "BatchNormalization")
+    outputs.extend(value for value in dict.fromkeys(normalized) if value is not None and not value.is_graph_input())
+    program.optimize()
+    del outputs[own:]
 
 
 def chain_of_linears(source: Source, activation: str) -> nn.Sequential:
@@ -164,17 +201,3 @@ def _linear(source: Source, name: str, shape: tuple[int, ...]) -> nn.Linear:
         if has_bias:
             layer.bias.copy_(source.read(f"{name}.bias"))
     return layer
-
-
-def _example_inputs(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    accepted = inspect.signature(model.forward).parameters
-    if getattr(model, "main_input_name", "input_ids") == "pixel_values":
-        size = config.get("image_size", 224)
-        return {"pixel_values": torch.zeros(2, config.get("num_channels", 3), size, size)}
-    tokens = torch.arange(2 * 8).reshape(2, 8) % int(config.get("vocab_size", 2))
-    example = {"input_ids": tokens}
-    if "attention_mask" in accepted:
-        example["attention_mask"] = torch.ones_like(tokens)
-    if "token_type_ids" in accepted and config.get("type_vocab_size", 0):
-        example["token_type_ids"] = torch.zeros_like(tokens)
-    return example

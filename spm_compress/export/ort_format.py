@@ -18,18 +18,10 @@ import onnxruntime
 from spm_compress.checkpoint.files import write_whole_set
 from spm_compress.errors import ExportError, UsageError, VerificationError
 from spm_compress.export.files import BATCHES
-from spm_compress.export.verification import (
-    SIZES,
-    TOLERANCE,
-    Agreement,
-    compare,
-    random_inputs,
-    run,
-    runnable_size,
-    session,
-)
+from spm_compress.export.trials import find_trial
+from spm_compress.export.verification import TOLERANCE, Agreement, agreement, run, session
 
-__all__ = ["OrtFiles", "check_ort_path", "write_ort"]
+__all__ = ["OrtFiles", "check_ort_path", "ort_beside", "write_ort"]
 
 _CONVERTER = "onnxruntime.tools.convert_onnx_models_to_ort"
 # Basic optimizations use ONNX operators only and hold for every provider. Higher levels are those of the machine that
@@ -57,6 +49,12 @@ def check_ort_path(path: Path) -> None:
     """Raise UsageError for a name by which ONNX Runtime would not know the format."""
     if path.suffix != ".ort":
         raise UsageError(f"{path}: ONNX Runtime knows its format by the ending .ort; choose a name such as model.ort")
+
+
+def ort_beside(ort_path: Path, onnx_path: Path, written: Path) -> Path:
+    """Return the name in ORT format of one of the files of a model: NAME.encoder.ort for NAME.encoder.onnx."""
+    part = written.stem.removeprefix(onnx_path.stem)
+    return ort_path.with_name(f"{ort_path.stem}{part}{ort_path.suffix}")
 
 
 def write_ort(onnx_path: Path, ort_path: Path) -> OrtFiles:
@@ -104,11 +102,11 @@ def _verified(onnx_path: Path, ort_path: Path) -> tuple[Agreement, ...]:
     # At the same level of optimization both run the same nodes, so that int8 has no other rounding to jump by.
     expected, found = session(onnx_path, level=onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC), session(ort_path)
     model = ir.load(onnx_path)
-    size = runnable_size(expected, model, BATCHES[0], SIZES)
+    trial = find_trial(expected, model, BATCHES[0])
     agreements = []
     for batch in BATCHES:
-        inputs = random_inputs(model, batch, size, seed=batch)
-        agreements.append(Agreement(batch, compare(run(found, inputs), run(expected, inputs))))
+        inputs = trial.inputs(model, batch, seed=batch)
+        agreements.append(agreement(batch, run(found, inputs), run(expected, inputs)))
     worst = max(agreements, key=lambda agreement: agreement.error)
     if not worst.error < TOLERANCE:
         raise VerificationError(

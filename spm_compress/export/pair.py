@@ -11,9 +11,10 @@ import onnxruntime
 
 from spm_compress.checkpoint.onnx_source import open_graph
 from spm_compress.errors import SpmError, VerificationError
+from spm_compress.export.trials import Trial, find_trial
 from spm_compress.export.verification import Outputs, run, session
 
-__all__ = ["open_alike", "open_file", "run_file", "sizes"]
+__all__ = ["open_alike", "open_file", "run_file", "sizes", "trial_of"]
 
 # name -> dtype and dimensions, None for a dynamic one
 _Inputs = dict[str, tuple[str, tuple[int | None, ...]]]
@@ -50,8 +51,18 @@ def run_file(path: Path, runtime: onnxruntime.InferenceSession, inputs: Mapping[
     try:
         return run(runtime, inputs)
     except SpmError as error:
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+        shapes = ", ".join(f"{name} {list(np.shape(array))}" for name, array in inputs.items())
         raise VerificationError(f"{path}: {error} on {shapes}; choose other sizes with --batch, --sequence") from error
+
+
+def trial_of(path: Path, runtime: onnxruntime.InferenceSession, graph: ir.Model, batch: int, size: int) -> Trial:
+    """Return inputs that a file can take at these sizes. Raises VerificationError that names file and shapes."""
+    try:
+        return find_trial(runtime, graph, batch, [size])
+    except VerificationError:
+        trial = Trial(size)
+        run_file(path, runtime, trial.inputs(graph, batch, seed=0))
+        return trial
 
 
 def _inputs(graph: ir.Model) -> _Inputs:

@@ -18,7 +18,7 @@ from spm_compress.checkpoint.products import products
 from spm_compress.errors import ExportError
 from spm_compress.export.saving import LIMIT
 from spm_compress.export.settings import Precision
-from spm_compress.export.splicing.splice import digest_of, matches
+from spm_compress.export.splicing.matches import digest_of, matches
 from spm_compress.quiet import quiet
 
 __all__ = ["in_precision"]

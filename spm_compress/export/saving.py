@@ -14,11 +14,15 @@ LIMIT = 2**31 - 2**26
 _SMALL = 1024  # bytes; such tensors stay in the graph, where tools can see them
 
 
-def save(model: ir.Model, path: Path) -> Path:
+def save(model: ir.Model, path: Path, *, inside: bool = True) -> Path:
     """Write a model; from 2 GB of tensors on, they go to NAME.<digest>.data beside it. Returns the path.
 
-    The digest is that of the tensors, so that a model never meets the data of another one.
+    The digest is that of the tensors, so that a model never meets the data of another one. inside: whether smaller
+    models hold their tensors, which takes several times their memory for a moment.
     """
+    if not inside:
+        ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=_SMALL, max_workers=1)
+        return path
     tensors = [value.const_value for graph in _graphs(model) for value in graph.initializers.values()]
     if sum(tensor.nbytes for tensor in tensors if tensor is not None) < LIMIT:
         path.write_bytes(ir.serde.serialize_model(model).SerializeToString(deterministic=True))

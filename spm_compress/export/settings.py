@@ -24,7 +24,8 @@ class ExportSettings:
     """How the layers run, and where.
 
     lowering: the one for all layers, None for the fastest of each; batches, sequence: sizes of the model's input at
-    which that is found out; threads: 0 for all cores; provider: ONNX Runtime's name.
+    which that is found out; threads: 0 for all cores; provider: ONNX Runtime's name. allow_missing: whether a fitted
+    weight that is not in the graph is no error; with_past: whether a decoder takes and gives keys and values.
     """
 
     lowering: Lowering | None = None
@@ -33,6 +34,8 @@ class ExportSettings:
     threads: int = 0
     provider: str = "CPUExecutionProvider"
     precision: Precision = Precision.FLOAT32
+    allow_missing: bool = False
+    with_past: bool = False
 
     @staticmethod
     def named(lowering: str, layout: Layout = Layout.FEATURE_MAJOR) -> Lowering | None:

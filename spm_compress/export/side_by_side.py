@@ -12,8 +12,8 @@ import numpy as np
 import onnxruntime
 
 from spm_compress.errors import VerificationError
-from spm_compress.export.pair import open_alike, open_file, run_file, sizes
-from spm_compress.export.verification import Outputs, check_provider, compare, random_inputs
+from spm_compress.export.pair import open_alike, open_file, run_file, sizes, trial_of
+from spm_compress.export.verification import Outputs, check_provider, compare
 
 __all__ = ["SCHEMA", "Difference", "SideBySide", "VerifySettings", "require_below", "side_by_side", "side_by_side_json"]
 
@@ -77,7 +77,8 @@ def side_by_side(
     for provider in settings.providers:
         sessions = [open_file(path, 0, provider) for path in (model, against)]
         for batch, sequence in itertools.product(batches, sequences):
-            inputs = random_inputs(graph, batch, sequence or 1, settings.seed)
+            trial = trial_of(against, sessions[-1], graph, batch, sequence or 1)
+            inputs = trial.inputs(graph, batch, settings.seed)
             found, expected = (
                 run_file(path, runtime, inputs) for path, runtime in zip((model, against), sessions, strict=True)
             )
@@ -124,7 +125,7 @@ def _difference(
     norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1) if x.ndim else np.abs(x * y)
     products = (x * y).sum(-1) if x.ndim else x * y
     cosine = float(np.mean(np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)))
-    largest = float(np.abs(x - y).max(initial=0.0))
+    largest = float(np.abs(x - y)[np.isfinite(y)].max(initial=0.0))
     return Difference(provider, batch, sequence, name, compare({name: found}, {name: expected}), largest, cosine)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import (
     Fail,
@@ -21,34 +20,37 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 from spm_compress.errors import UsageError, VerificationError, first_line, near_misses
 
 __all__ = [
-    "SIZES",
     "TOLERANCE",
     "Agreement",
+    "agreement",
     "check_file",
     "check_provider",
     "compare",
-    "random_inputs",
     "require",
     "run",
-    "runnable_size",
     "session",
 ]
 
 # Float32 sums in another order differ by about 1e-7 a layer; a wrong index or number by far more than this.
 TOLERANCE = 1e-4
-# Lengths and image sizes to try for the dynamic axes of a graph.
-SIZES = (16, 32, 48, 64, 224, 320)
 _RUNTIME_ERRORS = (Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException)
+
+_OPERATOR = "the torch operator"
 
 Outputs = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Largest relative error over the outputs at one batch size: ||onnx - torch|| / ||torch||."""
+    """Largest relative error over the outputs at one batch size: ||onnx - torch|| / ||torch||.
+
+    finite: share of the expected values that are numbers; NaN and infinity on both sides are no difference, but nothing
+    was compared there.
+    """
 
     batch: int
     error: float
+    finite: float = 1.0
 
 
 def check_file(path: Path) -> None:
@@ -99,55 +101,6 @@ def session(
     return opened
 
 
-def random_inputs(model: ir.Model, batch: int, sequence: int, seed: int) -> dict[str, np.ndarray]:
-    """Draw inputs for a graph: its first dynamic axis is `batch`, other dynamic axes are `sequence`.
-
-    Floats are normal; integers are 1 for masks, and otherwise below the size of the table that they look up.
-    """
-    generator = np.random.default_rng(seed)
-    inputs: dict[str, np.ndarray] = {}
-    for value in model.graph.inputs:
-        if value.name is None or value.name in model.graph.initializers:
-            continue
-        dims = list(value.shape) if value.shape is not None else []
-        # Some exporters write a dynamic axis as -1 or 0.
-        fixed = [dim if isinstance(dim, int) and dim > 0 else None for dim in dims]
-        shape = [dim or (sequence if i else batch) for i, dim in enumerate(fixed)]
-        dtype = (value.dtype or ir.DataType.FLOAT).numpy()
-        if np.issubdtype(dtype, np.floating):
-            inputs[value.name] = generator.standard_normal(shape).astype(dtype)
-        elif "mask" in value.name or dtype == np.bool_:
-            inputs[value.name] = np.ones(shape, dtype)
-        else:
-            inputs[value.name] = generator.integers(0, _rows_looked_up(value), shape).astype(dtype)
-    return inputs
-
-
-def runnable_size(runtime: onnxruntime.InferenceSession, model: ir.Model, batch: int, sizes: Sequence[int]) -> int:
-    """Return the first of the sizes at which a model runs when all its dynamic axes but the batch have it.
-
-    Convolutions and positions set limits that a graph does not state. Raises VerificationError if none will do.
-    """
-    for size in sizes:
-        try:
-            run(runtime, random_inputs(model, batch, size, seed=0))
-        except VerificationError as error:
-            last = error
-        else:
-            return size
-    raise VerificationError(f"the dense model runs at none of the sizes {', '.join(map(str, sizes))}: {last}")
-
-
-def _rows_looked_up(value: ir.Value) -> int:
-    """Return the least number of rows of the tables that an integer input indexes; 2 if none is seen."""
-    rows = []
-    for node, index in value.uses():
-        table = node.inputs[0]
-        if node.op_type == "Gather" and index == 1 and table is not None and table.shape is not None:
-            rows.append(int(table.shape.numpy()[0]))
-    return min(rows, default=2)
-
-
 def run(runtime: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray]) -> Outputs:
     """Run a session and return its floating-point outputs by name."""
     names = [output.name for output in runtime.get_outputs()]
@@ -158,22 +111,41 @@ def run(runtime: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray])
     return {name: value for name, value in zip(names, values, strict=True) if np.issubdtype(value.dtype, np.floating)}
 
 
+def agreement(batch: int, found: Outputs, expected: Outputs) -> Agreement:
+    """Return how well two answers agree."""
+    sizes = sum(value.size for value in expected.values())
+    finite = sum(int(np.isfinite(value).sum()) for value in expected.values())
+    return Agreement(batch, compare(found, expected), finite / sizes if sizes else 1.0)
+
+
 def compare(found: Outputs, expected: Outputs) -> float:
-    """Return the largest relative error over the outputs; infinite where a value is not finite."""
+    """Return the largest relative error over the outputs; infinite where only one side is not finite.
+
+    Where both are the same infinity, or NaN, nothing differs.
+    """
     worst = 0.0
     for name, value in expected.items():
-        difference = float(np.linalg.norm((found[name].astype(np.float64) - value).ravel()))
-        norm = float(np.linalg.norm(value.astype(np.float64).ravel()))
-        error = difference / norm if norm else difference
-        worst = max(worst, error if np.isfinite(error) else float("inf"))
+        x, y = found[name].astype(np.float64), value.astype(np.float64)
+        if x.shape != y.shape:
+            return float("inf")
+        numbers = np.isfinite(y)
+        if not np.array_equal(x[~numbers], y[~numbers], equal_nan=True) or not np.isfinite(x[numbers]).all():
+            return float("inf")
+        difference, norm = float(np.linalg.norm((x - y)[numbers])), float(np.linalg.norm(y[numbers]))
+        worst = max(worst, difference / norm if norm else difference)
     return worst
 
 
-def require(agreements: Sequence[Agreement], what: str, tolerance: float = TOLERANCE) -> None:
-    """Raise VerificationError if any of the agreements is outside the tolerance."""
-    for agreement in agreements:
-        if not agreement.error < tolerance:
+def require(agreements: Sequence[Agreement], what: str, tolerance: float = TOLERANCE, other: str = _OPERATOR) -> None:
+    """Raise VerificationError if any of the agreements is outside the tolerance, or is about nothing."""
+    for each in agreements:
+        if not each.finite:
             raise VerificationError(
-                f"{what}: ONNX Runtime and the torch operator differ by {agreement.error:.1e} at batch "
-                f"{agreement.batch} (limit {tolerance:.0e}); the file was not kept; please report this"
+                f"{what}: the original model, too, answers with nothing but NaN or infinity on every input that was "
+                "tried, so there is nothing to compare; give inputs that it can take with --calibration"
+            )
+        if not each.error < tolerance:
+            raise VerificationError(
+                f"{what}: ONNX Runtime and {other} differ by {each.error:.1e} at batch "
+                f"{each.batch} (limit {tolerance:.0e}); the file was not kept; please report this"
             )

@@ -14,7 +14,7 @@ from torch import nn
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
 from spm_compress.checkpoint import FittedLayer
 from spm_compress.compress.job import digest
-from spm_compress.export import choice, files
+from spm_compress.export import choice, one_file
 from spm_compress.export.choice import plans, rows_of_layers
 from spm_compress.export.graph import from_module
 from spm_compress.export.lowering import Blocks, Dense, Layout, lowerings
@@ -110,7 +110,7 @@ def test_a_model_that_gets_slower_keeps_its_products(mlp_file: Path, monkeypatch
     source = open_source(mlp_file)
     artifact = fit_model(source, CompressSettings(FitSettings(steps=5, block=8)), beside=mlp_file.parent)
     monkeypatch.setattr(choice, "_timed", lambda *_: times(dense=[10], blocks_feature_major=[5]))
-    monkeypatch.setattr(files, "_speedups", lambda paths, settings: [{1: 0.5} for _ in paths[1:]])
+    monkeypatch.setattr(one_file, "_speedups", lambda paths, settings, known: [{1: 0.5} for _ in paths[1:]])
     exported = export_onnx(artifact, mlp_file.parent / "out.onnx", source=source)
     assert {type(each.lowering) for each in exported.choices} == {Dense}
     assert all("0.50x at batch 1" in each.reason for each in exported.choices)

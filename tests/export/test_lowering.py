@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from spm_compress.checkpoint import FittedLayer
 from spm_compress.export.lowering import Lowering, lowerings
-from spm_compress.export.splicing.splice import layer_model
+from spm_compress.export.splicing.layer_model import layer_model
 from spm_compress.operator import SPM, Mixer, Schedule, Structure, build_structure
 
 # Float32 over at most 23 stages and sums of a few hundred terms; a 0.1 % error in one number is above it.

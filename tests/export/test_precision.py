@@ -15,8 +15,9 @@ from torch import nn
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
 from spm_compress.checkpoint import Artifact
 from spm_compress.errors import VerificationError
-from spm_compress.export import Precision, files, saving
+from spm_compress.export import Precision, one_file, saving
 from spm_compress.export.lowering import Lowering, lowerings
+from spm_compress.export.verification import Agreement
 
 every_lowering = pytest.mark.parametrize("lowering", lowerings(), ids=lambda lowering: lowering.name)
 
@@ -96,7 +97,7 @@ def test_a_failed_export_leaves_the_former_file_and_its_data(
     monkeypatch.setattr(saving, "LIMIT", 10_000)
     exported(fitted, tmp_path, lowerings()[0])
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    monkeypatch.setattr(files, "compare", lambda *_: 1.0)
+    monkeypatch.setattr(one_file, "agreement", lambda batch, *_: Agreement(batch, 1.0))
     with pytest.raises(VerificationError, match="differ by"):
         exported(fitted, tmp_path, lowerings()[1])
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

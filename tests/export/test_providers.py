@@ -12,7 +12,7 @@ from draw import random_spm
 from spm_compress.checkpoint import FittedLayer
 from spm_compress.errors import UsageError
 from spm_compress.export.lowering import Lowering, lowerings
-from spm_compress.export.splicing.splice import layer_model
+from spm_compress.export.splicing.layer_model import layer_model
 from spm_compress.export.verification import check_provider, session
 from spm_compress.operator import Mixer, build_structure
 

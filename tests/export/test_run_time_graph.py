@@ -19,7 +19,8 @@ from spm_compress.checkpoint import FittedLayer
 from spm_compress.compress.job import digest
 from spm_compress.export.graph import from_module
 from spm_compress.export.lowering import Blocks, Dense, Layout, Lowering, Stages, lowerings, number_arrays
-from spm_compress.export.splicing.splice import layer_model, splice
+from spm_compress.export.splicing.layer_model import layer_model
+from spm_compress.export.splicing.splice import splice
 from spm_compress.export.verification import session
 from spm_compress.operator import Mixer, build_structure
 

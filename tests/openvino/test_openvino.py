@@ -21,7 +21,9 @@ from spm_compress import CompressSettings, FitSettings, apply_artifact, export_o
 from spm_compress.checkpoint import FittedLayer
 from spm_compress.export import ExportSettings
 from spm_compress.export.lowering import Lowering, lowerings
-from spm_compress.export.splicing.splice import OPSET, digest_of, splice
+from spm_compress.export.splicing.layer_model import OPSET
+from spm_compress.export.splicing.matches import digest_of
+from spm_compress.export.splicing.splice import splice
 from spm_compress.operator import SPM, Mixer, build_structure
 
 PROVIDER = "OpenVINOExecutionProvider"

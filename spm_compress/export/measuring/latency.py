@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import onnxruntime
 
 from spm_compress.export.measuring.footprint import Footprint, footprint
 from spm_compress.export.measuring.timing import Timing, interleaved
-from spm_compress.export.pair import open_alike, open_file, run_file, sizes
-from spm_compress.export.verification import check_provider, random_inputs
+from spm_compress.export.pair import open_alike, open_file, run_file, sizes, trial_of
+from spm_compress.export.verification import check_provider
 
 __all__ = ["SCHEMA", "Bench", "BenchSettings", "Latency", "Load", "bench_json", "measure"]
 
@@ -100,7 +100,11 @@ def measure(
     paths = [model] if against is None else [model, against]
     graph = open_alike(paths)
     batches, sequences = sizes(graph, settings.batches, settings.sequences)
-    largest = random_inputs(graph, max(batches), max(size or 1 for size in sequences), settings.seed)
+    longest = max(size or 1 for size in sequences)
+    plain = open_file(paths[-1], settings.threads[0], settings.providers[0])
+    trial = trial_of(paths[-1], plain, graph, max(batches), longest)
+    del plain  # its memory is not that of what is measured
+    largest = trial.inputs(graph, max(batches), settings.seed)
     loads, latencies = [], []
     for provider in settings.providers:
         progress(f"{provider}: load time and memory")
@@ -112,7 +116,7 @@ def measure(
         for threads in settings.threads:
             sessions = [open_file(path, threads, provider) for path in paths]
             for batch, sequence in itertools.product(batches, sequences):
-                inputs = random_inputs(graph, batch, sequence or 1, settings.seed)
+                inputs = replace(trial, size=sequence or 1).inputs(graph, batch, settings.seed)
                 for path, runtime in zip(paths, sessions, strict=True):
                     run_file(path, runtime, inputs)
                 timings = _in_turns(sessions, inputs, settings)

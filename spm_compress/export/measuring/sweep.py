@@ -19,7 +19,7 @@ from spm_compress.export.measuring.timing import Timing, interleaved
 from spm_compress.export.precision import in_precision
 from spm_compress.export.saving import LIMIT
 from spm_compress.export.settings import Precision
-from spm_compress.export.splicing.splice import dense_model, layer_model
+from spm_compress.export.splicing.layer_model import dense_model, layer_model
 from spm_compress.export.verification import check_provider, session
 from spm_compress.operator.spm import SPM
 from spm_compress.operator.structure import Mixer, build_structure

@@ -18,35 +18,25 @@ The rules:
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_ir as ir
-import torch
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass, ShapeInferencePass
-from torch import Tensor
 
 from spm_compress.checkpoint.artifact import FittedLayer
-from spm_compress.checkpoint.products import Product, inline_products, products
 from spm_compress.checkpoint.shifts import shift_output
-from spm_compress.checkpoint.uses import readers
 from spm_compress.errors import ExportError
-from spm_compress.export.lowering import DOMAIN, Dense, Lowering, number_arrays
+from spm_compress.export.lowering import Dense, Lowering
+from spm_compress.export.splicing.declared import declare, declared
 from spm_compress.export.splicing.features_first import keep_features_first
-from spm_compress.export.splicing.turns import LAST, Turns, is_turn
-from spm_compress.operator.canonical import to_canonical, transpose
-from spm_compress.operator.spm import SPM
-from spm_compress.operator.structure import Mixer, Structure
+from spm_compress.export.splicing.matches import Match, matches
+from spm_compress.export.splicing.writer import Writer
 
-__all__ = ["LEAST_OPSET", "OPSET", "Spliced", "dense_model", "digest_of", "layer_model", "matches", "splice"]
+__all__ = ["LEAST_OPSET", "Spliced", "splice"]
 
 # Range and negative axes of Flatten exist from this opset on, local functions from this IR version.
 LEAST_OPSET, LEAST_IR_VERSION = 11, 8
-# For models that are made here: read by ONNX Runtime since 1.17.
-OPSET, IR_VERSION = 20, 9
 
 
 @dataclass(frozen=True)
@@ -63,15 +53,6 @@ class Spliced:
     elsewhere: dict[str, list[str]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Match:
-    """A product whose matrix is that of a fitted layer, or its transpose."""
-
-    product: Product
-    layer: FittedLayer
-    transposed: bool
-
-
 def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[str, Lowering]) -> Spliced:
     """Replace in place every product with a fitted weight, under the rules above.
 
@@ -86,7 +67,7 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[st
         )
     said = declared(model)
     unknown = _infer_shapes(model)
-    writer = _Writer(model, opset)
+    writer = Writer(model, opset)
     nodes: dict[str, list[str]] = {}
     runs: dict[str, str] = {}
     found = list(matches(model, layers))
@@ -124,23 +105,6 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[st
     )
 
 
-Declared = Mapping[str, tuple[ir.TypeProtocol | None, ir.Shape | None]]
-
-
-def declared(model: ir.Model) -> Declared:
-    """Return what a graph says of its inputs and outputs: name -> type and shape."""
-    values = [*model.graph.inputs, *model.graph.outputs]
-    return {value.name or "": (value.type, None if value.shape is None else value.shape.copy()) for value in values}
-
-
-def declare(model: ir.Model, said: Declared) -> None:
-    """Let inputs and outputs say again what they said: passes of others find, and some forget, shapes."""
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        if (name := value.name or "") in said:
-            kind, shape = said[name]
-            value.type, value.shape = kind, None if shape is None else shape.copy()
-
-
 def _infer_shapes(model: ir.Model) -> set[str | None]:
     """Find shapes and dtypes of inner values, where onnx can; return the names of those that had none.
 
@@ -153,268 +117,7 @@ def _infer_shapes(model: ir.Model) -> set[str | None]:
     return unknown
 
 
-def layer_model(layer: FittedLayer, lowering: Lowering) -> ir.Model:
-    """Return a model of one fitted layer without its bias: x (rows, in) -> y (rows, out), float32."""
-    float32 = ir.TensorType(ir.DataType.FLOAT)
-    x = ir.Value(name="x", type=float32, shape=ir.Shape(["rows", layer.shape[1]]))
-    graph = ir.Graph([x], [], nodes=[], opset_imports={"": OPSET}, name=layer.name)
-    model = ir.Model(graph, ir_version=IR_VERSION)
-    nodes = _Writer(model, OPSET).layer(layer, layer.name, layer.spm, lowering, x, ir.DataType.FLOAT, graph)
-    graph.extend(nodes)
-    y = nodes[-1].outputs[0]
-    y.name, y.type, y.shape = "y", float32, ir.Shape(["rows", layer.shape[0]])
-    graph.outputs.append(y)
-    return model
-
-
-def dense_model(layer: FittedLayer) -> ir.Model:
-    """Return what `layer_model` has to compute, as an ordinary MatMul with the torch operator's own matrix."""
-    float32 = ir.TensorType(ir.DataType.FLOAT)
-    x = ir.Value(name="x", type=float32, shape=ir.Shape(["rows", layer.shape[1]]))
-    graph = ir.Graph([x], [], nodes=[], opset_imports={"": OPSET}, name=layer.name)
-    matrix = layer.spm.to(torch.float64).to_dense().T
-    node = ir.Node("", "MatMul", [x, _initializer(graph, "weight", matrix, ir.DataType.FLOAT)])
-    graph.append(node)
-    y = node.outputs[0]
-    y.name, y.type, y.shape = "y", float32, ir.Shape(["rows", layer.shape[0]])
-    graph.outputs.append(y)
-    return ir.Model(graph, ir_version=IR_VERSION)
-
-
-def matches(model: ir.Model, layers: Sequence[FittedLayer]) -> Iterator[_Match]:
-    """Yield the products of a graph that are those of fitted layers; functions that hold one are inlined."""
-    inline_products(model)
-    by_digest = {layer.sha256: layer for layer in layers}
-    shapes = {shape for layer in layers for shape in (layer.shape, layer.shape[::-1])}
-    for product in products(model):
-        if product.shape not in shapes:
-            continue
-        e = product.matrix().astype(np.float32)
-        for transposed, matrix in ((False, e), (True, e.T)):
-            layer = by_digest.get(digest_of(matrix))
-            if layer is not None:
-                yield _Match(product, layer, transposed)
-                break
-
-
-def digest_of(matrix: np.ndarray) -> str:
-    """Return the SHA-256 of a float32 matrix in C order, as an artifact has it of every fitted weight."""
-    return hashlib.sha256(np.ascontiguousarray(matrix).tobytes()).hexdigest()
-
-
-def _shift(model: ir.Model, match: _Match) -> None:
+def _shift(model: ir.Model, match: Match) -> None:
     # A product with the transposed weight sees other inputs than those that the shift is the mean of.
     if match.layer.shift is not None and not match.transposed and match.product.is_plain:
         shift_output(model, match.product, match.layer.shift.double().numpy(), f"{match.layer.name}.spm.shift")
-
-
-def _transposed(spm: SPM) -> SPM:
-    turned = transpose(spm)
-    return to_canonical(turned) if turned.structure.mixer is Mixer.GENERAL else turned
-
-
-def _initializer(graph: ir.Graph, name: str, values: Tensor, dtype: ir.DataType | None = None) -> ir.Value:
-    """Return the initializer of that name, made of the values (index tables as int32) if there is none."""
-    if name not in graph.initializers:
-        array = (values.to(torch.int32) if values.dtype == torch.int64 else values).contiguous().numpy()
-        tensor = ir.tensor(array if dtype is None else array.astype(dtype.numpy()), name=name)
-        value = ir.Value(
-            name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
-        )
-        graph.register_initializer(value)
-    return graph.initializers[name]
-
-
-def _value_names(model: ir.Model) -> set[str]:
-    values = [value for node in model.graph.all_nodes() for value in (*node.inputs, *node.outputs) if value is not None]
-    return {value.name for value in (*values, *model.graph.initializers.values(), *model.graph.inputs) if value.name}
-
-
-class _Writer:
-    """Adds functions, initializers and nodes to one model, each function and array once."""
-
-    def __init__(self, model: ir.Model, opset: int) -> None:
-        self.model = model
-        self.opset = opset
-        self.functions: dict[tuple[Structure, Lowering, ir.DataType], str] = {}
-        self.turns: dict[ir.Graph, Turns] = {}
-        self.matrices: dict[object, tuple[str, ir.Value]] = {}
-        self.taken = {node.name for node in model.graph.all_nodes()}
-        self.values = _value_names(model)
-        self.prefixes: dict[str, str] = {}
-
-    def replace(self, match: _Match, lowering: Lowering) -> str:
-        """Put the operator where the product was, or before it; return the new node's name."""
-        if lowering.layout is None:
-            return self._make_matrix(match)
-        old, layer = match.product.node, match.layer
-        x, dense, graph = old.inputs[0], old.outputs[0], old.graph
-        assert x is not None and isinstance(graph, ir.Graph)
-        spm, suffix = (_transposed(layer.spm), ".transposed") if match.transposed else (layer.spm, "")
-        dtype = dense.dtype or x.dtype or ir.DataType.FLOAT
-        new: list[ir.Node] = []
-        rank = len(match.product.tensor.shape)
-        if old.op_type == "Conv":
-            new.append(ir.Node("", "Transpose", [x], [ir.AttrInt64s("perm", [0, *range(2, rank), 1])]))
-            x = new[-1].outputs[0]
-        new += self.layer(layer, layer.name + suffix, spm, lowering, x, dtype, graph)
-        call = next(node for node in new if node.op_type in self.functions.values())
-        bias = old.inputs[2] if len(old.inputs) > 2 else None
-        if bias is not None:
-            new.append(ir.Node("", "Add", [new[-1].outputs[0], bias], name=f"{call.name}.bias"))
-        if old.op_type == "Conv":
-            perm = ir.AttrInt64s("perm", [0, rank - 1, *range(1, rank - 1)])
-            new.append(ir.Node("", "Transpose", [new[-1].outputs[0]], [perm]))
-        elif dense.shape is not None:
-            for node in new:  # what the axis of the features is decided by
-                if node.op_type == "Add" or is_turn(node, LAST):
-                    node.outputs[0].shape, node.outputs[0].type = dense.shape, dense.type
-        result = new[-1].outputs[0]
-        _name_around(call, new, self._prefix(f"{call.name}.spm"))
-        result.name, result.type, result.shape = dense.name, dense.type, dense.shape
-        ir.convenience.replace_nodes_and_values(graph, old, [old], new, [dense], [result])
-        assert call.name is not None
-        return call.name
-
-    def _make_matrix(self, match: _Match) -> str:
-        """Multiply with a made matrix instead of the stored one."""
-        product = match.product
-        dtype = ir.DataType.from_numpy(product.matrix().dtype)
-        sizes = tuple(product.tensor.shape.numpy()[2:])  # ones, of a convolution's kernel
-        name, matrix = self._made(match.layer, dtype, product.operand_is_e == match.transposed, sizes)
-        product.node.replace_input_with(product.operand, matrix)
-        return name
-
-    def replace_elsewhere(self, match: _Match) -> list[str]:
-        """Let all else that reads the stored weight read the made matrix; return the kinds of those nodes."""
-        held, is_turned = match.product.held
-        kinds = [node.op_type for node, _ in readers(held)]
-        if kinds:
-            sizes = tuple(match.product.tensor.shape.numpy()[2:])
-            dtype = held.dtype or match.product.tensor.dtype
-            _, matrix = self._made(match.layer, dtype, is_turned != match.transposed, sizes)
-            for node, index in list(held.uses()):
-                node.replace_input_with(index, matrix)
-        return kinds
-
-    def _made(
-        self, layer: FittedLayer, dtype: ir.DataType, is_turned: bool, sizes: tuple[int, ...]
-    ) -> tuple[str, ir.Value]:
-        """Return the value of the multiplied-out matrix, or its transpose, and the name of the node that makes it.
-
-        sizes: ones that follow the two dimensions. All that reads the same matrix shares what is made.
-        """
-        key = (layer.name, dtype, is_turned, sizes)
-        if key not in self.matrices:
-            name = self._free_name(layer.name)
-            new = [self._call(layer, layer.name, layer.spm, Dense(), [], dtype, name)]
-            if is_turned:
-                new.append(ir.Node("", "Transpose", [new[-1].outputs[0]], [ir.AttrInt64s("perm", [1, 0])]))
-            if sizes:
-                shape = ir.tensor([*(layer.shape[::-1] if is_turned else layer.shape), *sizes])
-                constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", shape)])
-                new += [constant, ir.Node("", "Reshape", [new[-1].outputs[0], constant.outputs[0]])]
-            prefix = self._prefix(f"{name}.matrix")
-            for i, node in enumerate(new):
-                node.outputs[0].name = f"{prefix}.{i}"
-            # In the main graph, before all else: bodies of loops and branches see it too.
-            self.model.graph.insert_before(self.model.graph[0], new)
-            self.matrices[key] = name, new[-1].outputs[0]
-        return self.matrices[key]
-
-    def _prefix(self, wanted: str) -> str:
-        """Return the prefix, or PREFIX.2, PREFIX.3, ..., of names of ours that no value of the graph begins with."""
-        if wanted not in self.prefixes:
-            candidates = (wanted, *(f"{wanted}.{i}" for i in range(2, len(self.values) + 3)))
-            self.prefixes[wanted] = next(
-                each for each in candidates if not any(name.startswith(f"{each}.") for name in self.values)
-            )
-        return self.prefixes[wanted]
-
-    def layer(
-        self,
-        layer: FittedLayer,
-        name: str,
-        spm: SPM,
-        lowering: Lowering,
-        x: ir.Value,
-        dtype: ir.DataType,
-        graph: ir.Graph,
-    ) -> list[ir.Node]:
-        """Return the call of the operator's function on x, named after the layer, between the turns that it needs.
-
-        name, spm: of the layer, or of its transposed operator. The nodes are not in a graph yet. A lowering that makes
-        the matrix gets the product with it.
-        """
-        free = self._free_name(name)
-        if lowering.layout is None:
-            call = self._call(layer, name, spm, lowering, [], dtype, free)
-            turned = ir.Node("", "Transpose", [call.outputs[0]], [ir.AttrInt64s("perm", [1, 0])])
-            return [call, turned, ir.Node("", "MatMul", [x, turned.outputs[0]])]
-        turns = self.turns.setdefault(graph, Turns(self.model, self.opset))
-        before = turns.into(lowering.layout, x)
-        call = self._call(layer, name, spm, lowering, [before[-1].outputs[0] if before else x], dtype, free)
-        return [*before, call, *turns.back(lowering.layout, call.outputs[0], x, spm.shape[0])]
-
-    def _call(
-        self,
-        layer: FittedLayer,
-        name: str,
-        spm: SPM,
-        lowering: Lowering,
-        x: list[ir.Value],
-        dtype: ir.DataType,
-        free: str,
-    ) -> ir.Node:
-        arrays = [
-            _initializer(self.model.graph, f"{self._prefix(f'{name}.spm')}.{array}", values)
-            for array, values in number_arrays(spm).items()
-        ]
-        function = self._function(spm, lowering, dtype)
-        return ir.Node(DOMAIN, function, [*x, *arrays], name=free, doc_string=_describe(layer, spm, lowering))
-
-    def _free_name(self, name: str) -> str:
-        plain = name.removesuffix(".weight")
-        free = next(n for n in (plain, *(f"{plain}.{i}" for i in range(2, len(self.taken) + 3))) if n not in self.taken)
-        self.taken.add(free)
-        return free
-
-    def _function(self, spm: SPM, lowering: Lowering, dtype: ir.DataType) -> str:
-        key = (spm.structure, lowering, dtype)
-        if key not in self.functions:
-            out, into = spm.shape
-            plain = f"SPM_{out}x{into}_{spm.structure.stages}stages_{lowering.name.split()[0]}"
-            taken = set(self.functions.values())
-            name = next(n for n in (plain, *(f"{plain}_{i}" for i in range(2, len(taken) + 3))) if n not in taken)
-            function = lowering.function(spm.structure, dtype, self.opset, name)
-            self.model.functions[function.identifier()] = function
-            self.model.graph.opset_imports[DOMAIN] = 1
-            self.functions[key] = name
-        return self.functions[key]
-
-
-def _name_around(call: ir.Node, nodes: Sequence[ir.Node], prefix: str) -> None:
-    """Name what stands around a layer's call after it: values PREFIX.x into it and PREFIX.y out of it."""
-    at = nodes.index(call)
-    for i, node in enumerate(nodes):
-        if node.name is None:
-            step = re.sub("(?<=[a-z])(?=[A-Z])", "_", node.op_type).lower()
-            node.name = f"{call.name}.{step}" + (".before" if node.op_type == "Transpose" and i < at else "")
-        if i < len(nodes) - 1:
-            node.outputs[0].name = f"{prefix}." + {at - 1: "x", at: "y"}.get(i, str(i))
-
-
-def _describe(layer: FittedLayer, spm: SPM, lowering: Lowering) -> str:
-    (out, into), structure = spm.shape, spm.structure
-    groups = sum(len(chain.groups) for chain in structure.chains)
-    lines = [f"{layer.name}: {out}x{into}, run as {lowering.name}"]
-    if groups:
-        lines.append(f"{structure.stages} pairwise mixing stages in {groups} groups ({structure.mixer.value})")
-    if structure.rank:
-        lines.append(f"a low-rank companion of rank {structure.rank}")
-    count = spm.parameter_count
-    lines.append(f"{count:,} numbers instead of {out * into:,} ({count / (out * into):.1%})")
-    lines.append(f"relative error of the weight {layer.error:.3f}, of an SVD of equal size {layer.svd_error:.3f}")
-    if layer.output_error is not None and layer.svd_output_error is not None:
-        lines.append(f"of the outputs {layer.output_error:.3f}, of an SVD {layer.svd_output_error:.3f}")
-    return "\n".join(lines)

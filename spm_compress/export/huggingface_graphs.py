@@ -1,0 +1,199 @@
+"""Hugging Face models as dense ONNX graphs: one, an encoder and a decoder, or one with keys and values of the past."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from spm_compress.checkpoint.examples import example_inputs, is_encoder_decoder
+from spm_compress.checkpoint.huggingface import load_huggingface
+from spm_compress.checkpoint.source import Source
+from spm_compress.compress.module import set_tensors
+from spm_compress.errors import ExportError, first_line
+from spm_compress.export.graph import DenseGraph, Live, from_module
+from spm_compress.quiet import quiet
+
+__all__ = ["from_huggingface", "has_past"]
+
+_BATCH = {0: "batch"}
+_TOKENS = {0: "batch", 1: "sequence"}
+_TOTAL = "past_sequence + sequence"
+
+
+def from_huggingface(
+    source: Source, changed: Mapping[str, Tensor] | None = None, *, with_past: bool = False
+) -> list[DenseGraph]:
+    """Load a Hugging Face folder as a torch module (float32) and export it with dynamic axes.
+
+    An encoder-decoder is two graphs. changed: tensors that have other values than in the folder. with_past: inputs
+    past_key_values.<layer>.key and .value, (batch, heads, past_sequence, head size), and outputs present.<layer>....
+
+    Raises SourceError where transformers is missing or does not know the architecture, ExportError for what cannot be
+    exported.
+    """
+    model = load_huggingface(source)
+    set_tensors(model, changed or {})
+    config = source.config or {}
+    if with_past:
+        return [_with_past(model, config)]
+    if hasattr(model.config, "use_cache"):  # this graph has no place for keys and values of earlier tokens
+        model.config.use_cache = False
+    example = example_inputs(model, config)
+    if is_encoder_decoder(model):
+        return [_encoder(model, example), _decoder(model, example)]
+    answer = _called(model, example)
+    names = [name for name, value in answer.items() if isinstance(value, Tensor)]
+    axes = {name: _TOKENS if value.dim() == 2 else _BATCH for name, value in example.items()}
+
+    def answered(inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        found = model(**inputs)
+        return [found[name] for name in names]
+
+    return [DenseGraph(from_module(model, example, axes, names), Live(model, answered), example=example)]
+
+
+def has_past(source: Source) -> bool:
+    """Whether a Hugging Face model generates text token by token, from keys and values of the earlier ones."""
+    architectures = (source.config or {}).get("architectures") or [""]
+    return str(architectures[0]).endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def _called(model: nn.Module, example: Mapping[str, Tensor]) -> Any:
+    try:
+        with torch.no_grad(), quiet():
+            return model(**example)
+    except Exception as error:  # whatever a model of transformers raises
+        taken = ", ".join(example)
+        raise ExportError(
+            f"the model cannot be called with {taken} ({first_line(error)}); give the dense model's graph with "
+            "--graph dense.onnx"
+        ) from error
+
+
+class _Encoder(nn.Module):
+    """The encoder alone: what it is called with, its last hidden state."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.encoder = model.get_encoder()  # type: ignore[operator]
+
+
+class _TextEncoder(_Encoder):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]  # type: ignore[no-any-return]
+
+
+class _SpeechEncoder(_Encoder):
+    def forward(self, input_features: Tensor) -> Tensor:
+        return self.encoder(input_features)[0]  # type: ignore[no-any-return]
+
+
+class _Decoder(nn.Module):
+    """The decoder and the head, on what the encoder answered."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def _answer(self, tokens: Tensor, states: Tensor, **mask: Tensor) -> Tensor:
+        from transformers.modeling_outputs import BaseModelOutput
+
+        encoded = BaseModelOutput(last_hidden_state=states)
+        return self.model(encoder_outputs=encoded, decoder_input_ids=tokens, use_cache=False, **mask)[0]  # type: ignore[no-any-return]
+
+
+class _TextDecoder(_Decoder):
+    def forward(
+        self, decoder_input_ids: Tensor, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor
+    ) -> Tensor:
+        return self._answer(decoder_input_ids, encoder_hidden_states, attention_mask=encoder_attention_mask)
+
+
+class _SpeechDecoder(_Decoder):
+    def forward(self, decoder_input_ids: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        return self._answer(decoder_input_ids, encoder_hidden_states)
+
+
+def _encoder(model: nn.Module, example: Mapping[str, Tensor]) -> DenseGraph:
+    is_text = "input_ids" in example
+    wrapped = (_TextEncoder if is_text else _SpeechEncoder)(model).eval()
+    inputs = {name: value for name, value in example.items() if name != "decoder_input_ids"}
+    axes = dict.fromkeys(inputs, _TOKENS if is_text else _BATCH)
+    _called(wrapped, inputs)
+    graph = from_module(wrapped, inputs, axes, ["last_hidden_state"])
+    return DenseGraph(graph, Live(model, _one(wrapped)), "encoder", inputs)
+
+
+def _decoder(model: nn.Module, example: Mapping[str, Tensor]) -> DenseGraph:
+    is_text = "input_ids" in example
+    given = {name: value for name, value in example.items() if name != "decoder_input_ids"}
+    states = _called(_TextEncoder(model) if is_text else _SpeechEncoder(model), given)
+    inputs = {"decoder_input_ids": example["decoder_input_ids"], "encoder_hidden_states": states}
+    axes = {
+        "decoder_input_ids": {0: "batch", 1: "decoder_sequence"},
+        "encoder_hidden_states": {0: "batch", 1: "sequence"} if is_text else _BATCH,
+    }
+    if is_text:
+        inputs["encoder_attention_mask"] = example["attention_mask"]
+        axes["encoder_attention_mask"] = _TOKENS
+    wrapped = (_TextDecoder if is_text else _SpeechDecoder)(model).eval()
+    _called(wrapped, inputs)
+    graph = from_module(wrapped, inputs, axes, ["logits"])
+    return DenseGraph(graph, Live(model, _one(wrapped)), "decoder", inputs)
+
+
+def _one(wrapped: nn.Module) -> Callable[[Mapping[str, Tensor]], Sequence[Tensor]]:
+    return lambda inputs: [wrapped(**inputs)]
+
+
+class _WithPast(nn.Module):
+    """A decoder whose keys and values come and go as tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, past_key_values: list[Tensor]) -> tuple[Tensor, ...]:
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        for layer in range(len(past_key_values) // 2):
+            cache.update(past_key_values[2 * layer], past_key_values[2 * layer + 1], layer)
+        answer = self.model(input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
+        return answer[0], *(x for layer in answer.past_key_values.layers for x in (layer.keys, layer.values))
+
+
+def _with_past(model: nn.Module, config: Mapping[str, Any]) -> DenseGraph:
+    if "past_key_values" not in inspect.signature(model.forward).parameters or is_encoder_decoder(model):
+        raise ExportError("--with-past: the model is no decoder that takes past_key_values; leave the option out")
+    tokens = example_inputs(model, config)["input_ids"]
+    wrapped = _WithPast(model).eval()
+    # What a first step, without a past, answers says how many layers, heads and features there are.
+    nothing: dict[str, Any] = {"past_key_values": []}
+    first = _called(wrapped, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), **nothing})
+    past = [torch.zeros_like(x[:, :, :3]) for x in first[1:]]
+    kinds = [f"{i // 2}.{('key', 'value')[i % 2]}" for i in range(len(past))]
+    mask = torch.ones(len(tokens), 3 + tokens.shape[1], dtype=torch.int64)
+    example = {"input_ids": tokens, "attention_mask": mask, "past_key_values": past}
+    axes = {
+        "input_ids": _TOKENS,
+        "attention_mask": {0: "batch", 1: "total_sequence"},
+        "past_key_values": [{0: "batch", 2: "past_sequence"}] * len(past),
+    }
+    names = ["input_ids", "attention_mask", *(f"past_key_values.{kind}" for kind in kinds)]
+    outputs = ["logits", *(f"present.{kind}" for kind in kinds)]
+    graph = from_module(wrapped, example, axes, outputs, names)
+    graph.graph.inputs[1].shape = ir.Shape(["batch", _TOTAL])
+
+    def answered(inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        given = [inputs[name] for name in names[2:]]
+        return wrapped(inputs["input_ids"], inputs["attention_mask"], given)  # type: ignore[no-any-return]
+
+    return DenseGraph(
+        graph, Live(model, answered), example=dict(zip(names, [tokens, mask, *past], strict=True)), has_past=True
+    )

@@ -1,0 +1,169 @@
+"""One graph on its way to a file: its layers replaced in some way, or in the fastest, timed, written and verified."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from spm_compress.checkpoint.artifact import FittedLayer
+from spm_compress.checkpoint.onnx_source import all_tensors
+from spm_compress.errors import VerificationError
+from spm_compress.export.choice import Choice, plans, remembered, rows_of_layers
+from spm_compress.export.lowering import Dense, Lowering
+from spm_compress.export.measuring.timing import interleaved
+from spm_compress.export.saving import save
+from spm_compress.export.settings import ExportSettings, Precision
+from spm_compress.export.splicing.declared import Declared, declare
+from spm_compress.export.splicing.splice import Spliced, splice
+from spm_compress.export.trials import SIZES, find_trial
+from spm_compress.export.verification import (
+    TOLERANCE,
+    Agreement,
+    agreement,
+    check_file,
+    require,
+    run,
+    session,
+)
+
+__all__ = ["BATCHES", "Work", "tolerance_of", "verified"]
+
+# Batch sizes at which every exported file is compared with the torch operator.
+BATCHES = (1, 3, 16)
+# Float16 rounds at 5e-4, several times a layer; int8 activations jump by 1/127 of their range where float32 rounds.
+_TOLERANCES = {Precision.FLOAT32: TOLERANCE, Precision.FLOAT16: 2e-2, Precision.INT8: 2e-2}
+# A whole model that is this much slower than dense is not kept as it is; less than this is noise.
+_SLOWER = 0.97
+_REPEATS, _SECONDS = 30, 2.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """A dense graph whose layers are to be replaced.
+
+    expected: the file that says what has to be computed; said: what inputs and outputs are declared as; known: inputs.
+    """
+
+    dense: ir.Model
+    layers: Sequence[FittedLayer]
+    settings: ExportSettings
+    expected: Path
+    path: Path
+    said: Declared
+    known: Mapping[str, np.ndarray]
+
+    def write(self, lowerings: Mapping[str, Lowering]) -> tuple[Spliced, tuple[Agreement, ...]]:
+        """Write the model with these lowerings and verify it. Raises VerificationError."""
+        model = self.dense.clone()
+        spliced = splice(model, self.layers, lowerings)
+        declare(model, self.said)
+        save(model, self.path)
+        tolerance = tolerance_of(self.dense, self.settings.precision)
+        return spliced, verified(self.path, self.expected, self.path.name, self.settings, tolerance, self.known)
+
+    def write_fastest(
+        self, scratch: Path
+    ) -> tuple[Spliced, tuple[Agreement, ...], tuple[Choice, ...], dict[int, float]]:
+        """Write the model as the plan that is fastest as a whole, or all dense where none is at every batch."""
+        tried: list[Path] = [save(self.dense, scratch / "dense.onnx", inside=False)]
+        rows = rows_of_layers(self.dense, self.layers, self.settings, scratch, self.known)
+        found = plans(self.layers, rows, self.settings)
+        for i, plan in enumerate(found):
+            model = self.dense.clone()
+            splice(model, self.layers, {choice.layer: choice.lowering for choice in plan})
+            tried.append(save(model, scratch / f"{i}.onnx", inside=False))
+        speedups = self.speedups([[choice.lowering.name for choice in plan] for plan in found], tried)
+        best = max(range(len(found)), key=lambda i: math.prod(speedups[i].values()))
+        choices, reached = found[best], speedups[best]
+        if min(reached.values()) < _SLOWER:
+            choices = tuple(_kept_dense(choice, reached) for choice in choices)
+        spliced, agreements = self.write({choice.layer: choice.lowering for choice in choices})
+        if min(reached.values()) < _SLOWER:
+            (reached,) = self.speedups([["dense"] * len(choices)], [tried[0], self.path])
+        return spliced, agreements, choices, reached
+
+    def speedups(self, lowerings: Sequence[Sequence[str]], paths: Sequence[Path]) -> list[dict[int, float]]:
+        """Return `_speedups` of models with these lowerings, as they were when the same models were first timed."""
+        known = [(layer.sha256, layer.spm.structure) for layer in self.layers]
+        question = (known, lowerings, self.settings)
+        times = functools.partial(_speedups, paths, self.settings, self.known)
+        found = remembered(question, lambda: [list(each.items()) for each in times()])
+        return [dict(each) for each in found]
+
+
+def _passes_checker(path: Path) -> bool:
+    try:
+        check_file(path)
+    except VerificationError:
+        return False
+    return True
+
+
+def tolerance_of(dense: ir.Model, precision: Precision) -> float:
+    """Return that of the precision, or of float16 where the graph had such tensors before."""
+    is_narrow = any(tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) for _, tensor in all_tensors(dense))
+    return _TOLERANCES[Precision.FLOAT16 if is_narrow else precision]
+
+
+def verified(
+    path: Path,
+    expected: Path | bytes,
+    name: str,
+    settings: ExportSettings,
+    tolerance: float,
+    known: Mapping[str, np.ndarray] | None = None,
+) -> tuple[Agreement, ...]:
+    """Compare a file with what is expected, at all of BATCHES. Raises VerificationError, by the file's name."""
+    # A dense graph that the checker refuses (an output without a shape) is not made worse by this program.
+    if isinstance(expected, bytes) or _passes_checker(expected):
+        check_file(path)
+    inputs_of = ir.load(path)
+    right = session(expected)
+    trial = find_trial(right, inputs_of, BATCHES[0], known=known)
+    inputs = {batch: trial.inputs(inputs_of, batch, seed=batch) for batch in BATCHES}
+    answers = {batch: run(right, inputs[batch]) for batch in BATCHES}
+    del right  # one model in memory at a time
+    found = session(path, provider=settings.provider)
+    agreements = [agreement(batch, run(found, inputs[batch]), answers[batch]) for batch in BATCHES]
+    require(agreements, name, tolerance)
+    return tuple(agreements)
+
+
+def _speedups(
+    paths: Sequence[Path], settings: ExportSettings, known: Mapping[str, np.ndarray]
+) -> list[dict[int, float]]:
+    """Time each model but the first in turns with the first; return: batch -> how many times as fast it is."""
+    inputs_of = ir.load(paths[0])
+    dense = session(paths[0], settings.threads, settings.provider)
+    inputs = {
+        batch: find_trial(dense, inputs_of, batch, (settings.sequence, *SIZES), known).inputs(inputs_of, batch, seed=0)
+        for batch in settings.batches
+    }
+    speedups: list[dict[int, float]] = []
+    for path in paths[1:]:  # two in memory at a time
+        runtime = session(path, settings.threads, settings.provider)
+        calls = {
+            batch: {str(i): functools.partial(run, each, inputs[batch]) for i, each in enumerate((dense, runtime))}
+            for batch in inputs
+        }
+        times = {batch: interleaved(each, repeats=_REPEATS, seconds=_SECONDS) for batch, each in calls.items()}
+        speedups.append({batch: each["0"].median / each["1"].median for batch, each in times.items()})
+        del calls, runtime
+    return speedups
+
+
+def _kept_dense(choice: Choice, speedups: Mapping[int, float]) -> Choice:
+    if isinstance(choice.lowering, Dense):
+        return choice
+    slowest = min(speedups, key=speedups.__getitem__)
+    reason = (
+        f"{choice.reason} by itself ({choice.lowering.name}), "
+        f"but with such layers the whole model runs at {speedups[slowest]:.2f}x at batch {slowest}"
+    )
+    return Choice(choice.layer, Dense(), choice.rows, choice.microseconds, reason)
