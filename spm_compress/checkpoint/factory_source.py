@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from spm_compress.checkpoint.linears import use_linears
 from spm_compress.checkpoint.named import named_function
 from spm_compress.checkpoint.tensor_info import TensorInfo, dtype_name
+from spm_compress.checkpoint.unwrapping import as_float32, initialized, unwrapped
 from spm_compress.errors import SourceError, first_line
 
 __all__ = ["FactorySource", "open_factory"]
@@ -62,11 +63,13 @@ class FactorySource:
                 f"--factory {self.factory}: returns a {type(module).__name__}; return an nn.Module, or a pair of one "
                 "and its example inputs"
             )
-        module = module.float().cpu().eval()
+        module = unwrapped(module)
+        example = None if example is None else as_float32(_by_name(self.factory, module, example))
+        module = initialized(module.float().cpu(), example, f"--factory {self.factory}").eval()
         use_linears(module)
         if self.weights is not None:
             self._fill(module)
-        return module, None if example is None else _by_name(self.factory, module, example)
+        return module, example
 
     def _fill(self, module: nn.Module) -> None:
         values = {name: self.weights.read(name) for name in self.weights.tensors()}

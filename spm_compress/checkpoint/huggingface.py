@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from spm_compress.checkpoint.source import Source
 from spm_compress.errors import SourceError, first_line
 from spm_compress.quiet import quiet
 
-__all__ = ["load_huggingface", "member_of", "module_of"]
+__all__ = ["load_huggingface", "member_of", "module_of", "outline"]
 
 
 def module_of(tensor: str, model: nn.Module, modules: Container[str]) -> str | None:
@@ -41,16 +42,16 @@ def load_huggingface(source: Source) -> nn.Module:
     Raises SourceError where transformers is missing, or does not know or cannot load the architecture.
     """
     try:
-        with quiet():
-            import transformers
+        architecture = _architecture(source)
     except ImportError as error:
         raise SourceError(
             f"{source.path}: is a Hugging Face folder, and running it needs transformers; "
             "install it with: pip install 'spm-compress[hf]'"
         ) from error
-    names = (source.config or {}).get("architectures") or []
-    architecture = getattr(transformers, names[0], None) if names and isinstance(names[0], str) else None
-    if architecture is None or not hasattr(architecture, "from_pretrained"):
+    if architecture is None:
+        import transformers
+
+        names = (source.config or {}).get("architectures") or []
         raise SourceError(
             f"{source.path / 'config.json'}: architectures {names!r} name no class of transformers "
             f"{transformers.__version__}; give the dense graph with --graph dense.onnx, or fit that ONNX file"
@@ -64,3 +65,28 @@ def load_huggingface(source: Source) -> nn.Module:
         ) from error
     use_linears(model)
     return model.eval()  # type: ignore[no-any-return]
+
+
+def outline(source: Source) -> nn.Module | None:
+    """Return the model on the meta device, made from its config alone, without weights.
+
+    None where it cannot be had: without transformers, or of an architecture that it does not know.
+    """
+    try:
+        architecture = _architecture(source) if source.config is not None else None
+        if architecture is None:
+            return None
+        with quiet(), torch.device("meta"):
+            config = architecture.config_class.from_pretrained(source.path, local_files_only=True)
+            return architecture._from_config(config).eval()  # type: ignore[no-any-return]
+    except Exception:  # transformers raises many types; what is wrong with a folder is said when it is loaded
+        return None
+
+
+def _architecture(source: Source) -> Any:
+    """Return the class of the model, None if transformers has none of that name. Raises ImportError without it."""
+    with quiet():
+        import transformers
+    names = (source.config or {}).get("architectures") or []
+    found = getattr(transformers, names[0], None) if names and isinstance(names[0], str) else None
+    return found if hasattr(found, "from_pretrained") else None

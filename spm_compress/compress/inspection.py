@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from spm_compress.checkpoint.roles import tensors_with_roles
 from spm_compress.checkpoint.source import Source, read_finite
 from spm_compress.checkpoint.tensor_info import DTYPES, TensorInfo
 from spm_compress.compress.selection import select
@@ -143,7 +144,7 @@ def inspect_model(
     """
     told = progress or (lambda done, total, what: None)
     fit = fit or FitSettings()
-    infos = source.tensors()
+    infos = tensors_with_roles(source)
     selection = select(infos, include=include, exclude=exclude, min_features=min_features)
     if not selection.fitted:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(selection.kept.items())[:3])

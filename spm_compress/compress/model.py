@@ -16,6 +16,7 @@ from spm_compress.calibration.runner import open_runner
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer, KeptTensor
 from spm_compress.checkpoint.factory_source import FactorySource
 from spm_compress.checkpoint.files import sha256_of
+from spm_compress.checkpoint.roles import tensors_with_roles
 from spm_compress.checkpoint.source import LazyTensors, Source
 from spm_compress.checkpoint.tensor_info import TensorInfo
 from spm_compress.compress.cache import FitCache
@@ -53,7 +54,7 @@ def select_jobs(source: Source, settings: CompressSettings) -> Selected:
     Raises UsageError if nothing is left to fit, unless --exclude asked for that; SourceError naming a tensor that holds
     NaN.
     """
-    infos = source.tensors()
+    infos = tensors_with_roles(source)
     selection = select(infos, include=settings.include, exclude=settings.exclude, min_features=settings.min_features)
     check_patterns("--layer", [override.pattern for override in settings.overrides], selection.fitted)
     reasons = dict(selection.kept)
@@ -64,7 +65,7 @@ def select_jobs(source: Source, settings: CompressSettings) -> Selected:
             reasons[name] = grown
         else:
             smaller.append(name)
-    found = tied(source, smaller, reasons, settings.include)
+    found = tied(source, infos, smaller, reasons, settings.include)
     if not found.weights and not settings.exclude:
         counts = "; ".join(sorted({f"{name}: {reason}" for name, reason in found.kept.items()})[:3])
         raise UsageError(

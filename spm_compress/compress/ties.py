@@ -21,7 +21,13 @@ class Tied:
     kept: Mapping[str, str]
 
 
-def tied(source: Source, chosen: Sequence[str], kept: Mapping[str, str], include: Sequence[str]) -> Tied:
+def tied(
+    source: Source,
+    infos: Mapping[str, TensorInfo],
+    chosen: Sequence[str],
+    kept: Mapping[str, str],
+    include: Sequence[str],
+) -> Tied:
     """Group the chosen weights by their values and let each group be decided as one.
 
     1. Names with equal values are one weight.
@@ -31,7 +37,6 @@ def tied(source: Source, chosen: Sequence[str], kept: Mapping[str, str], include
 
     Raises SourceError naming a chosen tensor that holds NaN.
     """
-    infos = source.tensors()
     groups: dict[tuple[tuple[int, ...], str], list[str]] = {}
     for name in chosen:
         weight = read_finite(source, name)

@@ -1,0 +1,127 @@
+"""What a torch module does with each of its parameters, seen while it runs once.
+
+1. Every operator that is given a parameter, or a view of one, is noted: products, look-ups, others. Views are known by
+   the memory that they share, so a module may be on the meta device, where nothing is computed.
+2. A parameter that was multiplied by as a whole is a map; one that rows were taken from is a table, whether it is
+   multiplied by or not. One of which parts were multiplied by, or that only went into something else, is neither.
+3. The weights of recurrent modules are left: ONNX has one node for such a module, which multiplies inside.
+4. Where the module cannot run, and for parameters that it did not reach, the kinds of modules say it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from spm_compress.checkpoint.tensor_info import Role
+from spm_compress.quiet import quiet
+
+__all__ = ["TABLE", "module_roles"]
+
+TABLE = "a table: its rows are looked up"
+_TIED = "a table whose rows are looked up, tied to a product with it"
+_PARTS = "a fused projection, of which the model multiplies by parts"
+_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "mv", "addmv", "_scaled_mm", "mkldnn_linear"}
+_COPIES = {"_to_copy", "clone"}
+_FUSED = {"_native_multi_head_attention", "_transformer_encoder_layer_fwd"}
+_LOOKUPS = {"embedding", "index_select", "index", "gather", "take", "_embedding_bag", "_embedding_bag_forward_only"}
+
+# What was seen of a parameter; else the names of operators.
+_LOOKED_UP, _MULTIPLIED, _MULTIPLIED_IN_PART = "look-up", "product", "part of it in a product"
+
+Roles = dict[str, tuple[Role, str]]
+
+
+def module_roles(module: nn.Module, run: Callable[[nn.Module], Any] | None) -> Roles:
+    """Return parameter name -> role and that in words, for those that are known. run: calls the module."""
+    found = _by_kind(module)
+    if run is not None:
+        watch = _Watch({name: x for name, x in module.named_parameters(remove_duplicate=False) if x.dim() == 2})
+        try:
+            with torch.no_grad(), quiet(), watch:
+                run(module)
+        except Exception:  # whatever a module raises on the meta device; what was seen until then holds
+            watch.is_whole = False
+        recurrent = {name for name, (role, _) in found.items() if role is Role.OTHER}
+        found.update({name: each for name, each in watch.roles().items() if name not in recurrent})
+    return found
+
+
+def _by_kind(module: nn.Module) -> Roles:
+    roles: Roles = {}
+    for name, child in module.named_modules(remove_duplicate=False):
+        prefix = f"{name}." if name else ""
+        if isinstance(child, (nn.Embedding, nn.EmbeddingBag)):
+            roles[f"{prefix}weight"] = Role.TABLE, TABLE
+        elif isinstance(child, nn.RNNBase):
+            reason = f"a weight of an nn.{type(child).__name__}, whose ONNX node multiplies by it inside"
+            roles.update({f"{prefix}{each}": (Role.OTHER, reason) for each, _ in child.named_parameters(recurse=False)})
+    tables = {id(module.get_parameter(name)) for name, (role, _) in roles.items() if role is Role.TABLE}
+    for name, child in module.named_modules(remove_duplicate=False):
+        if isinstance(child, nn.Linear) and "weight" in child._parameters:
+            tied = id(child.weight) in tables
+            roles[f"{name}.weight" if name else "weight"] = (Role.TABLE, _TIED) if tied else (Role.MAP, "")
+    return roles
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes what operators are given of some parameters."""
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sizes = {name: x.numel() for name, x in parameters.items()}
+        self.names: dict[int, list[str]] = {}
+        for name, x in parameters.items():
+            self.names.setdefault(_memory(x), []).append(name)
+        self.seen: dict[str, set[str]] = {name: set() for name in parameters}
+        self.kept: list[Any] = []
+        self.is_whole = True
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        name = function._schema.name.rpartition("::")[2]
+        if name == "_local_scalar_dense" and args[0].is_meta:  # a question about values: masks in a trace are all ones
+            return torch.ones((), dtype=args[0].dtype).item()
+        answer = function(*args, **(kwargs or {}))
+        views = {_memory(x) for x in torch.utils._pytree.tree_leaves(answer) if _is_plain(x)}
+        for position, x in enumerate(torch.utils._pytree.tree_leaves((args, kwargs))):
+            for parameter in self.names.get(_memory(x), ()) if _is_plain(x) else ():
+                if name in _COPIES:
+                    self.kept.append(answer)  # while it lives, no other tensor has its memory
+                    self.names.setdefault(_memory(answer), []).append(parameter)
+                elif _memory(x) not in views:
+                    self._note(parameter, name, position, x)
+        return answer
+
+    def _note(self, parameter: str, operator: str, position: int, x: Tensor) -> None:
+        if operator in _LOOKUPS and position == 0:
+            self.seen[parameter].add(_LOOKED_UP)
+        elif operator in _FUSED or (operator in _PRODUCTS and x.numel() >= self.sizes[parameter]):
+            self.seen[parameter].add(_MULTIPLIED)
+        else:
+            self.seen[parameter].add(_MULTIPLIED_IN_PART if operator in _PRODUCTS else operator)
+
+    def roles(self) -> Roles:
+        found: Roles = {}
+        for name, seen in self.seen.items():
+            if _LOOKED_UP in seen:
+                found[name] = Role.TABLE, _TIED if seen & {_MULTIPLIED, _MULTIPLIED_IN_PART} else TABLE
+            elif _MULTIPLIED_IN_PART in seen:
+                found[name] = Role.OTHER, _PARTS
+            elif _MULTIPLIED in seen:
+                found[name] = Role.MAP, ""
+            elif seen and self.is_whole:
+                found[name] = Role.OTHER, f"the model does not multiply by it ({', '.join(sorted(seen))})"
+        return found
+
+
+def _is_plain(x: object) -> bool:
+    return isinstance(x, Tensor) and x.layout == torch.strided
+
+
+def _memory(x: Tensor) -> int:
+    return int(x.untyped_storage()._cdata)

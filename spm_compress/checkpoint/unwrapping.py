@@ -1,0 +1,59 @@
+"""Modules without what was put around them to run them faster, and with all their parameters made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from spm_compress.errors import SourceError, first_line
+from spm_compress.quiet import quiet
+
+__all__ = ["as_float32", "initialized", "unwrapped"]
+
+# The class of a wrapper and the attribute that it has its module in.
+_WRAPPERS = {
+    "OptimizedModule": "_orig_mod",  # torch.compile
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",
+}
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module that was compiled, spread over devices or averaged, at any depth; changes the module."""
+    while (inner := _WRAPPERS.get(type(module).__name__)) is not None and type(module).__module__.startswith("torch."):
+        module = getattr(module, inner)
+    for name, child in list(module.named_modules()):
+        if name and type(child).__name__ in _WRAPPERS and type(child).__module__.startswith("torch."):
+            module.set_submodule(name, unwrapped(child))
+    for each in module.modules():
+        each._compiled_call_impl = None  # module.compile() compiles in place
+    return module
+
+
+def initialized(module: nn.Module, example: Mapping[str, Tensor] | None, what: str) -> nn.Module:
+    """Return the module with its lazy parameters made, by a run on the example inputs.
+
+    what: names the module in messages. Raises SourceError if there is no example, or the module does not run on it.
+    """
+    if not any(is_lazy(each) for each in (*module.parameters(), *module.buffers())):
+        return module
+    if example is None:
+        raise SourceError(
+            f"{what}: builds a module with lazy layers, which have no weights before their first run; run it once in "
+            "the function, or return a pair of the module and its example inputs"
+        )
+    try:
+        with torch.no_grad(), quiet():
+            module.eval()(**example)
+    except Exception as error:  # the user's own module
+        raise SourceError(f"{what}: its module does not run on its example inputs ({first_line(error)})") from error
+    return module
+
+
+def as_float32(example: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return inputs as a module in float32 on the CPU takes them."""
+    return {name: (x.float() if x.is_floating_point() else x).detach().cpu() for name, x in example.items()}
