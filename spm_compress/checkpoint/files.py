@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from spm_compress.checkpoint.keys import is_storable
 from spm_compress.errors import SpmError, UsageError
 
 __all__ = [
@@ -87,7 +88,13 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file within `write_whole` or `write_whole_set`. Raises OSError if it cannot be written."""
+    """Write a safetensors file within `write_whole` or `write_whole_set`.
+
+    Raises OSError if it cannot be written, SpmError for a name that safetensors cannot have.
+    """
+    for name in tensors:
+        if not is_storable(name):
+            raise SpmError(f"tensor {name!r}: safetensors cannot have a tensor of this name; rename it in the model")
     path.touch()
     mode = path.stat().st_mode
     try:
