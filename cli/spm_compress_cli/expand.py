@@ -25,8 +25,9 @@ def expand(artifact: Path | None, output: Path | None, as_json: bool, verbosity:
     from spm_compress.checkpoint import SUFFIX, find_artifact, keep_apart, origin_files, read_artifact, write_tensors
     from spm_compress.compress import expand as expanded
     from spm_compress.units import bytes_text
+    from spm_compress_cli.console import results_console
     from spm_compress_cli.progress import message
-    from spm_compress_cli.tables import print_json, results_console
+    from spm_compress_cli.tables import print_json
 
     path = artifact or find_artifact(Path())
     fitted = read_artifact(path)

@@ -41,7 +41,7 @@ def init(context: click.Context, model: Path | None, factory: str | None, output
     from spm_compress.checkpoint.files import write_whole
     from spm_compress.compress import inspect_model
     from spm_compress.errors import UsageError
-    from spm_compress_cli.tables import results_console
+    from spm_compress_cli.console import results_console
 
     if output.exists() and not force:
         raise UsageError(f"{output}: is there already; give --force to write over it, or another name with --output")
