@@ -13,6 +13,9 @@ import click
 
 from spm_compress_cli.config import option_key
 from spm_compress_cli.factory import factory_option
+from spm_compress_cli.interruption import if_interrupted, written_since
+from spm_compress_cli.output import OutputFile
+from spm_compress_cli.verbosity import Verbosity, verbosity_options
 
 if TYPE_CHECKING:
     from spm_compress.compress import Inspection
@@ -27,26 +30,34 @@ _KINDS = {"integer": "N", "integer range": "N", "float": "X", "float range": "X"
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @factory_option
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default="spm.toml", show_default=True, help="File to write."
-)
+@click.option("-o", "--output", type=OutputFile(), default="spm.toml", show_default=True, help="File to write.")
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 @click.pass_context
-def init(context: click.Context, model: Path | None, factory: str | None, output: Path, force: bool) -> None:
+@verbosity_options
+def init(
+    context: click.Context,
+    model: Path | None,
+    factory: str | None,
+    output: Path,
+    force: bool,
+    verbosity: Verbosity,
+) -> None:
     """Write a configuration for MODEL: every option with its default, and what `inspect` says of the weights.
 
     Use it with: spm-compress fit --config spm.toml
     """
-    from spm_compress.checkpoint import files_of, keep_apart, open_source
+    from spm_compress.checkpoint import files_of, keep_apart, open_source, require_file_name
     from spm_compress.checkpoint.files import write_whole
     from spm_compress.compress import inspect_model
     from spm_compress.errors import UsageError
     from spm_compress_cli.console import results_console
 
+    require_file_name("--output", output)
     if output.exists() and not force:
         raise UsageError(f"{output}: is there already; give --force to write over it, or another name with --output")
     source = open_source(model, factory)
     keep_apart("--output", output, files_of(source))
+    if_interrupted(written_since([output]))
     inspection = inspect_model(source, probe_steps=0)
     assert context.parent is not None
     commands = getattr(context.parent.command, "commands", {})

@@ -90,6 +90,10 @@ def _code_of(call: Callable[[], int | None]) -> int:
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f" (see: {context.command_path} --help)" if context else ""
         code = _refuse(error.format_message() + hint, error.exit_code)
+    except OSError as error:  # a name that is too long, a folder that may not be read: no bug
+        if error.filename is None:
+            raise
+        code = _refuse(f"{error.filename}: {error.strerror}; check the name and its permissions", _FAILED)
     except (click.Abort, KeyboardInterrupt):
         code = _refuse("interrupted; nothing was written", _FAILED)
     return code or 0
