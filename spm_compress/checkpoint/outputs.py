@@ -28,6 +28,7 @@ def require_file_name(option: str, output: Path) -> None:
     """Raise UsageError unless a file of this name can be written: no folder or device, in a folder that is there."""
     folder = output.parent
     try:
+        os.fsencode(output).decode()
         if output.is_dir():
             raise UsageError(f"{option} {output}: is a folder; name the file to write in it")
         if output.exists() and not output.is_file():
@@ -35,6 +36,8 @@ def require_file_name(option: str, output: Path) -> None:
         if not folder.is_dir():
             raise UsageError(f"{option} {output}: there is no folder {folder}; make it, or choose another name")
         temporary_beside(output).exists()  # its name is longer
+    except UnicodeError as error:
+        raise UsageError(f"{option} {output}: is no name in UTF-8, which safetensors wants; choose another") from error
     except OSError as error:
         raise UsageError(f"{option} {output}: cannot be written ({error.strerror}); choose another name") from error
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,12 +14,14 @@ import torch
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer
 from spm_compress.checkpoint.factory_source import FactorySource
 from spm_compress.checkpoint.files import write_whole, write_whole_set
+from spm_compress.checkpoint.keys import is_storable
 from spm_compress.checkpoint.modules import is_live
 from spm_compress.checkpoint.onnx_source import all_tensors, open_graph
 from spm_compress.checkpoint.program_source import ProgramSource
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import ExportError, VerificationError
 from spm_compress.export.choice import Choice, plans, remembered, rows_of_layers
+from spm_compress.export.file_names import file_names
 from spm_compress.export.graph import (
     WAYS,
     chain_of_linears,
@@ -134,12 +136,14 @@ def export_layers(artifact: Artifact, folder: Path, *, settings: ExportSettings 
         rows = {layer.name: settings.batches for layer in artifact.layers}
         choices = {choice.layer: choice for choice in plans(artifact.layers, rows, settings)[0]}
     written = []
-    for layer in artifact.layers:
-        path = folder / f"{layer.name.replace('/', '_')}.onnx"
+    for layer, name in zip(artifact.layers, file_names([layer.name for layer in artifact.layers]), strict=True):
+        path = folder / f"{name}.onnx"
         lowering = settings.lowering or choices[layer.name].lowering
+        # ONNX has names of Unicode, and none for a graph without one.
+        named = replace(layer, names=(layer.name if is_storable(layer.name) and layer.name else name,))
         with write_whole(path) as temporary:
-            save(layer_model(layer, lowering), temporary)
-            expected = ir.serde.serialize_model(dense_model(layer)).SerializeToString()
+            save(layer_model(named, lowering), temporary)
+            expected = ir.serde.serialize_model(dense_model(named)).SerializeToString()
             agreements = _verified(temporary, expected, path.name, settings, TOLERANCE)
         out, into = layer.shape
         spliced = Spliced({layer.name: [layer.name]}, ())
