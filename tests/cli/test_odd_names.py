@@ -51,7 +51,7 @@ def test_every_command_takes_weights_of_any_name(tmp_path: Path, names: list[str
     assert layers.returncode == 0, layers.stderr
     written = {path.name for path in (tmp_path / "layers").iterdir()}
     assert len({name.casefold() for name in written}) == len(names)
-    assert {"a_b.weight.onnx", "漢.onnx"} <= written
+    assert {"A_B.weight.onnx", "漢.onnx"} <= written  # and a_b.weight, which comes later, has a number
     expanded = spm("expand", cwd=tmp_path)
     assert expanded.returncode == (1 if names != NAMES else 0)
     assert not expanded.stderr or "cannot have a tensor of this name" in expanded.stderr
