@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from spm_compress_cli.interruption import if_interrupted, written_since
+from spm_compress_cli.output import OutputFile
 from spm_compress_cli.sizes import Range, Sizes
 from spm_compress_cli.verbosity import Verbosity, verbosity_options
 
@@ -27,7 +29,7 @@ from spm_compress_cli.verbosity import Verbosity, verbosity_options
 @click.option("--sweep", is_flag=True, help="Time layers of many sizes instead of a MODEL: where SPM breaks even.")
 @click.option("--features", type=Sizes(), help="With --sweep: widths.  [default: 256,384,768,1536,4096]")
 @click.option("--stages", type=click.IntRange(min=1), help="With --sweep: mixing stages of a layer.  [default: 10]")
-@click.option("--picture", type=click.Path(path_type=Path), help="With --sweep: draw the map (.svg or .png).")
+@click.option("--picture", type=OutputFile(), help="With --sweep: draw the map (.svg or .png).")
 @click.option(
     "--repeats",
     type=click.IntRange(min=3),
@@ -130,6 +132,7 @@ def _sweep(
     from spm_compress_cli.progress import message
     from spm_compress_cli.sweep_table import show_break_even
 
+    if_interrupted(written_since([picture]))
     if picture:
         check_picture(picture)  # a sweep takes a minute; say now what would fail at its end
     default = SweepSettings()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from spm_compress.units import bytes_text
-from spm_compress_cli.tables import compact_table, print_json, results_console
+from spm_compress_cli.console import results_console
+from spm_compress_cli.tables import compact_table, print_json
 
 if TYPE_CHECKING:
     from spm_compress.export.measuring.footprint import Footprint
@@ -25,9 +26,9 @@ def show_bench(bench: Bench, as_json: bool) -> None:
         print_json(bench_json(bench))
         return
     console = results_console()
-    console.print(f"model    {bench.model}", soft_wrap=True, markup=False)
+    console.print(f"model    {bench.model}", soft_wrap=True)
     if bench.against is not None:
-        console.print(f"against  {bench.against}", soft_wrap=True, markup=False)
+        console.print(f"against  {bench.against}", soft_wrap=True)
         console.print("ratio    against / model: above 1, the model is faster or takes less")
     console.print(_loads(bench))
     largest = max(bench.latencies, key=lambda latency: (latency.batch, latency.sequence or 0))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from spm_compress.units import bytes_text
-from spm_compress_cli.tables import print_json, results_console, show_table
+from spm_compress_cli.console import results_console
+from spm_compress_cli.tables import print_json, show_table
 
 if TYPE_CHECKING:
     from spm_compress.report.difference import Difference, Layer
@@ -43,7 +44,8 @@ def _show_totals(console: Console, found: Difference) -> None:
         sign = "" if change is None else "-" if change < 0 else "+"
         cells = ["-" if value is None else form(value) for value in (pair.a, pair.b)]
         rows.append((name, *cells, "-" if change is None else f"{sign}{form(abs(change))}"))
-    console.print(f"A: {found.a.name}\nB: {found.b.name}", soft_wrap=True)
+    console.print(f"A: {found.a.name}", soft_wrap=True)
+    console.print(f"B: {found.b.name}", soft_wrap=True)
     show_table(console, ("", "A", "B", "B - A"), rows)
 
 

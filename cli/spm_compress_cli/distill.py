@@ -9,6 +9,8 @@ import click
 
 from spm_compress_cli.evaluation import evaluation_options, gate_of
 from spm_compress_cli.factory import factory_option
+from spm_compress_cli.interruption import if_interrupted, written_since
+from spm_compress_cli.output import OutputFile
 from spm_compress_cli.verbosity import Verbosity, verbosity_options
 
 
@@ -24,7 +26,7 @@ from spm_compress_cli.verbosity import Verbosity, verbosity_options
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=OutputFile(),
     help="Artifact to write.  [default: NAME.recovered.spm.safetensors]",
 )
 @click.option(
@@ -62,7 +64,7 @@ from spm_compress_cli.verbosity import Verbosity, verbosity_options
 @click.option("--keep-every", type=int, default=200, show_default=True, help="Steps between states to resume from.")
 @click.option("--longest", type=int, default=128, show_default=True, help="Tokens of a text.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the order of the data.")
-@click.option("--log", type=click.Path(path_type=Path), help="JSON lines, one a look at the held-out data.")
+@click.option("--log", type=OutputFile(), help="JSON lines, one a look at the held-out data.")
 @click.option("--device", default="cpu", show_default=True, help="Where to train: cpu, cuda, cuda:1, ...")
 @evaluation_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -97,7 +99,8 @@ def distill(
         write_artifact,
     )
     from spm_compress.compress import check_device, load_model
-    from spm_compress.distill import DistillSettings, Loss, Trained, recover
+    from spm_compress.distill import DistillSettings, Loss, Progress, Trained, recover
+    from spm_compress.distill.state import kept_step
     from spm_compress.report import summarize
     from spm_compress_cli.tables import show_totals
     from spm_compress_cli.training_progress import follow_training
@@ -116,7 +119,24 @@ def distill(
     if log is not None:
         keep_apart("--log", log, [*files_of(source), calibration, path, out])
     state = out.with_name(f"{out.name}.state")
-    with follow_training(verbosity, log) as watch:
+    written, reached = written_since([out]), 0
+
+    def told() -> str | None:
+        step = kept_step(state) if reached else None
+        if written() or not reached:
+            return written()
+        if step is None:
+            return f" at step {reached}, before its first state was kept; the same command begins anew (--keep-every)"
+        return f" at step {reached}; its state at step {step} is kept in {state}, and the same command goes on from it"
+
+    if_interrupted(told)
+    with follow_training(verbosity, log) as show:
+
+        def watch(report: Progress) -> None:
+            nonlocal reached
+            reached = report.step
+            show(report)
+
         found = recover(
             fitted, source, calibration, settings, beside=out.parent, device=device, watch=watch, state=state
         )

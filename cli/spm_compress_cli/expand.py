@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
+from spm_compress_cli.interruption import if_interrupted, written_since
+from spm_compress_cli.output import OutputFile
 from spm_compress_cli.verbosity import Verbosity, verbosity_options
 
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path), required=False)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: NAME.dense.safetensors here]"
-)
+@click.option("-o", "--output", type=OutputFile(), help="File to write.  [default: NAME.dense.safetensors here]")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @verbosity_options
 def expand(artifact: Path | None, output: Path | None, as_json: bool, verbosity: Verbosity) -> None:
@@ -25,13 +25,15 @@ def expand(artifact: Path | None, output: Path | None, as_json: bool, verbosity:
     from spm_compress.checkpoint import SUFFIX, find_artifact, keep_apart, origin_files, read_artifact, write_tensors
     from spm_compress.compress import expand as expanded
     from spm_compress.units import bytes_text
+    from spm_compress_cli.console import results_console
     from spm_compress_cli.progress import message
-    from spm_compress_cli.tables import print_json, results_console
+    from spm_compress_cli.tables import print_json
 
     path = artifact or find_artifact(Path())
     fitted = read_artifact(path)
     out = output or Path(f"{path.name.removesuffix(SUFFIX)}.dense.safetensors")
     keep_apart("--output", out, [path, *origin_files(fitted, path)])
+    if_interrupted(written_since([out]))
     found = expanded(fitted)
     for name in found.lost:
         message(f"{name}: has no bias in the original model; what calibration added to it is left out", verbosity)

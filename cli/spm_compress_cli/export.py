@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 
 from spm_compress_cli.factory import factory_option
+from spm_compress_cli.interruption import if_interrupted, written_since
+from spm_compress_cli.output import OutputFile
 from spm_compress_cli.sizes import Sizes
 from spm_compress_cli.verbosity import Verbosity, verbosity_options
 
@@ -16,11 +18,11 @@ _ACTIVATIONS = ["relu", "gelu", "tanh", "sigmoid", "silu", "leaky-relu", "elu", 
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path), required=False)
-@click.option("--onnx", "out", type=click.Path(path_type=Path), help="File to write (a folder with --layers).")
+@click.option("--onnx", "out", type=OutputFile(), help="File to write (a folder with --layers).")
 @click.option(
     "--ort",
     "ort_path",
-    type=click.Path(path_type=Path),
+    type=OutputFile(),
     help="Write the model in ONNX Runtime's own format here, and beside it what a minimal build needs for it.",
 )
 @click.option("--graph", type=click.Path(path_type=Path), help="ONNX file of the dense model, to put the stages into.")
@@ -74,10 +76,8 @@ _ACTIVATIONS = ["relu", "gelu", "tanh", "sigmoid", "silu", "leaky-relu", "elu", 
     help="Of the whole graph; inputs and outputs stay float32.",
 )
 @click.option("--quantize", type=click.Choice(["int8"]), help="Also quantize the weights that stay dense.")
-@click.option(
-    "--dense", "dense_path", type=click.Path(path_type=Path), help="Write the dense model's graph here too, to compare."
-)
-@click.option("--layers", is_flag=True, help="Write each fitted layer as a model of its own.")
+@click.option("--dense", "dense_path", type=OutputFile(), help="Write the dense model's graph here too, to compare.")
+@click.option("--layers", is_flag=True, is_eager=True, help="Write each fitted layer as a model of its own.")
 @click.option("--with-past", is_flag=True, help="Of a decoder: take and give the keys and values of earlier tokens.")
 @click.option("--allow-missing", is_flag=True, help="Export also where a fitted weight is not in the graph.")
 @click.option(
@@ -129,7 +129,6 @@ def export(
     if quantize and dtype != "float32":
         raise click.UsageError("--quantize int8 and --dtype float16 exclude each other; choose one")
     from spm_compress.checkpoint import find_artifact, is_bare, keep_apart, origin_files, read_artifact, source_of
-    from spm_compress.errors import UsageError
     from spm_compress.export import (
         ExportSettings,
         Layout,
@@ -154,9 +153,7 @@ def export(
     fitted = read_artifact(path)
     needed = [path, *origin_files(fitted, path), *filter(None, (graph, source_path))]
     for option, written_to in (("--onnx", out), ("--ort", ort_path), ("--dense", dense_path)):
-        if written_to is not None:
-            if written_to.is_dir() and not layers:
-                raise UsageError(f"{option} {written_to}: is a folder; name the file to write in it")
+        if written_to is not None and not (layers and written_to is out):
             keep_apart(option, written_to, needed)
             needed.append(written_to)
     settings = ExportSettings(
@@ -169,6 +166,7 @@ def export(
         allow_missing=allow_missing,
         with_past=with_past,
     )
+    if_interrupted(written_since([out, ort_path, dense_path]))
     if layers:
         written = export_layers(fitted, onnx_path, settings=settings)
     else:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from spm_compress.units import bytes_text
-from spm_compress_cli.tables import print_json, results_console, show_table
+from spm_compress_cli.console import results_console
+from spm_compress_cli.tables import print_json, show_table
 
 if TYPE_CHECKING:
     from spm_compress.export import Exported, OrtFiles
@@ -52,8 +53,9 @@ def show_exported(written: Sequence[Exported], ort: Sequence[OrtFiles], as_json:
             console.print(f"speed of the whole model over the dense one, timed in turns: {ratios}", soft_wrap=True)
     for made in ort:
         worst = max(agreement.error for agreement in made.agreements)
+        agreement = f"verified, relative error to the ONNX model {worst:.1e}"
+        console.print(f"{made.path}: {bytes_text(made.bytes)}; {agreement}", soft_wrap=True)
         console.print(
-            f"{made.path}: {bytes_text(made.bytes)}; verified, relative error to the ONNX model {worst:.1e}\n"
             f"{made.config_path}: {bytes_text(made.config_bytes)}, the operators that a minimal build needs",
             soft_wrap=True,
         )

@@ -11,6 +11,8 @@ from spm_compress_cli.completion import weight_names
 from spm_compress_cli.config import from_option
 from spm_compress_cli.evaluation import evaluation_options, gate_of
 from spm_compress_cli.factory import factory_option
+from spm_compress_cli.interruption import if_interrupted, written_since
+from spm_compress_cli.output import OutputFile
 from spm_compress_cli.selection import selection_options
 from spm_compress_cli.sizes import Range
 from spm_compress_cli.verbosity import Verbosity, verbosity_options
@@ -20,15 +22,14 @@ if TYPE_CHECKING:
 
 # Fits at several sizes are kept here, in the working directory, for the next target.
 _CACHE = Path(".spm-compress")
+_FOUND_OUT = f"; what it found out for its plan is kept in {_CACHE}, and the same command goes on from there"
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @factory_option
 @from_option
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Artifact to write.  [default: NAME.spm.safetensors here]"
-)
+@click.option("-o", "--output", type=OutputFile(), help="Artifact to write.  [default: NAME.spm.safetensors here]")
 @click.option("--stages", metavar="N|auto", help="Mixing stages per weight; auto with a target.  [default: 10]")
 @click.option("--budget", type=float, metavar="SHARE", help="Choose stages so that all weights take this share.")
 @click.option("--max-error", type=float, metavar="E", help="Choose stages so that each weight's error is at most this.")
@@ -149,10 +150,12 @@ def fit(
         source = source_of(read_artifact(repeated), repeated, factory=factory)
     else:
         source = open_source(model, factory)
+    found_out = written_since([_CACHE])
     if gate and not is_live(source):
         raise click.UsageError(
             f"--eval: {source.path} is no model that can be called; a Hugging Face folder is, or give --factory"
         )
+    if_interrupted(lambda: found_out() and _FOUND_OUT)
     if dry_run:
         with follow(verbosity) as progress:
             selected, forecast = plan_model(
@@ -162,6 +165,8 @@ def fit(
         return
     path = output or Path(artifact_name(source.path if model or factory is None else Path(factory.partition(":")[0])))
     keep_apart("--output", path, files_of(source))
+    written = written_since([path])
+    if_interrupted(lambda: written() or (found_out() and _FOUND_OUT))
     with Ledger(path) as ledger, follow(verbosity) as progress:
         artifact = fit_model(
             source,

@@ -13,6 +13,10 @@ import click
 
 from spm_compress_cli.config import option_key
 from spm_compress_cli.factory import factory_option
+from spm_compress_cli.interruption import if_interrupted, written_since
+from spm_compress_cli.output import OutputFile
+from spm_compress_cli.printable import printable
+from spm_compress_cli.verbosity import Verbosity, verbosity_options
 
 if TYPE_CHECKING:
     from spm_compress.compress import Inspection
@@ -27,31 +31,39 @@ _KINDS = {"integer": "N", "integer range": "N", "float": "X", "float range": "X"
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @factory_option
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default="spm.toml", show_default=True, help="File to write."
-)
+@click.option("-o", "--output", type=OutputFile(), default="spm.toml", show_default=True, help="File to write.")
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 @click.pass_context
-def init(context: click.Context, model: Path | None, factory: str | None, output: Path, force: bool) -> None:
+@verbosity_options
+def init(
+    context: click.Context,
+    model: Path | None,
+    factory: str | None,
+    output: Path,
+    force: bool,
+    verbosity: Verbosity,
+) -> None:
     """Write a configuration for MODEL: every option with its default, and what `inspect` says of the weights.
 
     Use it with: spm-compress fit --config spm.toml
     """
-    from spm_compress.checkpoint import files_of, keep_apart, open_source
+    from spm_compress.checkpoint import files_of, keep_apart, open_source, require_file_name
     from spm_compress.checkpoint.files import write_whole
     from spm_compress.compress import inspect_model
     from spm_compress.errors import UsageError
-    from spm_compress_cli.tables import results_console
+    from spm_compress_cli.console import results_console
 
+    require_file_name("--output", output)
     if output.exists() and not force:
         raise UsageError(f"{output}: is there already; give --force to write over it, or another name with --output")
     source = open_source(model, factory)
     keep_apart("--output", output, files_of(source))
+    if_interrupted(written_since([output]))
     inspection = inspect_model(source, probe_steps=0)
     assert context.parent is not None
     commands = getattr(context.parent.command, "commands", {})
     named = {key: str(value) for key, value in (("model", model), ("factory", factory)) if value is not None}
-    lines = [f"# spm-compress: {' '.join(named.values())}", "#"]
+    lines = [f"# spm-compress: {printable(' '.join(named.values()))}", "#"]
     lines += [*_seen(inspection), "#"]
     lines += [
         "# Lines that begin with # change nothing: they say the default, or in capitals what kind of value it takes."
@@ -63,7 +75,10 @@ def init(context: click.Context, model: Path | None, factory: str | None, output
             lines += [f"{key} = {_toml(value)}" for key, value in named.items()]
         lines += [*_options(commands[name]), ""]
     with write_whole(output) as temporary:
-        temporary.write_text("\n".join(lines), encoding="utf-8")
+        try:
+            temporary.write_text("\n".join(lines), encoding="utf-8")
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{model}: is no name in Unicode, as a configuration has them; rename it") from error
     results_console().print(
         f"{output}: {len(inspection.layers)} weights looked at; next: spm-compress fit --config {output}"
     )
@@ -79,10 +94,11 @@ def _seen(inspection: Inspection) -> Iterator[str]:
     for (glob, (out, into)), layers in alike.items():
         smallest = [layer.sizes[0] for layer in layers]
         errors = sorted({f"{size.svd_error:.2f}" for size in smallest})
-        yield f"#   {glob}"
+        yield f"#   {printable(glob)}"
         text = (
             f"{len(layers)} of {out}x{into}; the truncated SVD in {smallest[0].share:.0%} of the bytes has an error "
-            f"of {' to '.join((errors[0], errors[-1])[: len(errors)])}. {layers[0].name}: {layers[0].verdict}"
+            f"of {' to '.join((errors[0], errors[-1])[: len(errors)])}. "
+            f"{printable(layers[0].name)}: {layers[0].verdict}"
         )
         yield from textwrap.wrap(text, 110, initial_indent="#     ", subsequent_indent="#     ")
 
@@ -108,4 +124,5 @@ def _example(option: click.Option) -> str:
 
 
 def _toml(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)  # strings, numbers, booleans and lists of them are written alike
+    """Return a string, number, boolean or a list of them, which TOML and JSON write alike, but for one character."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

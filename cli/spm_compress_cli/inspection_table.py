@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from spm_compress_cli.tables import error_text, print_json, results_console, shape_text, show_kept, show_table
+from spm_compress_cli.console import results_console
+from spm_compress_cli.tables import error_text, print_json, shape_text, show_kept, show_table
 
 if TYPE_CHECKING:
     from spm_compress.compress import Inspection
@@ -26,7 +27,8 @@ def show_inspection(inspection: Inspection, path: Path, as_json: bool) -> None:
     _show_errors(console, inspection)
     _show_probes(console, inspection)
     show_kept(console, inspection.kept)
-    console.print("\nin words")
+    console.print()
+    console.print("in words")
     for layer in inspection.layers:
         console.print(f"{layer.name}: {layer.verdict}")
 
@@ -66,7 +68,8 @@ def _show_errors(console: Console, inspection: Inspection) -> None:
         )
         for layer in inspection.layers
     ]
-    title = "\nrelative errors; 1.000 is what all zeros reach"
+    console.print()
+    title = "relative errors; 1.000 is what all zeros reach"
     show_table(console, ("weight", *svd, *bound, *form), rows, title=title, spare=(bound[0], *form, *bound[1:]))
     console.print(
         "SVD: truncated, at that share of the bytes; bound: fit's chain of that size cannot go below; butterfly: "
@@ -102,6 +105,7 @@ def _show_probes(console: Console, inspection: Inspection) -> None:
         for probe in inspection.probes
     ]
     headings = ("weight", "shape", "of", "share", "stages", "error\nso far", "equal\nSVD", "bytes", "steps", "why not")
-    title = "\nprobes, one weight of every shape: short descents; fit goes lower"
+    console.print()
+    title = "probes, one weight of every shape: short descents; fit goes lower"
     spare = ("shape", "of", "why not", "bytes", "steps")
     show_table(console, headings, rows, title=title, spare=spare, texts=("why not",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
 import click
 
@@ -19,6 +20,7 @@ from spm_compress_cli.fit import fit
 from spm_compress_cli.init import init
 from spm_compress_cli.inspect import inspect
 from spm_compress_cli.report import report
+from spm_compress_cli.streams import guarded_streams, say
 from spm_compress_cli.verify import verify
 
 _FAILED, _WRONG_USAGE = 1, 2
@@ -59,12 +61,24 @@ add_config(cli)
 
 
 def main() -> None:
-    """Run the command line; every error that a user can cause is one line on stderr."""
+    """Run the command line."""
     # Large tensors in large pages, on Linux: torch looks at it at its first tensor. With 4 KiB a page, a step of
     # `distill --train all` on MiniLM waits for thousands of them (docs/measurements.md).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    with guarded_streams():
+        code = _code_of(lambda: cli.main(prog_name="spm-compress", standalone_mode=False))
+        code = _code_of(sys.stdout.flush) or code
+    # Python ends `-m` by SIGINT, whatever code is asked for here, if its last exec() of a string was left by a Ctrl-C
+    # (making a dataclass, as an import does, is one): so there is another one.
+    exec("")
+    sys.exit(code)
+
+
+def _code_of(call: Callable[[], int | None]) -> int:
+    """Call it; tell every error that a user can cause in one line."""
+    code: int | None
     try:
-        code = cli.main(prog_name="spm-compress", standalone_mode=False)
+        code = call()
     except UsageError as error:
         code = _refuse(str(error), _WRONG_USAGE)
     except SpmError as error:
@@ -76,14 +90,15 @@ def main() -> None:
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f" (see: {context.command_path} --help)" if context else ""
         code = _refuse(error.format_message() + hint, error.exit_code)
+    except OSError as error:  # a name that is too long, a folder that may not be read: no bug
+        if error.filename is None:
+            raise
+        code = _refuse(f"{error.filename}: {error.strerror}; check the name and its permissions", _FAILED)
     except (click.Abort, KeyboardInterrupt):
         code = _refuse("interrupted; nothing was written", _FAILED)
-    # Python ends `-m` by SIGINT, whatever code is asked for here, if its last exec() of a string was left by a Ctrl-C
-    # (making a dataclass, as an import does, is one): so there is another one.
-    exec("")
-    sys.exit(code)
+    return code or 0
 
 
 def _refuse(message: str, code: int) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    say(f"error: {' '.join(message.split())}")
     return code

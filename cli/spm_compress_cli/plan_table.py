@@ -6,7 +6,8 @@ import itertools
 from typing import TYPE_CHECKING
 
 from spm_compress.units import bytes_text
-from spm_compress_cli.tables import error_text, print_json, results_console, show_table
+from spm_compress_cli.console import results_console
+from spm_compress_cli.tables import error_text, print_json, show_table
 
 if TYPE_CHECKING:
     from spm_compress.compress import Forecast, Selected

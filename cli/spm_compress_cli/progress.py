@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from spm_compress_cli.console import messages_console
+from spm_compress_cli.printable import printable
 from spm_compress_cli.verbosity import Verbosity
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def message(text: str, verbosity: Verbosity) -> None:
     """Say one line on stderr unless told to be quiet."""
     if verbosity > Verbosity.QUIET:
-        Console(stderr=True, highlight=False).print(text, soft_wrap=True, markup=False)
+        messages_console().print(text, soft_wrap=True)
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def follow(verbosity: Verbosity) -> Iterator[FitProgress]:
     """Yield what a fit reports to."""
     from spm_compress.compress import Silent
 
-    console = Console(stderr=True, highlight=False)
+    console = messages_console()
     if verbosity is Verbosity.QUIET:
         yield Silent()
     elif not console.is_terminal or console.is_dumb_terminal:
@@ -42,10 +43,15 @@ def follow(verbosity: Verbosity) -> Iterator[FitProgress]:
 
 def bars_on(console: Console, *, disable: bool = False) -> Progress:
     """Return bars that fit a terminal: where it is narrow, without what is drawn, then without the time left."""
-    columns: list[ProgressColumn] = [TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True))]
+    columns: list[ProgressColumn] = [
+        TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True))
+    ]
     if console.width >= _WIDE:
         columns.append(BarColumn(bar_width=16))
-    columns += [MofNCompleteColumn(), TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True))]
+    columns += [
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True)),
+    ]
     if console.width >= _NARROW:
         columns.append(TimeRemainingColumn(compact=True))
     return Progress(*columns, console=console, transient=True, expand=True, disable=disable)
@@ -87,7 +93,7 @@ class _Lines:
         )
 
     def _print(self, line: str) -> None:
-        self.console.print(line, soft_wrap=True, markup=False)
+        self.console.print(line, soft_wrap=True)
 
 
 class _Bars:
@@ -105,7 +111,8 @@ class _Bars:
 
     def batch(self, names: Sequence[str], shape: tuple[int, int]) -> None:
         others = f" +{len(names) - 1}" if len(names) > 1 else ""
-        description = escape(f"{shape[0]}x{shape[1]}{others} {names[0].removesuffix('.weight')}")
+        name = printable(names[0].removesuffix(".weight"), self.bars.console.encoding)
+        description = f"{shape[0]}x{shape[1]}{others} {name}"
         self.bars.reset(self.hand, description=description, note="")
         if self.lines:
             self.lines.batch(names, shape)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.text import Text
+
 from spm_compress_cli.bench_tables import duration_text, ratio_text
-from spm_compress_cli.tables import compact_table, print_json, results_console
+from spm_compress_cli.console import results_console
+from spm_compress_cli.tables import compact_table, print_json
 
 if TYPE_CHECKING:
     from spm_compress.report.break_even import BreakEven, Cell
@@ -27,7 +30,7 @@ def show_break_even(found: BreakEven, as_json: bool) -> None:
     table = compact_table()
     # A lowering's name a line a word: five of them have to fit.
     for heading in ("n", "batch", "dense\nfloat32", "dense\nint8", *(_stacked(name) for name in names)):
-        table.add_column(heading, justify="right")
+        table.add_column(Text(heading), justify="right")
     previous: Cell | None = None
     for cell in found.cells:
         if previous is not None and previous.features != cell.features:

@@ -8,29 +8,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import click
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from spm_compress.units import bytes_text
+from spm_compress_cli.console import results_console
 
 if TYPE_CHECKING:
     from spm_compress.report import Savings, Size
 
-# Nobody's terminal limits what is piped: every column, every line whole.
-_PIPED_WIDTH = 10_000
-
-
-def results_console() -> Console:
-    """Return where results go. What users name their files and tensors is never markup."""
-    console = Console(highlight=False, markup=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, width=_PIPED_WIDTH)
+_UNLIMITED = 10_000
 
 
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2))
+    print(json.dumps(value, indent=2))
 
 
 def compact_table() -> Table:
@@ -58,10 +52,12 @@ def show_table(
         table = compact_table()
         for i in shown:
             is_text = i == 0 or headings[i] in texts
-            table.add_column(headings[i], justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
+            justify: JustifyMethod = "left" if is_text else "right"
+            table.add_column(Text(headings[i]), justify=justify, overflow="fold", no_wrap=not is_text)
         for row in rows:
-            table.add_row(*(row[i] for i in shown))
-        unlimited = console.options.update_width(_PIPED_WIDTH)
+            # Figures are our own, and may stand below each other; words may be a user's.
+            table.add_row(*(row[i] if i == 0 or headings[i] in texts else Text(row[i]) for i in shown))
+        unlimited = console.options.update_width(_UNLIMITED)
         if not spared or Measurement.get(console, unlimited, table).maximum <= console.width:
             break
         shown.remove(spared.pop())

@@ -9,9 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from spm_compress.errors import SpmError
+from spm_compress_cli.console import messages_console
 from spm_compress_cli.progress import bars_on
 from spm_compress_cli.verbosity import Verbosity
 
@@ -24,7 +23,7 @@ _Show = Callable[["Training"], None]
 @contextmanager
 def follow_training(verbosity: Verbosity, log: Path | None) -> Iterator[_Show]:
     """Yield what a training reports to: a bar on a terminal, a line at each look at the held-out data anywhere else."""
-    console = Console(stderr=True, highlight=False)
+    console = messages_console()
     written = _Log(log) if log is not None else None
     has_bars = console.is_terminal and not console.is_dumb_terminal and verbosity is not Verbosity.QUIET
     has_lines = verbosity is Verbosity.VERBOSE or (verbosity is Verbosity.NORMAL and not has_bars)
@@ -41,7 +40,6 @@ def follow_training(verbosity: Verbosity, log: Path | None) -> Iterator[_Show]:
                 f"[{report.step}/{report.steps}] {report.stage}: loss {report.loss:.4f}, held out "
                 f"{report.held_out:.3f} (best {report.best:.3f}), {report.rows:.0f} rows/s",
                 soft_wrap=True,
-                markup=False,
             )
 
     with bars:

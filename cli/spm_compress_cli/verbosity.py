@@ -12,6 +12,8 @@ from typing import Any
 import click
 
 from spm_compress.errors import SpmError, first_line
+from spm_compress_cli.interruption import interruption_told
+from spm_compress_cli.streams import say, silent_stderr
 
 __all__ = ["Verbosity", "verbosity_options"]
 
@@ -33,17 +35,23 @@ def verbosity_options(command: Callable[..., None]) -> Callable[..., None]:
     def with_verbosity(*arguments: Any, quiet: bool, verbose: bool, **named: Any) -> None:
         if quiet and verbose:
             raise click.UsageError("--quiet and --verbose exclude each other; give one")
+        if quiet:
+            with silent_stderr(), interruption_told():
+                command(*arguments, verbosity=Verbosity.QUIET, **named)
+            return
         if not verbose:
-            command(*arguments, verbosity=Verbosity.QUIET if quiet else Verbosity.NORMAL, **named)
+            with interruption_told():
+                command(*arguments, verbosity=Verbosity.NORMAL, **named)
             return
         found = (f"{name} {version(name)}" for name in ("spm-compress", "torch", "onnxruntime"))
-        click.echo(f"{', '.join(found)}, Python {sys.version.split()[0]}, {sys.platform}", err=True)
+        say(f"{', '.join(found)}, Python {sys.version.split()[0]}, {sys.platform}")
         try:
-            command(*arguments, verbosity=Verbosity.VERBOSE, **named)
+            with interruption_told():
+                command(*arguments, verbosity=Verbosity.VERBOSE, **named)
         except SpmError as error:
             cause = error.__cause__
             while cause is not None:
-                click.echo(f"caused by {type(cause).__name__}: {first_line(cause)}", err=True)
+                say(f"caused by {type(cause).__name__}: {first_line(cause)}")
                 cause = cause.__cause__
             raise
 

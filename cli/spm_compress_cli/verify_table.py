@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from spm_compress_cli.tables import compact_table, print_json, results_console, scores_text
+from spm_compress_cli.console import results_console
+from spm_compress_cli.tables import compact_table, print_json, scores_text
 
 if TYPE_CHECKING:
     from spm_compress.export.side_by_side import SideBySide
@@ -20,8 +21,8 @@ def show_differences(found: SideBySide, as_json: bool, scores: Mapping[str, floa
         print_json({**side_by_side_json(found), "scores": dict(scores) or None})
         return
     console = results_console()
-    console.print(f"model    {found.model}", soft_wrap=True, markup=False)
-    console.print(f"against  {found.against}", soft_wrap=True, markup=False)
+    console.print(f"model    {found.model}", soft_wrap=True)
+    console.print(f"against  {found.against}", soft_wrap=True)
     console.print("error: ||model - against|| / ||against||; cosine: along the last axis, averaged")
     for provider, differences in itertools.groupby(found.differences, lambda each: each.provider):
         console.print()

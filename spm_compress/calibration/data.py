@@ -5,13 +5,13 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from spm_compress.calibration.texts import dataset_texts
+from spm_compress.calibration.tokenizer import load_tokenizer
 from spm_compress.checkpoint.limits import require_room
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import SourceError, UsageError, first_line, near_misses
@@ -102,13 +102,15 @@ def _text_batches(
     texts = [line.strip() for line in lines if line.strip()]
     if not texts:
         raise SourceError(f"{data}: holds no text; give one text a line")
-    tokenizer = _tokenizer(source)
+    tokenizer = load_tokenizer(source.path)
     most = min(int(tokenizer.model_max_length), int(source.config.get("max_position_embeddings", _LONGEST)))
     step = size or _BATCH
     with quiet():  # a tokenizer advises against padding afterwards
         tokens = tokenizer(texts, truncation=True, max_length=min(most, longest or most))
         # Texts of one length share a batch, so that little of it is padding; of those, neighbours in the file.
         lengths = [len(ids) for ids in next(iter(tokens.values()))]
+        if not any(lengths):
+            raise SourceError(f"{source.path}: its tokenizer makes no tokens of {data}; save the model's own beside it")
         order = sorted(range(len(texts)), key=lengths.__getitem__)
         batches: list[Batch] = []
         for i in range(0, len(order), step):
@@ -116,22 +118,3 @@ def _text_batches(
             padded = tokenizer.pad(chosen, padding=True, return_tensors="np")
             batches.append({name: np.asarray(array) for name, array in padded.items()})
     return batches
-
-
-def _tokenizer(source: Source) -> Any:
-    try:
-        with quiet():
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
-    except ImportError as error:
-        raise SourceError(
-            f"{source.path}: reading text needs transformers; install it with: pip install 'spm-compress[hf]'"
-        ) from error
-    except Exception as error:  # transformers raises many types for what is missing in a folder
-        raise SourceError(
-            f"{source.path}: its tokenizer cannot be loaded ({first_line(error)}); check the folder"
-        ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer

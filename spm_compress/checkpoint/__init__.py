@@ -9,10 +9,11 @@ from spm_compress.checkpoint.artifact import (
     read_artifact,
     write_artifact,
 )
-from spm_compress.checkpoint.files import keep_apart, write_tensors
+from spm_compress.checkpoint.files import write_tensors
 from spm_compress.checkpoint.modules import is_bare, is_live, load_module
 from spm_compress.checkpoint.named import named_function
 from spm_compress.checkpoint.origin import origin_files, source_of
+from spm_compress.checkpoint.outputs import keep_apart, require_file_name
 from spm_compress.checkpoint.source import Source, files_of, open_source
 from spm_compress.checkpoint.tensor_info import TensorInfo
 
@@ -33,6 +34,7 @@ __all__ = [
     "open_source",
     "origin_files",
     "read_artifact",
+    "require_file_name",
     "source_of",
     "write_artifact",
     "write_tensors",

@@ -5,7 +5,8 @@ One safetensors file. Its metadata has one entry, `spm_compress`, a JSON manifes
 names of the files beside it, `NAME.spm-<digest>.safetensors`, that hold the tensors where they are too many for one.
 A fitted weight W has its numbers under `W.spm.<chain>.<array>` (a low-rank companion counts as one more chain),
 orders that follow no formula under `W.spm.<chain>.order.<group>` and what its bias is to be raised by under
-`W.spm.shift`; a kept tensor has its own name.
+`W.spm.shift`; a kept tensor has its own name. Where two of these would meet, an entry of the manifest says which name
+was taken instead: `stem` of a layer, `key` of a kept tensor (`keys.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from spm_compress.checkpoint.entries import FittedLayer, KeptTensor, kept_json, layer_json, read_kept, read_layer
 from spm_compress.checkpoint.files import beside, save_tensors, sha256_of, write_tensors, write_whole_set
-from spm_compress.checkpoint.structures import read_structure, structure_json
+from spm_compress.checkpoint.keys import Keys, choose_keys
 from spm_compress.errors import ArtifactError
-from spm_compress.operator.spm import SPM
 
 __all__ = [
     "ARTIFACT_KEY",
@@ -46,55 +47,6 @@ MANIFEST_VERSION = 5
 SHARD_BYTES = 1 << 29
 SUFFIX = ".spm.safetensors"
 ARTIFACT_KEY = "spm_compress"
-
-
-@dataclass(frozen=True)
-class FittedLayer:
-    """One weight that was replaced.
-
-    names: the tensor's name, then those of tensors tied to it; shape: (out_features, in_features);
-    dtype: of the dense weight, safetensors' name; sha256: of its values as float32, C order;
-    error: relative Frobenius error of what is stored; svd_error: of a truncated SVD of as many numbers.
-    output_error, svd_output_error: the same of the outputs, weighted by the covariance of the inputs, and
-    shift: (out_features,) what the bias is raised by, (W - S) mean of the inputs, where there was calibration data.
-    """
-
-    names: tuple[str, ...]
-    shape: tuple[int, int]
-    dtype: str
-    sha256: str
-    error: float
-    svd_error: float
-    steps: int
-    restarts: int
-    start: str
-    spm: SPM
-    output_error: float | None = None
-    svd_output_error: float | None = None
-    shift: Tensor | None = None
-
-    @property
-    def name(self) -> str:
-        """Name of the tensor."""
-        return self.names[0]
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of everything stored for the layer: mixers, diagonals, companion, index tables and shift."""
-        numbers = sum(array.nbytes for named in self.spm.numbers for array in named.values())
-        shift = 0 if self.shift is None else self.shift.nbytes
-        return numbers + self.spm.structure.index_bytes + shift
-
-
-@dataclass(frozen=True)
-class KeptTensor:
-    """One tensor that stays as it is, and why."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    bytes: int
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -149,18 +101,25 @@ def artifact_bytes(path: Path) -> int:
     return sum(each.stat().st_size for each in (path, *map(path.with_name, shards)))
 
 
+def _keys(artifact: Artifact) -> Keys:
+    layers = ((layer.name, layer.spm.structure) for layer in artifact.layers)
+    return choose_keys([kept.name for kept in artifact.kept], layers)
+
+
 def _tensors(artifact: Artifact) -> Iterator[tuple[str, Tensor]]:
+    keys = _keys(artifact)
     for kept in artifact.kept:
-        yield kept.name, artifact.tensors[kept.name].contiguous()
+        yield keys.kept[kept.name], artifact.tensors[kept.name].contiguous()
     for layer in artifact.layers:
+        stem = keys.stems[layer.name]
         for i, named in enumerate(layer.spm.numbers):
             for name, array in named.items():
-                yield f"{layer.name}.spm.{i}.{name}", array.contiguous()
+                yield f"{stem}.{i}.{name}", array.contiguous()
         for i, g in layer.spm.structure.tables:
             order = layer.spm.structure.chains[i].groups[g].order.indices(0)
-            yield f"{layer.name}.spm.{i}.order.{g}", order.to(torch.int32)
+            yield f"{stem}.{i}.order.{g}", order.to(torch.int32)
         if layer.shift is not None:
-            yield f"{layer.name}.spm.shift", layer.shift.contiguous()
+            yield f"{stem}.shift", layer.shift.contiguous()
 
 
 def _pieces(artifact: Artifact, most: int) -> Iterator[dict[str, Tensor]]:
@@ -195,13 +154,14 @@ def _shards_beside(path: Path) -> dict[str, Path]:
 
 
 def _metadata(artifact: Artifact, shards: list[str]) -> dict[str, str]:
+    keys = _keys(artifact)
     manifest = {
         "version": MANIFEST_VERSION,
         "versions": artifact.versions,
         "source": artifact.source,
         "settings": artifact.settings,
-        "layers": [_layer_json(layer) for layer in artifact.layers],
-        "kept": [asdict(kept) for kept in artifact.kept],
+        "layers": [layer_json(layer, keys.stems[layer.name]) for layer in artifact.layers],
+        "kept": [kept_json(kept, keys.kept[kept.name]) for kept in artifact.kept],
         "recovery": artifact.recovery,
         "curves": artifact.curves,
         "shards": shards,
@@ -234,13 +194,17 @@ def read_artifact(path: Path) -> Artifact:
     try:
         for shard in manifest.get("shards", ()):
             tensors |= _read_file(_shard_at(path, shard))[1]
+        keys = {str(entry["name"]): str(entry.get("key", entry["name"])) for entry in manifest["kept"]}
+        # A layer's arrays are never among these: an artifact in which they are is damaged.
+        theirs = set(keys.values())
+        ours = {key: tensor for key, tensor in tensors.items() if key not in theirs}
         found = Artifact(
             source=dict(manifest["source"]),
             settings=dict(manifest["settings"]),
             versions=dict(manifest["versions"]),
-            layers=tuple(_read_layer(entry, tensors) for entry in manifest["layers"]),
-            kept=(kept := tuple(_read_kept(entry, tensors) for entry in manifest["kept"])),
-            tensors={entry.name: tensors[entry.name] for entry in kept},
+            layers=tuple(read_layer(entry, ours) for entry in manifest["layers"]),
+            kept=tuple(read_kept(entry, tensors[keys[entry["name"]]]) for entry in manifest["kept"]),
+            tensors={name: tensors[key] for name, key in keys.items()},
             recovery=None if manifest.get("recovery") is None else dict(manifest["recovery"]),
             curves=_read_curves(manifest.get("curves")),
         )
@@ -279,73 +243,8 @@ def find_artifact(folder: Path) -> Path:
     raise ArtifactError(f"{folder}: holds several artifacts ({names}); name the one that is meant")
 
 
-def _layer_json(layer: FittedLayer) -> dict[str, Any]:
-    return {
-        "names": layer.names,
-        "shape": layer.shape,
-        "dtype": layer.dtype,
-        "sha256": layer.sha256,
-        "error": layer.error,
-        "svd_error": layer.svd_error,
-        "steps": layer.steps,
-        "restarts": layer.restarts,
-        "start": layer.start,
-        "output_error": layer.output_error,
-        "svd_output_error": layer.svd_output_error,
-        "structure": structure_json(layer.spm.structure),
-    }
-
-
-def _read_layer(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FittedLayer:
-    name = entry["names"][0]
-    structure = read_structure(entry["structure"], name, tensors)
-    numbers = []
-    for i, shapes in enumerate(structure.shapes()):
-        named = {}
-        for array, shape in shapes.items():
-            key = f"{name}.spm.{i}.{array}"
-            if tuple(tensors[key].shape) != shape:
-                raise ValueError(f"{key} has shape {tuple(tensors[key].shape)}, not {shape}")
-            named[array] = tensors[key]
-        numbers.append(named)
-    out_features, in_features = entry["shape"]
-    if (out_features, in_features) != (structure.out_features, structure.in_features):
-        raise ValueError(f"{name}: structure and shape differ")
-    shift = tensors.get(f"{name}.spm.shift")
-    if shift is not None and tuple(shift.shape) != (out_features,):
-        raise ValueError(f"{name}.spm.shift has shape {tuple(shift.shape)}, not {(out_features,)}")
-    return FittedLayer(
-        names=tuple(str(alias) for alias in entry["names"]),
-        shape=(out_features, in_features),
-        dtype=str(entry["dtype"]),
-        sha256=str(entry["sha256"]),
-        error=float(entry["error"]),
-        svd_error=float(entry["svd_error"]),
-        steps=int(entry["steps"]),
-        restarts=int(entry["restarts"]),
-        start=str(entry["start"]),
-        spm=SPM(structure, numbers),
-        output_error=_optional(entry.get("output_error")),
-        svd_output_error=_optional(entry.get("svd_output_error")),
-        shift=shift,
-    )
-
-
 def _read_curves(entry: Any) -> dict[str, list[dict[str, float]]] | None:
     if entry is None:
         return None
     keys = ("stages", "bytes", "error")
     return {str(name): [{key: point[key] + 0 for key in keys} for point in points] for name, points in entry.items()}
-
-
-def _optional(value: Any) -> float | None:
-    return None if value is None else float(value)
-
-
-def _read_kept(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> KeptTensor:
-    kept = KeptTensor(
-        str(entry["name"]), tuple(entry["shape"]), str(entry["dtype"]), int(entry["bytes"]), str(entry["reason"])
-    )
-    if tuple(tensors[kept.name].shape) != kept.shape:
-        raise ValueError(f"{kept.name} has shape {tuple(tensors[kept.name].shape)}, not {kept.shape}")
-    return kept

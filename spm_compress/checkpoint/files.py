@@ -7,7 +7,7 @@ import glob
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from spm_compress.errors import SpmError, UsageError
+from spm_compress.checkpoint.keys import is_storable
+from spm_compress.checkpoint.outputs import temporary_beside
+from spm_compress.errors import SpmError
 
 __all__ = [
     "beside",
-    "keep_apart",
     "make_folder",
     "save_tensors",
     "sha256_of",
@@ -37,7 +38,7 @@ def write_whole(path: Path) -> Iterator[Path]:
     What stood at `path` stays until the new file is complete. Raises SpmError where the folder
     cannot be written or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         temporary.touch()  # fails at once where the folder is missing or may not be written
         yield temporary
@@ -60,7 +61,7 @@ def write_whole_set(path: Path) -> Iterator[Path]:
     For a file that names others beside it: until the others are there it does not exist. Folders in it
     are scratch space. Raises SpmError as `write_whole`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         temporary.mkdir()
         yield temporary
@@ -87,7 +88,13 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file within `write_whole` or `write_whole_set`. Raises OSError if it cannot be written."""
+    """Write a safetensors file within `write_whole` or `write_whole_set`.
+
+    Raises OSError if it cannot be written, SpmError for a name that safetensors cannot have.
+    """
+    for name in tensors:
+        if not is_storable(name):
+            raise SpmError(f"tensor {name!r}: safetensors cannot have a tensor of this name; rename it in the model")
     path.touch()
     mode = path.stat().st_mode
     try:
@@ -124,15 +131,6 @@ def beside(path: Path, name: str) -> Path | None:
     place = path.parent / name
     folders = {path.parent.resolve(), path.resolve().parent}
     return place if place.parent == path.parent and place.resolve().parent in folders else None
-
-
-def keep_apart(option: str, output: Path, others: Iterable[Path]) -> None:
-    """Raise UsageError if an output would take the place of a file that is read, or of another output."""
-    for other in others:
-        if output.resolve() == other.resolve():
-            raise UsageError(
-                f"{option} {output}: would take the place of {other}, which is still needed; choose another name"
-            )
 
 
 def make_folder(folder: Path) -> Path:

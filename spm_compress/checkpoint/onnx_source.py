@@ -14,6 +14,7 @@ from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 from torch import Tensor
 
 from spm_compress.checkpoint.files import sha256_of
+from spm_compress.checkpoint.not_onnx import told_apart
 from spm_compress.checkpoint.products import Product, inline_products, products, stored_tensor
 from spm_compress.checkpoint.tensor_info import TensorInfo
 from spm_compress.checkpoint.uses import role_of
@@ -151,11 +152,12 @@ def open_graph(path: Path) -> ir.Model:
 
 def _opened(path: Path) -> tuple[ir.Model, set[Path]]:
     """Return the model and the files beside it that hold data."""
-    if path.is_dir():
-        raise SourceError(f"{path}: is a folder; name the .onnx file in it")
-    if not path.is_file():
+    if not path.is_file() and not path.is_dir():
         beside = [p.name for p in path.parent.glob("*.onnx")] if path.parent.is_dir() else []
         raise SourceError(f"{path}: no such ONNX file{near_misses(path.name, beside)}")
+    what = told_apart(path)
+    if what is not None:
+        raise SourceError(f"{path}: {what}")
     try:
         with quiet():
             model = ir.load(path)

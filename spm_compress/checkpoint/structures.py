@@ -50,8 +50,8 @@ def _order_json(order: Order) -> Any:
             return "table"
 
 
-def read_structure(entry: Mapping[str, Any], name: str, tensors: Mapping[str, Tensor]) -> Structure:
-    """Return the structure of the weight `name`, whose tables are among `tensors`.
+def read_structure(entry: Mapping[str, Any], name: str, stem: str, tensors: Mapping[str, Tensor]) -> Structure:
+    """Return the structure of the weight `name`, whose tables are among `tensors` under `stem`.
 
     Raises ValueError, LookupError or TypeError for anything that is no structure, before memory is taken for it.
     """
@@ -61,8 +61,7 @@ def read_structure(entry: Mapping[str, Any], name: str, tensors: Mapping[str, Te
         if width < 1:
             raise ValueError(f"{name}: a chain of width {width}")
         groups = tuple(
-            _read_group(group, width, tensors.get(f"{name}.spm.{i}.order.{g}"))
-            for g, group in enumerate(chain["groups"])
+            _read_group(group, width, tensors.get(f"{stem}.{i}.order.{g}")) for g, group in enumerate(chain["groups"])
         )
         diagonals = tuple(int(at) for at in chain["diagonals"])
         if not any(group.stages for group in groups):  # with one, the file holds numbers for every feature of the width

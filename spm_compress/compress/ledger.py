@@ -90,7 +90,8 @@ class Ledger:
             with contextlib.suppress(OSError):  # by now another run may have entered
                 self.folder.rmdir()
         if isinstance(error, KeyboardInterrupt) and kept:
-            raise SpmError(f"interrupted; {kept} fitted weights are kept, and the same command goes on from there")
+            weights = "1 fitted weight is" if kept == 1 else f"{kept} fitted weights are"
+            raise SpmError(f"interrupted; {weights} kept in {self.folder}, and the same command goes on from there")
 
 
 def _differences(key: str, theirs: Any, ours: Any) -> list[str]:

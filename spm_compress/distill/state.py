@@ -15,7 +15,7 @@ from torch import Tensor
 from spm_compress.checkpoint.files import write_tensors
 from spm_compress.errors import ArtifactError
 
-__all__ = ["State", "read_state", "write_state"]
+__all__ = ["State", "kept_step", "read_state", "write_state"]
 
 _KEY = "spm_compress_training"
 
@@ -43,6 +43,15 @@ def write_state(state: State, path: Path) -> None:
         tensors.update({f"{kind}/{name}": x.detach().cpu().contiguous() for name, x in getattr(state, kind).items()})
     plain = {name: getattr(state, name) for name in ("recipe", "step", "agreement", "before", "looks", "losses")}
     write_tensors(tensors, path, {_KEY: json.dumps(plain)})
+
+
+def kept_step(path: Path) -> int | None:
+    """Return the step of the state that is kept in a file, None if there is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int(json.loads((file.metadata() or {})[_KEY])["step"])
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+        return None
 
 
 def read_state(path: Path, recipe: Mapping[str, Any]) -> State | None:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from spm_compress.calibration.data import read_batches
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer
 from spm_compress.checkpoint.files import write_whole, write_whole_set
+from spm_compress.checkpoint.keys import is_storable
 from spm_compress.checkpoint.modules import is_live
 from spm_compress.checkpoint.onnx_source import open_graph
 from spm_compress.checkpoint.source import Source, open_source
@@ -20,6 +21,7 @@ from spm_compress.compress.module import apply_artifact
 from spm_compress.errors import ExportError, SpmError
 from spm_compress.export.choice import Choice, plans
 from spm_compress.export.dense_graphs import dense_graphs
+from spm_compress.export.file_names import file_names
 from spm_compress.export.graph import DenseGraph
 from spm_compress.export.live import LIVE_BATCH, against_module, stepwise
 from spm_compress.export.lowering import Dense
@@ -235,12 +237,14 @@ def export_layers(artifact: Artifact, folder: Path, *, settings: ExportSettings 
         rows = {layer.name: settings.batches for layer in artifact.layers}
         choices = {choice.layer: choice for choice in plans(artifact.layers, rows, settings)[0]}
     written = []
-    for layer in artifact.layers:
-        path = folder / f"{layer.name.replace('/', '_')}.onnx"
+    for layer, name in zip(artifact.layers, file_names([layer.name for layer in artifact.layers]), strict=True):
+        path = folder / f"{name}.onnx"
         lowering = settings.lowering or choices[layer.name].lowering
+        # ONNX has names of Unicode, and none for a graph without one.
+        named = replace(layer, names=(layer.name if is_storable(layer.name) and layer.name else name,))
         with write_whole(path) as temporary:
-            save(layer_model(layer, lowering), temporary)
-            expected = ir.serde.serialize_model(dense_model(layer)).SerializeToString()
+            save(layer_model(named, lowering), temporary)
+            expected = ir.serde.serialize_model(dense_model(named)).SerializeToString()
             agreements = verified(temporary, expected, path.name, settings, TOLERANCE)
         out, into = layer.shape
         spliced = Spliced({layer.name: [layer.name]}, (), {layer.name: lowering.name})

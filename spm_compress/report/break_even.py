@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spm_compress.checkpoint.files import write_whole
+from spm_compress.checkpoint.outputs import require_file_name
 from spm_compress.errors import SpmError, UsageError
 
 if TYPE_CHECKING:
@@ -107,14 +108,13 @@ def read_break_even(value: Mapping[str, Any]) -> BreakEven:
 def check_picture(path: Path) -> None:
     """Find out beforehand whether `draw` can write there.
 
-    Raises UsageError for a name that is no .svg or .png, SpmError if matplotlib or the folder is missing.
+    Raises UsageError for a name that is no .svg or .png or no file's, SpmError if matplotlib is missing.
     """
+    require_file_name("--picture", path)
     if path.suffix.lower() not in _FORMATS:
         raise UsageError(f"--picture {path}: the name must end in {' or '.join(_FORMATS)}")
     if importlib.util.find_spec("matplotlib") is None:
         raise SpmError(f"{path}: drawing needs matplotlib; install it with: pip install 'spm-compress[report]'")
-    if not path.parent.is_dir():
-        raise SpmError(f"{path}: there is no folder {path.parent}; make it, or choose another name")
 
 
 def draw(found: BreakEven, path: Path) -> None:

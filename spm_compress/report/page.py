@@ -60,7 +60,7 @@ def write_page(artifact: Artifact, savings: Savings, name: str, path: Path, atta
         stages=sorted({layer.stages for layer in savings.layers}),
     )
     with write_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # of names that are no Unicode
 
 
 def _sentences(savings: Savings, name: str) -> list[str]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from running import spm
+from test_interruption import interrupted
+
+from spm_compress.distill.state import kept_step
 
 QUICK = ["--steps", "24", "--batch", "8", "--check-every", "8", "--held-out", "0.2"]
 QUICK += ["--learning-rate", "0.01", "--block-share", "0.3"]
@@ -47,6 +51,24 @@ def test_distill_report_export(fitted: Path) -> None:
     assert "trained for 24 steps on texts.txt" in " ".join(report.stdout.split())
     export = spm("export", "bert.recovered.spm.safetensors", "--onnx", "out.onnx", "--lowering", "blocks", cwd=fitted)
     assert export.returncode == 0, export.stderr
+
+
+def test_interrupted_it_says_what_is_kept(fitted: Path) -> None:
+    endless = ["distill", "--calibration", "texts.txt", *QUICK[2:], "--steps", "1000000", "--log", "log.jsonl"]
+    state = "bert.recovered.spm.safetensors.state"
+    first = interrupted(*endless, "--keep-every", "999999", cwd=fitted, when="log.jsonl")
+    begun = r"error: interrupted at step \d+, before its first state was kept; the same command begins anew"
+    assert re.fullmatch(rf"{begun} \(--keep-every\)", first)
+    assert not (fitted / state).exists()
+    later = interrupted(*endless, "--keep-every", "4", cwd=fitted, when=state)
+    found = re.fullmatch(
+        rf"error: interrupted at step (\d+); its state at step (\d+) is kept in {state}, and the same command goes on "
+        "from it",
+        later,
+    )
+    assert found
+    assert 0 <= int(found[1]) - int(found[2]) <= 4
+    assert int(found[2]) == kept_step(fitted / state)
 
 
 def test_the_users_measure_is_printed_for_every_model_and_is_a_gate(fitted: Path) -> None:

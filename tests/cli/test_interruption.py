@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 import torch
 from killing import ARGUMENTS, digest, kill_at_random, write_model
 from running import COMMAND, spm
+from safetensors.torch import save_file
+from yard import mlp
 
 from spm_compress import read_artifact
 
@@ -47,12 +50,47 @@ def unfinished(folder: Path) -> Path:
         time.sleep(0.02)
     fit.send_signal(signal.SIGINT)
     _, stderr = fit.communicate(timeout=60)
-    last = stderr.splitlines()[-1]
-    assert last.startswith("error: interrupted; ")
-    assert last.endswith(" fitted weights are kept, and the same command goes on from there")
+    kept = r"(1 fitted weight is|\d+ fitted weights are) kept in model\.spm\.safetensors\.ledger"
+    assert re.fullmatch(
+        rf"error: interrupted; {kept}, and the same command goes on from there", stderr.splitlines()[-1]
+    )
     assert fit.returncode == 1
     assert not (folder / "model.spm.safetensors").exists()
     return folder
+
+
+def interrupted(*arguments: str, cwd: Path, when: str) -> str:
+    """Interrupt a command as soon as a file is there; return the last line that it says."""
+    process = subprocess.Popen([*COMMAND, *arguments], cwd=cwd, stderr=subprocess.PIPE, text=True)
+    try:
+        while not list(cwd.glob(when)):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "Traceback" not in stderr
+    return str(stderr.splitlines()[-1])
+
+
+def test_an_interrupted_plan_says_that_its_fits_are_kept(folder: Path) -> None:
+    arguments = ("fit", "model.safetensors", "--budget", "0.5", "--steps", "100000")
+    assert interrupted(*arguments, cwd=folder, when=".spm-compress/*.spm.safetensors") == (
+        "error: interrupted; what it found out for its plan is kept in .spm-compress, and the same command goes on "
+        "from there"
+    )
+
+
+def test_an_interrupted_export_names_what_it_has_written(folder: Path) -> None:
+    save_file(mlp().state_dict(), folder / "mlp.safetensors")
+    assert spm("fit", "mlp.safetensors", "--steps", "1", cwd=folder).returncode == 0
+    arguments = ("export", "mlp.spm.safetensors", "--onnx", "out.onnx", "--dense", "dense.onnx", "--batch", "1,8,64")
+    assert interrupted(*arguments, cwd=folder, when="dense.onnx") == (
+        "error: interrupted; what was written by then is whole: dense.onnx"
+    )
+    assert not (folder / "out.onnx").exists()
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(folder: Path) -> None:

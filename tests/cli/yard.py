@@ -245,3 +245,18 @@ def code_of_a_stranger(folder: Path) -> None:
 
 def latin(folder: Path) -> None:
     (folder / "texts.txt").write_bytes("caf\xe9 noir\n".encode("latin-1"))
+
+
+def in_ort_format(folder: Path) -> None:
+    (folder / "model.ort").write_bytes(b"\x18\x00\x00\x00ORTM" + b"\x00" * 500)
+
+
+def without_tokenizer(folder: Path) -> None:
+    for path in (folder / "bert").iterdir():
+        if path.name not in ("config.json", "model.safetensors"):
+            path.unlink()
+
+
+def without_words(folder: Path) -> None:
+    without_tokenizer(folder)
+    (folder / "bert" / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
