@@ -38,7 +38,18 @@ def from_huggingface(
     """
     model = load_huggingface(source)
     set_tensors(model, changed or {})
-    config = source.config or {}
+    try:
+        return _graphs(model, source.config or {}, with_past=with_past)
+    except ExportError:
+        # The exporter cannot follow the views of fused attention in some (T5); the same written out, it can.
+        if not hasattr(model, "set_attn_implementation") or model.config._attn_implementation == "eager":
+            raise
+        with quiet():
+            model.set_attn_implementation("eager")
+        return _graphs(model, source.config or {}, with_past=with_past)
+
+
+def _graphs(model: nn.Module, config: Mapping[str, Any], *, with_past: bool) -> list[DenseGraph]:
     if with_past:
         return [_with_past(model, config)]
     if hasattr(model.config, "use_cache"):  # this graph has no place for keys and values of earlier tokens
