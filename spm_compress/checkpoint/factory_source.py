@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from spm_compress.checkpoint.linears import use_linears
 from spm_compress.checkpoint.named import named_function
 from spm_compress.checkpoint.tensor_info import TensorInfo, dtype_name
+from spm_compress.checkpoint.wrapped import unwrapped
 from spm_compress.errors import SourceError, first_line
 
 __all__ = ["FactorySource", "open_factory"]
@@ -69,7 +70,8 @@ class FactorySource:
         return module, None if example is None else _by_name(self.factory, module, example)
 
     def _fill(self, module: nn.Module) -> None:
-        values = {name: self.weights.read(name) for name in self.weights.tensors()}
+        names = unwrapped(self.weights.tensors(), module.state_dict())
+        values = {name: self.weights.read(stored) for stored, name in names.items()}
         try:
             module.load_state_dict(values)
         except RuntimeError as error:

@@ -10,6 +10,7 @@ from torch import nn
 
 from spm_compress.checkpoint.linears import use_linears
 from spm_compress.checkpoint.source import Source
+from spm_compress.checkpoint.wrapped import bare_names
 from spm_compress.errors import SourceError, first_line
 from spm_compress.quiet import quiet
 
@@ -27,11 +28,16 @@ def module_of(tensor: str, model: nn.Module, modules: Container[str]) -> str | N
 def member_of(name: str, model: nn.Module, members: Container[str]) -> str | None:
     """Return the name of a module or parameter, one of `members`, in a live model, None if it has none of that name.
 
-    LoRA's wrappers (peft) leave their own words in the names of what they merged into.
+    LoRA's wrappers (peft) leave their own words in the names of what they merged into, compiled and parallel modules
+    theirs before all names.
     """
     prefix = getattr(model, "base_model_prefix", "") + "."
     plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
-    tried = (each for known in (name, plain) for each in (known, prefix + known, known.removeprefix(prefix)))
+    tried = (
+        each
+        for known in (name, plain, *bare_names(name))
+        for each in (known, prefix + known, known.removeprefix(prefix))
+    )
     return next((each for each in tried if each in members), None)
 
 
