@@ -133,9 +133,9 @@ def _missing(path: Path) -> SourceError:
 
 
 def _opened(path: Path, key: str | None) -> Source:
-    if path.is_dir() or path.name.endswith(".index.json"):
+    if path.name.endswith(".index.json") or (path.is_dir() and path.suffix != ".onnx"):
         return open_safetensors(path, key)
-    kind = kind_of(path) or _named(path)
+    kind = _named(path) if path.is_dir() else kind_of(path) or _named(path)
     if kind is Kind.ONNX:
         return open_onnx(path)
     if kind is Kind.PROGRAM:
