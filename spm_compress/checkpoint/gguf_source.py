@@ -19,7 +19,6 @@ from spm_compress.checkpoint.gguf_header import StoredTensor, read_header
 from spm_compress.checkpoint.limits import require_room
 from spm_compress.checkpoint.tensor_info import DECODED, DTYPES, TensorInfo
 from spm_compress.errors import SourceError
-from spm_compress.quiet import quiet
 
 __all__ = ["GgufSource", "open_gguf"]
 
@@ -116,8 +115,7 @@ def open_gguf(path: Path) -> GgufSource:
 
 def _gguf(path: Path) -> ModuleType:
     try:
-        with quiet():
-            import gguf
+        import gguf
     except ImportError as error:
         raise SourceError(
             f"{path}: is a GGUF file, and reading it needs gguf; install it with: pip install 'spm-compress[gguf]'"
