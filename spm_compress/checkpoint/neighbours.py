@@ -231,9 +231,9 @@ def _parametrized(tensors: Infos, name: str, config: Mapping[str, Any] | None) -
     if match is None:
         return
     stem = f"{match[1]}parametrizations.{match[2]}."
-    if f"{stem}original" not in tensors and f"{stem}original0" not in tensors:
-        return
     g, v = (tensors.get(f"{stem}original{i}") for i in (0, 1))
+    if f"{stem}original" not in tensors and (g is None or v is None):
+        return
     if g is not None and v is not None and _is_norm_of(g.shape, v.shape):
         yield name, f"a part of the weight-normed {match[1]}{match[2]}, g v / |v|; {_REMOVE}"
     else:
