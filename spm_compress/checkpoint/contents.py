@@ -61,7 +61,7 @@ _MAGIC = (
         "a git-lfs pointer, not the file that it stands for",
         "fetch that with: git lfs pull",
     ),
-    _Magic(0, b"\x1f\x8b", "a gzip archive", _UNPACK),
+    _Magic(0, b"\x1f\x8b\x08", "a gzip archive", _UNPACK),
     _Magic(0, b"BZh", "a bzip2 archive", _UNPACK),
     _Magic(0, b"\xfd7zXZ\x00", "an xz archive", _UNPACK),
     _Magic(0, b"\x28\xb5\x2f\xfd", "a Zstandard archive", _UNPACK),
@@ -75,8 +75,6 @@ _PAGE = re.compile(rb"\s*(<!--.*?-->\s*)?<(!doctype\s+html|html|head)\b", re.IGN
 _XML = re.compile(rb"\s*<\?xml\b")
 # The binary of a CTranslate2 model: its version, then the length and the name of its specification.
 _CTRANSLATE2 = re.compile(rb"[\x01-\x20]\0\0\0.\0[A-Z]\w*\0", re.DOTALL)
-# MessagePack: a map whose first key is a string.
-_MESSAGEPACK = re.compile(rb"([\x81-\x8f]|\xde..)[\xa1-\xbf][\w./-]", re.DOTALL)
 _TABLE_ENDING = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"
 _LONGEST_HEADER = 100_000_000  # of safetensors, by its specification
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
@@ -87,11 +85,14 @@ def kind_of(path: Path) -> Kind | None:
 
     Raises SourceError, with what to do, for a known format that holds no model that can be read.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
-        file.seek(max(0, size - len(_TABLE_ENDING)))
-        tail = file.read()
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+            file.seek(max(0, size - len(_TABLE_ENDING)))
+            tail = file.read()
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     if head.startswith(b"GGUF"):
         return Kind.GGUF
     if head.startswith(b"PK\x03\x04"):
@@ -114,7 +115,7 @@ def kind_of(path: Path) -> Kind | None:
         return Kind.TORCH
     if tail == _TABLE_ENDING:
         raise _foreign(path, "the index of a TensorFlow checkpoint", _TO_ONNX)
-    if _MESSAGEPACK.match(head):
+    if _is_messagepack(head):
         raise _foreign(path, "a MessagePack file, as Flax writes them", "save the weights with safetensors.flax")
     return _in_protobuf(path)
 
@@ -128,6 +129,13 @@ def _is_safetensors(head: bytes, size: int) -> bool:
         return False
     (length,) = struct.unpack("<Q", head[:8])
     return 2 <= length <= min(_LONGEST_HEADER, size - 8) and head[8:9] == b"{"
+
+
+def _is_messagepack(head: bytes) -> bool:
+    """Whether it is a map whose first key is a word."""
+    at = 1 if head[:1] and 0x81 <= head[0] <= 0x8F else 3 if head[:1] == b"\xde" else len(head)
+    length = head[at] & 0x1F if len(head) > at and head[at] & 0xE0 == 0xA0 else 0
+    return bool(re.fullmatch(rb"[\w./-]{2,}", head[at + 1 : at + 1 + length])) and len(head) > at + length
 
 
 def _in_zip(path: Path) -> Kind | None:

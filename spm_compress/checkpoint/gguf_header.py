@@ -2,7 +2,7 @@
 
 Read here and not by the gguf package, whose reader makes an object of every element of every array, and goes on beyond
 the end of a file that claims to have more: a few bytes of a stranger's file could fill the memory. Metadata (tokens,
-templates) is skipped; of its numbers only the alignment of the data is needed.
+templates) is skipped; of its numbers only the alignment of the data and the count of a split model's files are needed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["StoredTensor", "read_header"]
 _VERSIONS = (2, 3)
 # Bytes of a value of metadata by its type: integers, floats and bool; then the two whose size stands in the file.
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-_UINT32, _STRING, _ARRAY = 4, 8, 9
+_UINT16, _UINT32, _STRING, _ARRAY = 2, 4, 8, 9
 _ALIGNMENT = 32
 _MOST_DIMENSIONS = 4
 _DEEPEST = 8  # arrays of arrays
@@ -41,14 +41,27 @@ def read_header(path: Path, bytes_of: Callable[[str, int, tuple[int, ...]], int]
     """Return the tensors of a GGUF file.
 
     bytes_of: what a tensor of this name, type and shape occupies. Raises SourceError for a damaged or cut file, an old
-    version, and for a file in the other byte order.
+    version, a file in the other byte order, and one of several files.
     """
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
             return _Walk(file, size).tensors(bytes_of)
+    except _SplitError as error:
+        raise SourceError(
+            f"{path}: is one of {error.files} files of a split model; put them together first with: "
+            "llama-gguf-split --merge FIRST.gguf WHOLE.gguf"
+        ) from error
     except (ValueError, struct.error) as error:
         raise SourceError(f"{path}: is not a whole GGUF file ({error}); fetch the model again") from error
+
+
+class _SplitError(Exception):
+    """The file is one of several."""
+
+    def __init__(self, files: int) -> None:
+        super().__init__(files)
+        self.files = files
 
 
 class _Walk:
@@ -66,15 +79,19 @@ class _Walk:
             what = "of the other byte order" if is_other_order else f"of version {version}, which is not read"
             raise ValueError(f"it is {what}")
         count, entries = self._number("<Q"), self._number("<Q")
-        alignment = _ALIGNMENT
+        alignment, files = _ALIGNMENT, 1
         for _ in range(entries):
             name, kind = self._text(), self._number("<I")
             if name == "general.alignment" and kind == _UINT32:
                 alignment = self._number("<I")
+            elif name == "split.count" and kind == _UINT16:
+                files = self._number("<H")
             else:
                 self._skip_value(kind, 0)
         if alignment < 1 or alignment & (alignment - 1):
             raise ValueError(f"its alignment is {alignment}")
+        if files > 1:
+            raise _SplitError(files)
         described = [self._described() for _ in range(count)]
         begin = -(-self._file.tell() // alignment) * alignment
         found: dict[str, StoredTensor] = {}

@@ -22,7 +22,7 @@ from spm_compress.errors import SourceError, first_line
 
 __all__ = ["SUFFIXES", "TorchSource", "open_torch", "require_honest"]
 
-SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")  # model.pth.tar
 
 
 @dataclass(frozen=True)

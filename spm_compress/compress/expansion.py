@@ -33,7 +33,7 @@ def expand(artifact: Artifact) -> Expanded:
     quantized stays float32. Raises UsageError for an artifact of an ONNX model, whose weights have other names and
     orders in its file.
     """
-    if str(artifact.source["path"]).endswith(".onnx"):
+    if artifact.source.get("onnx", str(artifact.source["path"]).endswith(".onnx")):
         raise UsageError(
             "the artifact is of an ONNX model; write a dense one with: "
             "spm-compress export --lowering dense --onnx out.onnx"

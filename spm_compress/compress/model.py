@@ -277,9 +277,11 @@ def _known(source: Source, names: Iterable[str]) -> dict[str, Any]:
     """Return what else has to be known of the source to build or write it again."""
     turned = [name for name in names if name in source.input_first]
     found: dict[str, Any] = {"factory": source.factory} if isinstance(source, FactorySource) else {}
-    key = key_of(source)
+    key, is_onnx = key_of(source), source.graph is not None
     if key is not None:
         found["key"] = key
+    if is_onnx or source.path.suffix == ".onnx":  # the name alone does not say
+        found["onnx"] = is_onnx
     return {**found, "input_first": turned} if turned else found
 
 

@@ -23,8 +23,8 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 from torch import nn
 
-from spm_compress import open_source
-from spm_compress.errors import SourceError, SpmError
+from spm_compress import CompressSettings, FitSettings, expand, fit_model, open_source
+from spm_compress.errors import SourceError, SpmError, UsageError
 
 WEIGHT = torch.arange(64.0 * 64).reshape(64, 64)
 
@@ -183,6 +183,7 @@ def test_where_the_content_says_nothing_the_name_decides(tmp_path: Path) -> None
     for name, words in [
         ("m.safetensors", "is not a whole safetensors file"),
         ("m.pt", r"m\.pt: "),
+        ("m.pth.tar", r"m\.pth\.tar: holds more than plain tensors|is not a whole file of torch"),
         ("m.onnx", "is not a readable ONNX model"),
         ("m.pt2", "is not a whole program of torch.export"),
         ("m.gguf", "is not a whole GGUF file|needs gguf"),
@@ -225,6 +226,12 @@ def test_a_folder_is_named_as_what_it_is(tmp_path: Path) -> None:
             open_source(folder)
 
 
+def test_what_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").mkdir()
+    with pytest.raises(SourceError, match=r"pytorch_model\.bin: cannot be read \(Is a directory\); check"):
+        open_source(tmp_path)
+
+
 def test_an_adapter_beside_its_whole_model_is_no_obstacle(tmp_path: Path) -> None:
     as_safetensors(tmp_path / "model.safetensors")
     (tmp_path / "adapter_config.json").write_text("{}")
@@ -243,6 +250,18 @@ def test_files_of_a_folder_are_read_by_content_too(tmp_path: Path) -> None:
     shutil.move(tmp_path / "pytorch_model.bin", tmp_path / "model.safetensors")
     with pytest.raises(SourceError, match=r"model\.safetensors: is a git-lfs pointer"):
         open_source(tmp_path)
+
+
+def test_an_artifact_knows_whether_it_is_of_a_graph_whatever_the_file_is_called(tmp_path: Path) -> None:
+    as_onnx(tmp_path / "graph.bin")
+    as_torch(tmp_path / "weights.onnx")
+    settings = CompressSettings(FitSettings(stages=2, steps=1, block=8))
+    of_graph, of_weights = (
+        fit_model(open_source(tmp_path / name), settings, beside=tmp_path) for name in ("graph.bin", "weights.onnx")
+    )
+    with pytest.raises(UsageError, match="the artifact is of an ONNX model"):
+        expand(of_graph)
+    assert set(expand(of_weights).tensors) == {"w"}
 
 
 def test_an_index_of_torch_files_is_one_model(tmp_path: Path) -> None:

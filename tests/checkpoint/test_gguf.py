@@ -302,6 +302,14 @@ def test_what_decodes_to_much_has_a_limit(tmp_path: Path, monkeypatch: pytest.Mo
         source.read("token_embd.weight")
 
 
+def test_one_file_of_several_is_not_taken_for_the_model(tmp_path: Path) -> None:
+    entry = text(b"split.count") + struct.pack("<IH", 2, 3)
+    tensor = text(b"w") + struct.pack("<IQIQ", 1, 1, 0, 0)
+    (tmp_path / "m.gguf").write_bytes(header(tensors=1, entries=1) + entry + tensor + bytes(99))
+    with pytest.raises(SourceError, match=r"is one of 3 files of a split model; .* llama-gguf-split --merge"):
+        open_source(tmp_path / "m.gguf")
+
+
 def test_a_file_without_tensors_has_nothing_to_compress(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(header())
     with pytest.raises(SourceError, match="holds no tensors"):
