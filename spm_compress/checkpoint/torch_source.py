@@ -19,6 +19,7 @@ from spm_compress.checkpoint.files import sha256_of
 from spm_compress.checkpoint.nested import choose
 from spm_compress.checkpoint.tensor_info import TensorInfo, dtype_name, input_first
 from spm_compress.errors import SourceError, first_line
+from spm_compress.quiet import quiet
 
 __all__ = ["SUFFIXES", "TorchSource", "open_torch", "require_honest"]
 
@@ -139,10 +140,11 @@ def _loaded(path: Path) -> Any:
 
 def _plain(path: Path, is_zip: bool) -> Any:
     """Load what is plain data, mapped where torch can map it."""
-    if path.suffix == ".safetensors":  # torch takes the name at its word; a file that is open has none
-        with path.open("rb") as file:
-            return torch.load(file, map_location="cpu", weights_only=True)
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True if is_zip else None)
+    with quiet():  # torch warns of the pickles that it is going to refuse
+        if path.suffix == ".safetensors":  # torch takes the name at its word; a file that is open has none
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True if is_zip else None)
 
 
 def require_honest(path: Path, name: str, x: Tensor) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,9 +17,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from spm_compress import CompressSettings, FitSettings, fit_model, load, open_source, read_artifact, write_artifact
-from spm_compress.checkpoint import key_of, source_of
+from spm_compress.calibration.collect import load_or_collect
+from spm_compress.checkpoint import FittedLayer, key_of, source_of
 from spm_compress.checkpoint.nested import models_in
-from spm_compress.errors import ArtifactError, SourceError, UsageError
+from spm_compress.compress import Ledger, Refit, Silent
+from spm_compress.errors import ArtifactError, SourceError, SpmError, UsageError
 
 QUICK = CompressSettings(FitSettings(stages=3, steps=2, block=8))
 
@@ -201,8 +204,6 @@ def test_an_artifact_knows_its_key(tmp_path: Path) -> None:
 
 
 def test_a_refit_of_another_key_is_of_another_model(tmp_path: Path) -> None:
-    from spm_compress.compress import Refit
-
     path = saved(tmp_path / "m.pt", {"a": state(), "b": state(1)})
     before = fit_model(open_source(path, key="a"), QUICK, beside=tmp_path)
     refit = Refit(before, ("0.*",))
@@ -275,3 +276,31 @@ def test_the_listing_is_cut(tmp_path: Path) -> None:
     path = saved(tmp_path / "m.pt", {f"net{i}": {"w": torch.ones(2, 2)} for i in range(40)})
     with pytest.raises(UsageError, match=re.escape("net19 (1 tensor), and 20 more; choose one with --key NAME")):
         open_source(path)
+
+
+@pytest.mark.usefixtures("builders")
+def test_moments_that_were_kept_of_one_key_are_not_taken_for_another(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.pt", {"a": state(), "b": state(1)})
+    np.savez(tmp_path / "x.npz", input=torch.randn(32, 64).numpy())
+    kept = tmp_path / "moments.safetensors"
+    means = {}
+    for key in "ab":
+        source = open_source(path, "wrapped_builders:build", key)
+        found = load_or_collect(source, tmp_path / "x.npz", ["2.weight"], kept)
+        means[key] = found["2.weight"].mean
+    assert not torch.allclose(means["a"], means["b"])
+
+
+def test_a_ledger_of_one_key_is_not_gone_on_with_for_another(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.pt", {"a": state(), "b": state(1)})
+
+    class Stop(Silent):
+        def layer(self, layer: FittedLayer) -> None:
+            raise KeyboardInterrupt
+
+    settings = CompressSettings(FitSettings(stages=3, steps=2, block=8))
+    with pytest.raises(SpmError, match="interrupted"), Ledger(tmp_path / "m.spm.safetensors") as ledger:
+        fit_model(open_source(path, key="a"), settings, beside=tmp_path, ledger=ledger, progress=Stop())
+    expected = pytest.raises(ArtifactError, match=r"unfinished fit with key a \(now b\)")
+    with expected, Ledger(tmp_path / "m.spm.safetensors") as ledger:
+        fit_model(open_source(path, key="b"), settings, beside=tmp_path, ledger=ledger)
