@@ -119,6 +119,12 @@ def test_what_lies_deeper_than_four_keys_is_not_looked_for() -> None:
     assert not models_in({"a": [{"b": {"c": {"d": state()}}}]})
 
 
+def test_what_a_module_keeps_beside_its_tensors_is_no_model() -> None:
+    with_extra = {**state(), "0._extra_state": {"history": torch.ones(64, 64)}}
+    assert set(models_in(with_extra)) == {"."}
+    assert set(models_in({"net": with_extra})) == {"net"}
+
+
 def test_names_that_mean_the_same_way_stay_apart() -> None:
     assert set(models_in({"a.b": state(), "a": {"b": state(1)}})) == {"a.b", "a.b+"}
 
