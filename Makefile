@@ -66,7 +66,7 @@ docs: $(VENV)/ready  ## the documentation as a site, in build/docs, and every co
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/ready  ## random files against the readers, FUZZ_SECONDS each
 	$(BIN)/pip install --quiet --disable-pip-version-check 'atheris>=2.3'
-	for reader in safetensors manifest onnx torch program; do \
+	for reader in safetensors manifest onnx torch program gguf; do \
 		$(BIN)/python tests/fuzz/fuzz.py $$reader -max_total_time=$(FUZZ_SECONDS) || exit 1; \
 	done
 

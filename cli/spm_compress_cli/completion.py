@@ -22,7 +22,7 @@ def weight_names(context: click.Context, parameter: click.Parameter, incomplete:
     named = [context.params.get("model"), *context.args]
     model = next((Path(each) for each in named if each is not None and Path(each).exists()), None)
     try:
-        tensors = open_source(model).tensors()
+        tensors = open_source(model, key=context.params.get("key")).tensors()
     except (SpmError, OSError):
         return []
     ending = ":" if parameter.name == "layers" else ""

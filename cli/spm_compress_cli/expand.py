@@ -19,8 +19,8 @@ from spm_compress_cli.verbosity import Verbosity, verbosity_options
 def expand(artifact: Path | None, output: Path | None, as_json: bool, verbosity: Verbosity) -> None:
     """Write plain dense safetensors that the original framework loads: same names, shapes and dtypes.
 
-    What was not replaced comes back bit for bit. Without ARTIFACT, the one *.spm.safetensors in the working directory
-    is taken.
+    What was not replaced comes back bit for bit; quantized tensors of a GGUF file come back as float32. Without
+    ARTIFACT, the one *.spm.safetensors in the working directory is taken.
     """
     from spm_compress.checkpoint import SUFFIX, find_artifact, keep_apart, origin_files, read_artifact, write_tensors
     from spm_compress.compress import expand as expanded
@@ -37,6 +37,9 @@ def expand(artifact: Path | None, output: Path | None, as_json: bool, verbosity:
     found = expanded(fitted)
     for name in found.lost:
         message(f"{name}: has no bias in the original model; what calibration added to it is left out", verbosity)
+    if found.decoded:
+        types = ", ".join(sorted(set(found.decoded.values())))
+        message(f"{len(found.decoded)} tensors were quantized ({types}); they are written as float32", verbosity)
     write_tensors(found.tensors, out)
     if as_json:
         result = {"schema": "spm-compress/expand/1", "path": str(out), "bytes": out.stat().st_size}

@@ -12,6 +12,7 @@ from spm_compress_cli.config import from_option
 from spm_compress_cli.evaluation import evaluation_options, gate_of
 from spm_compress_cli.factory import factory_option
 from spm_compress_cli.interruption import if_interrupted, written_since
+from spm_compress_cli.opening import key_option, open_model
 from spm_compress_cli.output import OutputFile
 from spm_compress_cli.selection import selection_options
 from spm_compress_cli.sizes import Range
@@ -28,6 +29,7 @@ _FOUND_OUT = f"; what it found out for its plan is kept in {_CACHE}, and the sam
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @factory_option
+@key_option
 @from_option
 @click.option("-o", "--output", type=OutputFile(), help="Artifact to write.  [default: NAME.spm.safetensors here]")
 @click.option("--stages", metavar="N|auto", help="Mixing stages per weight; auto with a target.  [default: 10]")
@@ -104,6 +106,7 @@ _FOUND_OUT = f"; what it found out for its plan is kept in {_CACHE}, and the sam
 def fit(
     model: Path | None,
     factory: str | None,
+    key: str | None,
     repeated: Path | None,
     output: Path | None,
     calibration: Path | None,
@@ -124,15 +127,14 @@ def fit(
     """Replace every dense weight of MODEL by pairwise mixing stages.
 
     MODEL is a .safetensors file, a .safetensors.index.json, a .pt, .pth or .bin of torch.save, a .pt2 of torch.export,
-    a Hugging Face folder or an .onnx model; with --factory, the weights of what is built, or left out. Interrupted, the
-    same command goes on where it was.
+    a .gguf, a Hugging Face folder or an .onnx model; what is in a file decides, not its name. With --factory, MODEL is
+    the weights of what is built, or left out. Interrupted, the same command goes on where it was.
     """
     from spm_compress.checkpoint import (
         files_of,
         is_live,
         keep_apart,
         load_module,
-        open_source,
         read_artifact,
         source_of,
         write_artifact,
@@ -147,9 +149,9 @@ def fit(
     gate = gate_of(evaluate, min_score, max_drop)
     check_device(device)
     if repeated is not None and model is None:
-        source = source_of(read_artifact(repeated), repeated, factory=factory)
+        source = source_of(read_artifact(repeated), repeated, factory=factory, key=key)
     else:
-        source = open_source(model, factory)
+        source = open_model(model, factory, key, verbosity)
     found_out = written_since([_CACHE])
     if gate and not is_live(source):
         raise click.UsageError(
@@ -261,6 +263,9 @@ def _count(option: str, text: str, *, least: int) -> int:
 def artifact_name(model: Path) -> str:
     """Return the default name of a model's artifact: its own name with .spm.safetensors."""
     name = model.resolve().name
-    for suffix in (".safetensors.index.json", ".safetensors", ".onnx", ".pt2", ".pt", ".pth", ".bin", ".ckpt"):
+    for suffix in (
+        *(".safetensors.index.json", ".bin.index.json", ".safetensors", ".onnx", ".gguf"),
+        *(".tar", ".pt2", ".pt", ".pth", ".bin", ".ckpt"),
+    ):
         name = name.removesuffix(suffix)
     return f"{name}.spm.safetensors"

@@ -14,6 +14,7 @@ import click
 from spm_compress_cli.config import option_key
 from spm_compress_cli.factory import factory_option
 from spm_compress_cli.interruption import if_interrupted, written_since
+from spm_compress_cli.opening import key_option, open_model
 from spm_compress_cli.output import OutputFile
 from spm_compress_cli.printable import printable
 from spm_compress_cli.verbosity import Verbosity, verbosity_options
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
 
 # The commands that a model goes through, and the parameters that belong to one call instead.
 _COMMANDS = ("fit", "distill", "export", "verify", "bench")
-_LEFT_OUT = ("json", "quiet", "verbose", "dry-run", "refit", "model", "artifact", "factory")
+_LEFT_OUT = ("json", "quiet", "verbose", "dry-run", "refit", "model", "artifact", "factory", "key")
 _KINDS = {"integer": "N", "integer range": "N", "float": "X", "float range": "X"}
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @factory_option
+@key_option
 @click.option("-o", "--output", type=OutputFile(), default="spm.toml", show_default=True, help="File to write.")
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 @click.pass_context
@@ -39,6 +41,7 @@ def init(
     context: click.Context,
     model: Path | None,
     factory: str | None,
+    key: str | None,
     output: Path,
     force: bool,
     verbosity: Verbosity,
@@ -47,7 +50,7 @@ def init(
 
     Use it with: spm-compress fit --config spm.toml
     """
-    from spm_compress.checkpoint import files_of, keep_apart, open_source, require_file_name
+    from spm_compress.checkpoint import files_of, keep_apart, require_file_name
     from spm_compress.checkpoint.files import write_whole
     from spm_compress.compress import inspect_model
     from spm_compress.errors import UsageError
@@ -56,13 +59,14 @@ def init(
     require_file_name("--output", output)
     if output.exists() and not force:
         raise UsageError(f"{output}: is there already; give --force to write over it, or another name with --output")
-    source = open_source(model, factory)
+    source = open_model(model, factory, key, Verbosity.NORMAL)
     keep_apart("--output", output, files_of(source))
     if_interrupted(written_since([output]))
     inspection = inspect_model(source, probe_steps=0)
     assert context.parent is not None
     commands = getattr(context.parent.command, "commands", {})
-    named = {key: str(value) for key, value in (("model", model), ("factory", factory)) if value is not None}
+    given = {"model": model, "factory": factory, "key": key}
+    named = {name: str(value) for name, value in given.items() if value is not None}
     lines = [f"# spm-compress: {printable(' '.join(named.values()))}", "#"]
     lines += [*_seen(inspection), "#"]
     lines += [

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from spm_compress_cli.factory import factory_option
+from spm_compress_cli.opening import key_option, open_model
 from spm_compress_cli.selection import selection_options
 from spm_compress_cli.verbosity import Verbosity, verbosity_options
 
@@ -14,6 +15,7 @@ from spm_compress_cli.verbosity import Verbosity, verbosity_options
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @factory_option
+@key_option
 @selection_options
 @click.option(
     "--probe-steps",
@@ -27,6 +29,7 @@ from spm_compress_cli.verbosity import Verbosity, verbosity_options
 def inspect(
     model: Path | None,
     factory: str | None,
+    key: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     min_features: int,
@@ -41,12 +44,11 @@ def inspect(
     For every shape: a short descent of the chains that `fit` would take at these sizes, where it is not too short
     for them. Errors are relative Frobenius errors; 1.00 is what all zeros reach.
     """
-    from spm_compress.checkpoint import open_source
     from spm_compress.compress import inspect_model
     from spm_compress_cli.inspection_table import show_inspection
     from spm_compress_cli.progress import message
 
-    source = open_source(model, factory)
+    source = open_model(model, factory, key, verbosity)
     inspection = inspect_model(
         source,
         include=include,

@@ -13,7 +13,7 @@ from torch import Tensor
 from spm_compress.calibration.moments import Moments, PairedMoments, Sums
 from spm_compress.calibration.runner import Runner, open_runner
 from spm_compress.checkpoint.files import make_folder, sha256_of, write_tensors
-from spm_compress.checkpoint.source import Source
+from spm_compress.checkpoint.source import Source, key_of
 from spm_compress.errors import SourceError
 
 __all__ = ["collect", "load_or_collect", "paired_moments"]
@@ -84,7 +84,7 @@ def load_or_collect(
     if not data.is_file():
         open_runner(source, data)  # says what is wrong
     fingerprint = hashlib.sha256(
-        json.dumps([_FORMAT, sorted(source.hashes().items()), sha256_of(data)]).encode()
+        json.dumps([_FORMAT, sorted(source.hashes().items()), key_of(source), sha256_of(data)]).encode()
     ).hexdigest()
     known = _load(cache, fingerprint, names)
     if known is not None:

@@ -14,7 +14,7 @@ from spm_compress.checkpoint.modules import is_bare, is_live, load_module
 from spm_compress.checkpoint.named import named_function
 from spm_compress.checkpoint.origin import origin_files, source_of
 from spm_compress.checkpoint.outputs import keep_apart, require_file_name
-from spm_compress.checkpoint.source import Source, files_of, open_source
+from spm_compress.checkpoint.source import Source, files_of, key_of, open_source
 from spm_compress.checkpoint.tensor_info import TensorInfo
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "is_bare",
     "is_live",
     "keep_apart",
+    "key_of",
     "load_module",
     "named_function",
     "open_source",

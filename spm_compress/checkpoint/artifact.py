@@ -1,8 +1,9 @@
 """The artifact `NAME.spm.safetensors`: SPM numbers, tensors left dense, and a manifest that explains them.
 
 One safetensors file. Its metadata has one entry, `spm_compress`, a JSON manifest (version 5; 1 to 4 are read too):
-`source` (path, files and their SHA-256), `settings`, `versions`, `layers`, `kept`, `recovery`, `curves` and `shards`:
-names of the files beside it, `NAME.spm-<digest>.safetensors`, that hold the tensors where they are too many for one.
+`source` (path, files and their SHA-256, key, factory), `settings`, `versions`, `layers`, `kept`, `recovery`, `curves`
+and `shards`: names of the files beside it, `NAME.spm-<digest>.safetensors`, that hold the tensors where they are too
+many for one.
 A fitted weight W has its numbers under `W.spm.<chain>.<array>` (a low-rank companion counts as one more chain),
 orders that follow no formula under `W.spm.<chain>.order.<group>` and what its bias is to be raised by under
 `W.spm.shift`; a kept tensor has its own name. Where two of these would meet, an entry of the manifest says which name
@@ -53,8 +54,8 @@ ARTIFACT_KEY = "spm_compress"
 class Artifact:
     """A compressed model: fitted layers, kept tensors with their values, and where it came from.
 
-    source: {"path", "files"}; settings and versions as in the manifest; tensors: the kept values, which may be read
-    only when asked for.
+    source: {"path", "files"}, where it matters "key" (of the model in a torch file) and "factory"; settings and
+    versions as in the manifest; tensors: the kept values, which may be read only when asked for.
     recovery: how the model was trained after the fit, if it was; its "retrained" names the kept tensors that are no
     longer the source's.
     curves: name of a weight -> {"stages", "bytes", "error"} at every size that was tried, where sizes were planned.

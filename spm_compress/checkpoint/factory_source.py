@@ -17,6 +17,7 @@ from spm_compress.checkpoint.linears import use_linears
 from spm_compress.checkpoint.named import named_function
 from spm_compress.checkpoint.tensor_info import TensorInfo, dtype_name
 from spm_compress.checkpoint.unwrapping import as_float32, initialized, unwrapped
+from spm_compress.checkpoint.wrapped import unwrapped_names
 from spm_compress.errors import SourceError, first_line
 
 __all__ = ["FactorySource", "open_factory"]
@@ -72,7 +73,8 @@ class FactorySource:
         return module, example
 
     def _fill(self, module: nn.Module) -> None:
-        values = {name: self.weights.read(name) for name in self.weights.tensors()}
+        names = unwrapped_names(self.weights.tensors(), module.state_dict())
+        values = {name: self.weights.read(stored) for stored, name in names.items()}
         try:
             module.load_state_dict(values)
         except RuntimeError as error:

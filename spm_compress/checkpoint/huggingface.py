@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from spm_compress.checkpoint.linears import use_linears
 from spm_compress.checkpoint.source import Source
+from spm_compress.checkpoint.wrapped import bare_names
 from spm_compress.errors import SourceError, first_line
 from spm_compress.quiet import quiet
 
@@ -28,12 +29,33 @@ def module_of(tensor: str, model: nn.Module, modules: Container[str]) -> str | N
 def member_of(name: str, model: nn.Module, members: Container[str]) -> str | None:
     """Return the name of a module or parameter, one of `members`, in a live model, None if it has none of that name.
 
-    LoRA's wrappers (peft) leave their own words in the names of what they merged into.
+    LoRA's wrappers (peft) leave their own words in the names of what they merged into, compiled and parallel modules
+    theirs before all names; transformers has other names in memory than in the files of some families.
     """
     prefix = getattr(model, "base_model_prefix", "") + "."
     plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
-    tried = (each for known in (name, plain) for each in (known, prefix + known, known.removeprefix(prefix)))
-    return next((each for each in tried if each in members), None)
+
+    def found(names: Iterable[str]) -> str | None:
+        tried = (each for known in names for each in (known, prefix + known, known.removeprefix(prefix)))
+        return next((each for each in tried if each in members), None)
+
+    return found((name, plain, *bare_names(name))) or found(_renamed(name, model))
+
+
+def _renamed(name: str, model: nn.Module) -> list[str]:
+    """Return what a tensor of a file is called in a model of transformers, if that has a name of its own for it."""
+    if not type(model).__module__.startswith("transformers."):
+        return []
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, rename_source_key
+    except ImportError:  # before version 5 both had one name
+        return []
+    of_family: Any = model
+    changes: list[Any] = get_model_conversion_mapping(of_family)
+    renamings = [each for each in changes if isinstance(each, WeightRenaming)]
+    renamed = rename_source_key(name, renamings, [each for each in changes if each not in renamings])[0]
+    return [] if renamed == name else [renamed]
 
 
 def load_huggingface(source: Source) -> nn.Module:

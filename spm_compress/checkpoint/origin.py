@@ -18,8 +18,14 @@ def origin_files(artifact: Artifact, artifact_path: Path) -> list[Path]:
     return [path, *(folder / name for name in artifact.source["files"])]
 
 
-def source_of(artifact: Artifact, artifact_path: Path, given: Path | None = None, factory: str | None = None) -> Source:
-    """Open the model that an artifact was fitted from: the path given, or the one it recorded.
+def source_of(
+    artifact: Artifact,
+    artifact_path: Path,
+    given: Path | None = None,
+    factory: str | None = None,
+    key: str | None = None,
+) -> Source:
+    """Open the model that an artifact was fitted from: the path and key given, or those it recorded.
 
     factory: of a model that a function builds; what the artifact recorded is never imported by itself.
     Raises ArtifactError if it is gone or has changed since the fit.
@@ -37,7 +43,7 @@ def source_of(artifact: Artifact, artifact_path: Path, given: Path | None = None
             f"{path}: the model that was fitted is not there; name it with --source, "
             "or, to export, its graph with --graph dense.onnx"
         )
-    source = open_source(None if built else path, factory)
+    source = open_source(None if built else path, factory, key or (None if built else artifact.source.get("key")))
     recorded = artifact.source["files"]
     for name, found in source.hashes().items():
         if name in recorded and recorded[name] != found:

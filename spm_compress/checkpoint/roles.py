@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from spm_compress.checkpoint.factory_source import FactorySource
 from spm_compress.checkpoint.huggingface import member_of, outline
 from spm_compress.checkpoint.program_source import ProgramSource
 from spm_compress.checkpoint.source import Source
-from spm_compress.checkpoint.tensor_info import TensorInfo
+from spm_compress.checkpoint.tensor_info import Role, TensorInfo
 from spm_compress.checkpoint.trace import module_roles
 
 __all__ = ["tensors_with_roles"]
@@ -31,9 +32,14 @@ def tensors_with_roles(source: Source) -> dict[str, TensorInfo]:
         return infos
     module, run = traced
     roles = module_roles(module, run)
+    parameters = dict(module.named_parameters(remove_duplicate=False))
     for name, info in infos.items():
-        member = member_of(name, module, roles)
-        if member is not None and info.role is None:
+        member = member_of(name, module, parameters) if info.role is None else None
+        if member is None:
+            continue
+        if parameters[member].numel() != math.prod(info.shape):
+            infos[name] = replace(info, role=Role.OTHER, use=f"a part of {member}, which the model holds as one tensor")
+        elif member in roles:
             role, use = roles[member]
             infos[name] = replace(info, role=role, use=use)
     return infos

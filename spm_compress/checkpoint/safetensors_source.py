@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from spm_compress.checkpoint.artifact import ARTIFACT_KEY
+from spm_compress.checkpoint.contents import Kind, kind_of
 from spm_compress.checkpoint.files import beside, sha256_of
+from spm_compress.checkpoint.folders import require_weights
 from spm_compress.checkpoint.tensor_info import TensorInfo, input_first
 from spm_compress.checkpoint.torch_source import TorchSource, open_torch
 from spm_compress.errors import SourceError
@@ -20,6 +22,7 @@ from spm_compress.errors import SourceError
 __all__ = ["SafetensorsSource", "open_safetensors"]
 
 _INDEX = "model.safetensors.index.json"
+_TORCH_INDEX = "pytorch_model.bin.index.json"
 _SINGLE = "model.safetensors"
 
 
@@ -70,15 +73,16 @@ class SafetensorsSource:
         return {path.name: sha256_of(path) for path in sorted(set(self.files.values()))}
 
 
-def open_safetensors(path: Path) -> SafetensorsSource | TorchSource:
-    """Open a safetensors file, a sharded safetensors index, or a Hugging Face folder, also an old one of torch.save.
+def open_safetensors(path: Path, key: str | None = None) -> SafetensorsSource | TorchSource:
+    """Open a safetensors file, a sharded index, or a Hugging Face folder, also an old one of torch.save.
 
+    key: which of several models in files of torch.save.
     Raises SourceError, with what to do, for an empty, damaged or incomplete one.
     """
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, key)
     if path.name.endswith(".index.json"):
-        return _open_index(path, path, None)
+        return _open_index(path, path, None, key)
     with _opened(path) as file:
         if ARTIFACT_KEY in (file.metadata() or {}):
             raise SourceError(
@@ -87,16 +91,29 @@ def open_safetensors(path: Path) -> SafetensorsSource | TorchSource:
     return _checked(SafetensorsSource(path, _names_in(path), None))
 
 
-def _open_folder(path: Path) -> SafetensorsSource | TorchSource:
+def _open_folder(path: Path, key: str | None) -> SafetensorsSource | TorchSource:
     config = _config_in(path)
-    if (path / _INDEX).is_file():
-        return _open_index(path, path / _INDEX, config)
-    if (path / _SINGLE).is_file():
-        return _checked(SafetensorsSource(path, _names_in(path / _SINGLE), config))
-    checkpoints = tuple(sorted(path.glob("pytorch_model*.bin")))
-    if checkpoints:
-        return open_torch(path, checkpoints, config)
-    raise SourceError(f"{path}: holds no {_SINGLE}, no {_INDEX} and no pytorch_model.bin; name the weights file itself")
+    for index in (_INDEX, _TORCH_INDEX):
+        if (path / index).is_file():
+            return _open_index(path, path / index, config, key)
+    single = path / _SINGLE
+    files = (single,) if single.is_file() else tuple(sorted(path.glob("pytorch_model*.bin")))
+    if not files:
+        require_weights(path)
+        raise SourceError(
+            f"{path}: holds no {_SINGLE}, no {_INDEX} and no pytorch_model.bin; name the weights file itself"
+        )
+    if _are_of_torch(files):
+        return open_torch(path, files, config, key)
+    return _checked(SafetensorsSource(path, {name: file for file in files for name in _names_in(file)}, config))
+
+
+def _are_of_torch(files: Iterable[Path]) -> bool:
+    """Say who reads the files: what is in them decides, and the first one's name where that says nothing."""
+    kinds = [(file, kind_of(file)) for file in files if file.stat().st_size]
+    if any(kind is Kind.TORCH for _, kind in kinds):
+        return True
+    return not any(kind is Kind.SAFETENSORS for _, kind in kinds) and next(iter(files)).suffix != ".safetensors"
 
 
 def _config_in(folder: Path) -> Mapping[str, Any] | None:
@@ -109,13 +126,14 @@ def _config_in(folder: Path) -> Mapping[str, Any] | None:
     return config
 
 
-def _open_index(path: Path, index: Path, config: Mapping[str, Any] | None) -> SafetensorsSource:
+def _open_index(
+    path: Path, index: Path, config: Mapping[str, Any] | None, key: str | None
+) -> SafetensorsSource | TorchSource:
     content = _json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise SourceError(f"{index}: has no weight_map of tensor names to files; restore it from the model's origin")
     files: dict[str, Path] = {}
-    held: dict[Path, Mapping[str, Path]] = {}
     for name, shard in weight_map.items():
         file = beside(index, shard)
         if file is None:
@@ -124,12 +142,18 @@ def _open_index(path: Path, index: Path, config: Mapping[str, Any] | None) -> Sa
             )
         if not file.is_file():
             raise SourceError(f"{index}: names shard {shard!r}, which is missing; fetch it beside the index")
-        if file not in held:
-            held[file] = _names_in(file)
+        files[name] = file
+    shards = tuple(sorted(set(files.values())))
+    is_of_torch = bool(shards) and _are_of_torch(shards)
+    source = open_torch(path, shards, config, key) if is_of_torch else SafetensorsSource(path, files, config)
+    held = {file: set() if is_of_torch else set(_names_in(file)) for file in shards}
+    if is_of_torch:
+        for name in source.tensors():
+            held[source.place(name)].add(name)
+    for name, file in files.items():
         if name not in held[file]:
             raise SourceError(f"{file}: does not hold tensor {name!r} that {index.name} places there")
-        files[name] = file
-    return _checked(SafetensorsSource(path, files, config))
+    return source if isinstance(source, TorchSource) else _checked(source)
 
 
 def _checked(source: SafetensorsSource) -> SafetensorsSource:
@@ -149,6 +173,9 @@ def _opened(path: Path) -> Any:  # safetensors has no type for it
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
+        kind = kind_of(path)  # raises what it is, if that is known
+        if kind is not None and kind is not Kind.SAFETENSORS:
+            raise SourceError(f"{path}: is {kind.value}, not a safetensors file; name that file itself") from error
         raise SourceError(
             f"{path}: is not a whole safetensors file ({error}); fetch or save the model again"
         ) from error

@@ -8,17 +8,19 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from spm_compress.checkpoint.factory_source import open_factory
+from spm_compress.checkpoint.contents import Kind, kind_of
+from spm_compress.checkpoint.factory_source import FactorySource, open_factory
+from spm_compress.checkpoint.gguf_source import open_gguf
 from spm_compress.checkpoint.onnx_source import open_onnx
 from spm_compress.checkpoint.program_source import open_program
 from spm_compress.checkpoint.safetensors_source import open_safetensors
 from spm_compress.checkpoint.tensor_info import TensorInfo
-from spm_compress.checkpoint.torch_source import SUFFIXES, open_torch
+from spm_compress.checkpoint.torch_source import SUFFIXES, TorchSource, open_torch
 from spm_compress.errors import SourceError, UsageError, near_misses
 
-__all__ = ["LazyTensors", "Source", "files_of", "open_source", "read_finite"]
+__all__ = ["LazyTensors", "Source", "files_of", "key_of", "open_source", "read_finite"]
 
-_SUFFIXES = (".safetensors", ".json", ".onnx", ".pt2", *SUFFIXES)
+_SUFFIXES = (".safetensors", ".json", ".onnx", ".pt2", ".gguf", *SUFFIXES)
 
 
 class Source(Protocol):
@@ -92,34 +94,68 @@ def read_finite(source: Source, name: str) -> Tensor:
     return tensor
 
 
-def open_source(path: Path | None, factory: str | None = None) -> Source:
-    """Open a safetensors file, a sharded index, a Hugging Face folder, an ONNX model, a torch checkpoint or a program.
+def key_of(source: Source) -> str | None:
+    """Return the way to the model in a file of torch.save that holds more than one thing, None if it is all there."""
+    if isinstance(source, FactorySource):
+        return None if source.weights is None else key_of(source.weights)
+    return source.key if isinstance(source, TorchSource) else None
 
+
+def open_source(path: Path | None, factory: str | None = None, key: str | None = None) -> Source:
+    """Open a model: safetensors (a file, an index, a Hugging Face folder), torch.save, torch.export, ONNX or GGUF.
+
+    What is in a file decides, not its name.
     factory: `module:function` that builds the model, with its own weights if there is no path (`open_factory`).
-    Raises SourceError, with what to do, for a missing, empty, damaged or foreign file, UsageError for neither.
+    key: which of several models in a file of torch.save, such as `ema` or `nets.generator`.
+    Raises SourceError, with what to do, for a missing, empty, damaged or foreign file; UsageError for neither path nor
+    factory, for several models without a key (it lists them), and for a key that is not there.
     """
     if factory is not None:
-        return open_factory(factory, None if path is None else open_source(path))
+        if path is None and key is not None:
+            raise UsageError(f"--key {key}: is for a file of torch.save; what a factory builds is one model")
+        return open_factory(factory, None if path is None else open_source(path, key=key))
     if path is None:
         raise UsageError("there is no model; name a file or folder, or a function with --factory module:function")
     if not path.exists():
-        beside = path.parent if path.parent.is_dir() else Path()
-        known = [each.name for each in beside.iterdir() if each.is_dir() or each.suffix in _SUFFIXES]
-        if path.is_symlink():
-            raise SourceError(
-                f"{path}: is a link to {str(path.readlink())!r}, which is not there; fetch the model again"
-            )
-        raise SourceError(f"{path}: no such file or folder{near_misses(path.name, known)}")
-    if path.suffix == ".onnx":
+        raise _missing(path)
+    source = _opened(path, key)
+    if key is not None and not isinstance(source, TorchSource):
+        raise UsageError(f"{path}: is no file of torch.save, so --key {key} chooses nothing in it; leave it out")
+    return source
+
+
+def _missing(path: Path) -> SourceError:
+    beside = path.parent if path.parent.is_dir() else Path()
+    known = [each.name for each in beside.iterdir() if each.is_dir() or each.suffix in _SUFFIXES]
+    if path.is_symlink():
+        return SourceError(f"{path}: is a link to {str(path.readlink())!r}, which is not there; fetch the model again")
+    return SourceError(f"{path}: no such file or folder{near_misses(path.name, known)}")
+
+
+def _opened(path: Path, key: str | None) -> Source:
+    if path.name.endswith(".index.json") or (path.is_dir() and path.suffix != ".onnx"):
+        return open_safetensors(path, key)
+    kind = _named(path) if path.is_dir() else kind_of(path) or _named(path)
+    if kind is Kind.ONNX:
         return open_onnx(path)
-    if path.suffix == ".pt2":
+    if kind is Kind.PROGRAM:
         return open_program(path)
-    if path.suffix in SUFFIXES:
-        return open_torch(path)
-    if path.is_dir() or path.suffix == ".safetensors" or path.name.endswith(".index.json"):
+    if kind is Kind.GGUF:
+        return open_gguf(path)
+    if kind is Kind.TORCH:
+        return open_torch(path, key=key)
+    if kind is Kind.SAFETENSORS:
         return open_safetensors(path)
+    if path.stat().st_size == 0:
+        raise SourceError(f"{path}: is empty; fetch or save the model again")
     raise SourceError(
         f"{path}: not a format that can be read; give a .safetensors file, a .safetensors.index.json, a .pt, .pth "
-        "or .bin of torch.save, a .pt2 of torch.export, a Hugging Face folder or an .onnx file (or convert with "
-        "safetensors.torch.save_file)"
+        "or .bin of torch.save, a .pt2 of torch.export, a .gguf, a Hugging Face folder or an .onnx file (or convert "
+        "with safetensors.torch.save_file)"
     )
+
+
+def _named(path: Path) -> Kind | None:
+    """Return what a file says by its name to be."""
+    kinds = {".onnx": Kind.ONNX, ".pt2": Kind.PROGRAM, ".gguf": Kind.GGUF, ".safetensors": Kind.SAFETENSORS}
+    return kinds.get(path.suffix, Kind.TORCH if path.suffix in SUFFIXES else None)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["DTYPES", "ITEM_BYTES", "Role", "TensorInfo", "dtype_name", "input_first"]
+__all__ = ["DECODED", "DTYPES", "ITEM_BYTES", "Role", "TensorInfo", "dtype_name", "input_first"]
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -18,8 +18,17 @@ DTYPES: Mapping[str, torch.dtype] = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-# Q8 and Q4 are integers with a scale, which reading turns into float32.
-ITEM_BYTES: Mapping[str, float] = {**{name: dtype.itemsize for name, dtype in DTYPES.items()}, "Q8": 1, "Q4": 0.5}
+# Q8 and Q4 are integers with a scale, as ONNX has them. The others are GGUF's: bytes of a block by its weights.
+# Reading turns them all into float32.
+DECODED: Mapping[str, float] = {
+    **{"Q8": 1, "Q4": 0.5},
+    **{"Q4_0": 18 / 32, "Q4_1": 20 / 32, "Q5_0": 22 / 32, "Q5_1": 24 / 32, "Q8_0": 34 / 32, "Q8_1": 40 / 32},
+    **{"Q2_K": 84 / 256, "Q3_K": 110 / 256, "Q4_K": 144 / 256, "Q5_K": 176 / 256, "Q6_K": 210 / 256, "Q8_K": 292 / 256},
+    **{"IQ1_S": 50 / 256, "IQ1_M": 56 / 256, "IQ2_XXS": 66 / 256, "IQ2_XS": 74 / 256, "IQ2_S": 82 / 256},
+    **{"IQ3_XXS": 98 / 256, "IQ3_S": 110 / 256, "IQ4_XS": 136 / 256, "IQ4_NL": 18 / 32},
+    **{"TQ1_0": 54 / 256, "TQ2_0": 66 / 256, "MXFP4": 17 / 32, "NVFP4": 36 / 64, "Q1_0": 18 / 128},
+}
+ITEM_BYTES: Mapping[str, float] = {**{name: dtype.itemsize for name, dtype in DTYPES.items()}, **DECODED}
 
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -57,7 +66,7 @@ class Role(enum.Enum):
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Shape and dtype of a stored tensor; dtype in safetensors' names (F32, BF16, I64, ...), or Q8 and Q4.
+    """Shape and dtype of a stored tensor; dtype in safetensors' names (F32, BF16, I64, ...), or one of DECODED.
 
     role: None where the source does not say; use: how the model uses it in words, the reason if it is no map.
     """
@@ -73,6 +82,11 @@ class TensorInfo:
         return self.dtype in ITEM_BYTES
 
     @property
+    def is_decoded(self) -> bool:
+        """Whether the values are stored in fewer bits and become float32 once read."""
+        return self.dtype in DECODED
+
+    @property
     def bytes(self) -> int:
-        """Bytes that the values of a floating-point tensor occupy."""
+        """Bytes that the values of a floating-point tensor occupy where they are stored."""
         return int(torch.Size(self.shape).numel() * ITEM_BYTES[self.dtype])

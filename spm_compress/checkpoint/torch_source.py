@@ -1,4 +1,4 @@
-"""Files of torch.save: a state dict, or one nested as training programs do; no code in them is run."""
+"""Files of torch.save: a state dict, or one nested as training programs do (nested.py); no code in them is run."""
 
 from __future__ import annotations
 
@@ -14,38 +14,60 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spm_compress.checkpoint.contents import Kind, kind_of
 from spm_compress.checkpoint.files import sha256_of
+from spm_compress.checkpoint.nested import choose
 from spm_compress.checkpoint.tensor_info import TensorInfo, dtype_name, input_first
 from spm_compress.errors import SourceError, first_line
+from spm_compress.quiet import quiet
 
 __all__ = ["SUFFIXES", "TorchSource", "open_torch", "require_honest"]
 
-SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-# Where training programs keep the state dict beside optimizers and counters.
-_NESTED = ("state_dict", "model_state_dict", "model", "module")
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")  # model.pth.tar
 
 
 @dataclass(frozen=True)
 class TorchSource:
     """A Source of one or more files of torch.save.
 
-    path: what the user named; checkpoints: the files; config: the Hugging Face config.json.
+    path: what the user named; checkpoints: the files; config: the Hugging Face config.json; wanted: the way to the
+    model in them that the user chose, None where there is one.
     """
 
     path: Path
     checkpoints: tuple[Path, ...]
     config: Mapping[str, Any] | None
+    wanted: str | None = None
     graph: Path | None = None
 
     @cached_property
+    def _chosen(self) -> tuple[str | None, dict[str, tuple[Path, Tensor]]]:
+        found: dict[str, tuple[Path, Tensor]] = {}
+        keys = set()
+        for path in self.checkpoints:
+            key, values = choose(path, _loaded(path), self.wanted)
+            for name, x in values.items():
+                require_honest(path, name, x)
+            keys.add(key)
+            found |= {name: (path, x) for name, x in values.items()}
+        if len(keys) > 1:
+            ways = ", ".join(sorted(str(key) for key in keys))
+            raise SourceError(
+                f"{self.path}: its files hold their tensors under different keys ({ways}); fetch it again"
+            )
+        return keys.pop(), {name: found[name] for name in sorted(found)}
+
+    @property
     def _values(self) -> dict[str, tuple[Path, Tensor]]:
-        found = {name: (path, x) for path in self.checkpoints for name, x in _state_dict(path).items()}
-        if not found:
-            raise SourceError(f"{self.path}: holds no tensors; there is nothing to compress")
-        return {name: found[name] for name in sorted(found)}
+        return self._chosen[1]
+
+    @property
+    def key(self) -> str | None:
+        """The way to the model in the files, `--key`; None if it is all that is in them."""
+        return self._chosen[0]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_torch, (self.path, self.checkpoints, self.config)  # another process maps the values itself
+        return open_torch, (self.path, self.checkpoints, self.config, self.wanted)  # another process maps them itself
 
     @property
     def input_first(self) -> Container[str]:
@@ -74,37 +96,32 @@ class TorchSource:
         return {path.name: sha256_of(path) for path in self.checkpoints}
 
 
-def open_torch(path: Path, files: tuple[Path, ...] = (), config: Mapping[str, Any] | None = None) -> TorchSource:
-    """Open a checkpoint, or the checkpoints of a folder.
+def open_torch(
+    path: Path, files: tuple[Path, ...] = (), config: Mapping[str, Any] | None = None, key: str | None = None
+) -> TorchSource:
+    """Open a checkpoint, or the checkpoints of a folder; key: which of several models in it.
 
-    Raises SourceError for an empty or damaged one, one that holds code, or one without tensors.
+    Raises SourceError for an empty or damaged one, one that holds code, or one without tensors; UsageError, listing
+    them, for several models without a key.
     """
-    source = TorchSource(path, files or (path,), config)
+    source = TorchSource(path, files or (path,), config, key)
     source.tensors()
     return source
 
 
-def _state_dict(path: Path) -> dict[str, Tensor]:
-    content = _loaded(path)
-    for _ in range(2):  # {"model": {"state_dict": ...}} is the deepest that is in use
-        nested = next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), None)
-        content = content if nested is None else nested
-    found = {str(name): x for name, x in content.items() if isinstance(x, Tensor)}
-    for name, x in found.items():
-        require_honest(path, name, x)
-    return found
-
-
-def _loaded(path: Path) -> Mapping[str, Any]:
+def _loaded(path: Path) -> Any:
     if path.stat().st_size == 0:
         raise SourceError(f"{path}: is empty; fetch or save the model again")
+    kind = kind_of(path)
+    if kind is not None and kind is not Kind.TORCH:
+        raise SourceError(f"{path}: is {kind.value}, not one of torch.save; name that file itself")
     try:
         is_zip = zipfile.is_zipfile(path)
         if is_zip:
             with zipfile.ZipFile(path) as archive:
                 if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
                     raise SourceError(f"{path}: is a compressed archive, which torch.save never writes; save it again")
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True if is_zip else None)
+        content = _plain(path, is_zip)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"would run {named.group(1)} when it is loaded" if named else "holds more than plain tensors"
@@ -118,9 +135,16 @@ def _loaded(path: Path) -> Mapping[str, Any]:
         raise SourceError(
             f"{path}: is not a whole file of torch.save ({first_line(error)}); fetch or save the model again"
         ) from error
-    if not isinstance(content, Mapping):
-        raise SourceError(f"{path}: holds a {type(content).__name__}, not a state dict; save model.state_dict()")
     return content
+
+
+def _plain(path: Path, is_zip: bool) -> Any:
+    """Load what is plain data, mapped where torch can map it."""
+    with quiet():  # torch warns of the pickles that it is going to refuse
+        if path.suffix == ".safetensors":  # torch takes the name at its word; a file that is open has none
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True if is_zip else None)
 
 
 def require_honest(path: Path, name: str, x: Tensor) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from spm_compress.checkpoint.artifact import Artifact
-from spm_compress.checkpoint.tensor_info import DTYPES
+from spm_compress.checkpoint.tensor_info import DECODED, DTYPES
 from spm_compress.errors import UsageError
 
 __all__ = ["Expanded", "expand"]
@@ -17,19 +18,22 @@ __all__ = ["Expanded", "expand"]
 @dataclass(frozen=True)
 class Expanded:
     """tensors: every tensor of the original model, by its name, shape and dtype; lost: layers whose change of the bias
-    has no place, because the original has no bias there."""
+    has no place, because the original has no bias there; decoded: tensors that were quantized (GGUF) -> their type
+    there, which are float32 now."""
 
     tensors: Mapping[str, Tensor]
     lost: tuple[str, ...]
+    decoded: Mapping[str, str]
 
 
 def expand(artifact: Artifact) -> Expanded:
     """Return the dense tensors of an artifact; those that were kept are what they were, bit for bit.
 
-    Fitted weights are computed in float32 and rounded to the dtype they had. Raises UsageError for an artifact of an
-    ONNX model, whose weights have other names and orders in its file.
+    Fitted weights are computed in float32 and rounded to the dtype they had; what was
+    quantized stays float32. Raises UsageError for an artifact of an ONNX model, whose weights have other names and
+    orders in its file.
     """
-    if str(artifact.source["path"]).endswith(".onnx"):
+    if artifact.source.get("onnx", str(artifact.source["path"]).endswith(".onnx")):
         raise UsageError(
             "the artifact is of an ONNX model; write a dense one with: "
             "spm-compress export --lowering dense --onnx out.onnx"
@@ -37,7 +41,7 @@ def expand(artifact: Artifact) -> Expanded:
     tensors = dict(artifact.tensors)
     lost = []
     for layer in artifact.layers:
-        dense = layer.spm.to(DTYPES["F32"]).to_dense().to(DTYPES[layer.dtype])
+        dense = layer.spm.to(DTYPES["F32"]).to_dense().to(DTYPES.get(layer.dtype, torch.float32))
         tensors.update({name: dense.clone() for name in layer.names})
         if layer.shift is None:
             continue
@@ -49,4 +53,7 @@ def expand(artifact: Artifact) -> Expanded:
                 lost.append(name)
     for name in artifact.source.get("input_first", ()):
         tensors[name] = tensors[name].T
-    return Expanded({name: tensors[name].contiguous() for name in sorted(tensors)}, tuple(lost))
+    dtypes = {name: layer.dtype for layer in artifact.layers for name in layer.names}
+    dtypes |= {kept.name: kept.dtype for kept in artifact.kept}
+    decoded = {name: dtypes[name] for name in sorted(dtypes) if dtypes[name] in DECODED}
+    return Expanded({name: tensors[name].contiguous() for name in sorted(tensors)}, tuple(lost), decoded)

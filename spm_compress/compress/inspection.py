@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from spm_compress.checkpoint.neighbours import parts
 from spm_compress.checkpoint.roles import tensors_with_roles
 from spm_compress.checkpoint.source import Source, read_finite
 from spm_compress.checkpoint.tensor_info import DTYPES, TensorInfo
-from spm_compress.compress.selection import select
+from spm_compress.compress.selection import require_model, select
 from spm_compress.compress.verdict import verdict
 from spm_compress.errors import UsageError
 from spm_compress.fitting.bound import chain_bound
@@ -145,7 +146,9 @@ def inspect_model(
     told = progress or (lambda done, total, what: None)
     fit = fit or FitSettings()
     infos = tensors_with_roles(source)
-    selection = select(infos, include=include, exclude=exclude, min_features=min_features)
+    found = parts(source.tensors(), source.config)
+    selection = select(infos, include=include, exclude=exclude, min_features=min_features, parts=found)
+    require_model(source.path, infos, found, selection)
     if not selection.fitted:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(selection.kept.items())[:3])
         raise UsageError(f"{source.path}: no weight to inspect ({reasons}, ...); loosen the selection")

@@ -16,8 +16,9 @@ from spm_compress.calibration.runner import open_runner
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer, KeptTensor
 from spm_compress.checkpoint.factory_source import FactorySource
 from spm_compress.checkpoint.files import sha256_of
+from spm_compress.checkpoint.neighbours import parts
 from spm_compress.checkpoint.roles import tensors_with_roles
-from spm_compress.checkpoint.source import LazyTensors, Source
+from spm_compress.checkpoint.source import LazyTensors, Source, key_of
 from spm_compress.checkpoint.tensor_info import TensorInfo
 from spm_compress.compress.cache import FitCache
 from spm_compress.compress.executors import Executor, Here
@@ -26,7 +27,7 @@ from spm_compress.compress.job import Job
 from spm_compress.compress.ledger import Ledger
 from spm_compress.compress.planned import Forecast, fit_planned, forecast
 from spm_compress.compress.progress import Progress, Silent
-from spm_compress.compress.selection import check_patterns, select
+from spm_compress.compress.selection import check_patterns, require_model, select
 from spm_compress.compress.sequential import fit_sequential
 from spm_compress.compress.settings import CompressSettings
 from spm_compress.compress.ties import tied
@@ -55,7 +56,15 @@ def select_jobs(source: Source, settings: CompressSettings) -> Selected:
     NaN.
     """
     infos = tensors_with_roles(source)
-    selection = select(infos, include=settings.include, exclude=settings.exclude, min_features=settings.min_features)
+    known_parts = parts(source.tensors(), source.config)
+    selection = select(
+        infos,
+        include=settings.include,
+        exclude=settings.exclude,
+        min_features=settings.min_features,
+        parts=known_parts,
+    )
+    require_model(source.path, infos, known_parts, selection)
     check_patterns("--layer", [override.pattern for override in settings.overrides], selection.fitted)
     reasons = dict(selection.kept)
     smaller = []
@@ -113,10 +122,10 @@ def fit_model(
     files = source.hashes()
     selected = select_jobs(source, settings)
     if refit is not None:
-        selected = refit.of(selected, files)
+        selected = refit.of(selected, files, key_of(source))
     fits = FitCache(cache)
     if ledger is not None and not settings.is_planned:  # sizes that were tried for one target serve the next
-        fits = ledger.begin(_recipe(files, settings, data, device, refit))
+        fits = ledger.begin(_recipe(files, key_of(source), settings, data, device, refit))
     if not settings.is_sequential:
         selected = _calibrated(source, selected, data, cache)
     fitter = Fitter(source, settings.store, device, progress, fits, executor or Here())
@@ -161,13 +170,13 @@ class Refit:
         """The layers that stay."""
         return [layer for layer in self.before.layers if not any(map(self._is_meant, layer.names))]
 
-    def of(self, selected: Selected, files: Mapping[str, str]) -> Selected:
+    def of(self, selected: Selected, files: Mapping[str, str], key: str | None = None) -> Selected:
         """Return what is left to fit, and why every other tensor stays.
 
         Raises UsageError for a glob without a match, ArtifactError for the artifact of another model or one that has
         been trained since: its weights go together.
         """
-        if self.before.source["files"] != files:
+        if (self.before.source["files"], self.before.source.get("key")) != (files, key):
             raise ArtifactError("--refit: the artifact belongs to another model; fit this one whole")
         if self.before.recovery is not None:
             raise ArtifactError("--refit: the artifact was trained after its fit; refit the one that it came from")
@@ -180,11 +189,17 @@ class Refit:
 
 
 def _recipe(
-    files: Mapping[str, str], settings: CompressSettings, data: Path | None, device: str, refit: Refit | None
+    files: Mapping[str, str],
+    key: str | None,
+    settings: CompressSettings,
+    data: Path | None,
+    device: str,
+    refit: Refit | None,
 ) -> dict[str, Any]:
     """Return all that the numbers of a fit depend on."""
     return {
         "model": files,
+        "key": key,
         "settings": settings.to_json(),
         "calibration": _named(data),
         "refit": None if refit is None else refit.patterns,
@@ -264,6 +279,11 @@ def _known(source: Source, names: Iterable[str]) -> dict[str, Any]:
     """Return what else has to be known of the source to build or write it again."""
     turned = [name for name in names if name in source.input_first]
     found: dict[str, Any] = {"factory": source.factory} if isinstance(source, FactorySource) else {}
+    key, is_onnx = key_of(source), source.graph is not None
+    if key is not None:
+        found["key"] = key
+    if is_onnx or source.path.suffix == ".onnx":  # the name alone does not say
+        found["onnx"] = is_onnx
     return {**found, "input_first": turned} if turned else found
 
 

@@ -6,21 +6,24 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 
+from spm_compress.checkpoint.neighbours import refusal
 from spm_compress.checkpoint.tensor_info import Role, TensorInfo
 from spm_compress.errors import UsageError, near_misses
 
-__all__ = ["NOT_INCLUDED", "Selection", "check_patterns", "select"]
+__all__ = ["NOT_INCLUDED", "Selection", "check_patterns", "require_model", "select"]
 
 NOT_INCLUDED = "not included"
 
 # Tables that are looked up by row, not multiplied with, by the names that model families give them.
 _LOOKUP = re.compile(
     r"(^|[._])(emb|embed|embeds|embedding|embeddings|embed_tokens|embed_positions|wte|wpe|pos_embed|"
-    r"relative_attention_bias|tok_embeddings|position_ids|class_embedding)([._]|$)"
+    r"relative_attention_bias|tok_embeddings|position_ids|class_embedding|embd|token_types)([._]|$)"
 )
 _QUANTIZED = "a quantized type, whose scale is kept elsewhere"
 _WHOLE = "whole numbers, perhaps of packed weights"
+_COMPLEX = ("C64", "C128", "complex")
 
 
 @dataclass(frozen=True)
@@ -37,19 +40,23 @@ def select(
     include: tuple[str, ...] = (),
     exclude: tuple[str, ...] = (),
     min_features: int = 32,
+    parts: Mapping[str, str] | None = None,
 ) -> Selection:
     """Choose the dense maps among `tensors` by dtype, shape, name and the given globs.
 
     include: only names that match one of these; none given means all. exclude: never these. Both match
     whole tensor names, with * ? [] as in the shell. A table that is looked up, or a weight that is quantized already,
-    is taken only if it is included by its whole name. A weight narrower than min_features on
-    either side stays. Raises UsageError for a glob without a match.
+    is taken only if it is included by its whole name. A weight narrower than min_features on either side stays. parts:
+    name -> reason for tensors that are a part of something else (`neighbours.parts`), which stay. Raises UsageError for
+    a glob without a match.
     """
     check_patterns("--include", include, tensors)
     check_patterns("--exclude", exclude, tensors)
     fitted, kept = [], {}
     for name, info in tensors.items():
-        reason = _reason_to_keep(name, info, include, exclude, min_features)
+        is_excluded = any(fnmatchcase(name, pattern) for pattern in exclude)
+        part = None if is_excluded else (parts or {}).get(name)
+        reason = part or _reason_to_keep(name, info, include, exclude, min_features)
         if reason:
             kept[name] = reason
         else:
@@ -65,11 +72,21 @@ def check_patterns(option: str, patterns: Iterable[str], names: Iterable[str]) -
             raise UsageError(f"{option} {pattern!r} matches no tensor{near_misses(pattern, known)}")
 
 
+def require_model(
+    path: Path, tensors: Mapping[str, TensorInfo], parts: Mapping[str, str], selection: Selection
+) -> None:
+    """Raise UsageError, with what to do first, for an adapter, and where all weights are parts of something else."""
+    told = {name: reason for name, reason in parts.items() if selection.kept.get(name) == reason}
+    line = refusal(tensors, told, is_any_left=bool(selection.fitted))
+    if line is not None:
+        raise UsageError(f"{path}: {line}")
+
+
 def _reason_to_keep(
     name: str, info: TensorInfo, include: tuple[str, ...], exclude: tuple[str, ...], min_features: int
 ) -> str | None:
     if not info.is_floating:
-        return f"{info.dtype}: {_QUANTIZED if info.dtype.startswith('F') else _WHOLE}; left as it is"
+        return f"{info.dtype}: {_kind_of(info.dtype)}; left as it is"
     if info.role is Role.OTHER:
         return info.use
     if len(info.shape) != 2:
@@ -85,3 +102,10 @@ def _reason_to_keep(
     if min(info.shape) < min_features:
         return f"narrower than {min_features} features"
     return None
+
+
+def _kind_of(dtype: str) -> str:
+    """Return what numbers a dtype stands for that is not fitted, by safetensors' name or torch's."""
+    if dtype.startswith(_COMPLEX):
+        return "complex numbers"
+    return _QUANTIZED if dtype.startswith(("F", "float")) else _WHOLE

@@ -27,7 +27,7 @@ from spm_compress.export.saving import save
 from spm_compress.export.settings import ExportSettings
 from spm_compress.export.splicing.layer_model import layer_model
 from spm_compress.export.splicing.matches import matches
-from spm_compress.export.trials import SIZES, find_trial
+from spm_compress.export.trials import SIZES, Known, find_trial
 from spm_compress.export.verification import session
 
 __all__ = ["Choice", "plans", "processor", "remembered", "rows_of_layers"]
@@ -56,7 +56,7 @@ def rows_of_layers(
     layers: Sequence[FittedLayer],
     settings: ExportSettings,
     scratch: Path,
-    known: Mapping[str, np.ndarray] | None = None,
+    known: Known | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """Return, layer by layer, how many rows reach it when the model is run at each of the batches.
 

@@ -34,7 +34,7 @@ from spm_compress.export.splicing.declared import declared
 from spm_compress.export.splicing.layer_model import dense_model, layer_model
 from spm_compress.export.splicing.matches import matches
 from spm_compress.export.splicing.splice import Spliced
-from spm_compress.export.trials import find_trial
+from spm_compress.export.trials import Known, find_trial
 from spm_compress.export.verification import TOLERANCE, Agreement, require, session
 
 __all__ = ["BATCHES", "Exported", "export_layers", "export_onnx", "first_batch"]
@@ -113,7 +113,9 @@ def export_onnx(
             apply_artifact(module, replace(artifact, layers=layers))
         first, *others = [
             replace(
-                _export_one(each, layers, _part(path, each.part), settings, known or _arrays(each)),
+                _export_one(
+                    each, layers, _part(path, each.part), settings, each.known if known is None else Known(known)
+                ),
                 dense_bytes=size_of(Path(scratch) / f"{i}.onnx"),
             )
             for i, each in enumerate(found)
@@ -135,7 +137,7 @@ def _export_one(
     layers: Sequence[FittedLayer],
     path: Path,
     settings: ExportSettings,
-    known: Mapping[str, np.ndarray],
+    known: Known,
 ) -> Exported:
     """Write one graph of a model. layers: those that are in one of its graphs."""
     with write_whole_set(path) as folder:
@@ -214,15 +216,6 @@ def _folder_of(path: Path) -> Path:
 def _write(model: ir.Model, path: Path) -> None:
     with write_whole_set(path) as folder:
         save(model, folder / path.name)
-
-
-def _arrays(dense: DenseGraph) -> dict[str, np.ndarray]:
-    """Return the example inputs, where the axes that are dynamic are the batch alone: all others have its sizes."""
-    inputs = {value.name: value for value in dense.model.graph.inputs}
-    named = {name: example.numpy() for name, example in dense.example.items() if name in inputs}
-    shapes = [inputs[name].shape for name in named]
-    is_fixed = all(isinstance(dim, int) for shape in shapes if shape is not None for dim in shape[1:])
-    return named if is_fixed else {}
 
 
 def export_layers(artifact: Artifact, folder: Path, *, settings: ExportSettings | None = None) -> list[Exported]:

@@ -15,6 +15,7 @@ from spm_compress.checkpoint.factory_source import FactorySource
 from spm_compress.checkpoint.source import Source
 from spm_compress.compress.module import set_tensors
 from spm_compress.errors import ExportError, first_line
+from spm_compress.export.trials import Known
 from spm_compress.quiet import quiet
 
 __all__ = [
@@ -72,6 +73,19 @@ class DenseGraph:
     part: str = ""
     example: Mapping[str, Tensor] = field(default_factory=dict)
     has_past: bool = False
+
+    @property
+    def known(self) -> Known:
+        """What the example says: all of it where only the batch is dynamic, else the sizes of the other axes."""
+        inputs = {value.name: value for value in self.model.graph.inputs}
+        named = {name: each for name, each in self.example.items() if name in inputs}
+        sizes = []
+        for name, each in named.items():
+            shape = inputs[name].shape
+            sizes += [each.shape[i] for i, dim in enumerate(shape or ()) if i and not isinstance(dim, int)]
+        if sizes:
+            return Known(sizes=tuple(sizes))
+        return Known({name: each.numpy() for name, each in named.items()})
 
 
 def from_factory(source: FactorySource, changed: Mapping[str, Tensor] | None = None) -> DenseGraph:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,8 @@ __all__ = ["from_huggingface", "has_past"]
 _BATCH = {0: "batch"}
 _TOKENS = {0: "batch", 1: "sequence"}
 _TOTAL = "past_sequence + sequence"
+# What transformers calls keys and values of earlier tokens, since version 5.20 and before.
+_CACHES = ("cache", "past_key_values")
 
 
 def from_huggingface(
@@ -41,11 +44,8 @@ def from_huggingface(
     try:
         return _graphs(model, source.config or {}, with_past=with_past)
     except ExportError:
-        # The exporter cannot follow the views of fused attention in some (T5); the same written out, it can.
-        if not hasattr(model, "set_attn_implementation") or model.config._attn_implementation == "eager":
+        if not _written_out(model):
             raise
-        with quiet():
-            model.set_attn_implementation("eager")
         return _graphs(model, source.config or {}, with_past=with_past)
 
 
@@ -66,6 +66,22 @@ def _graphs(model: nn.Module, config: Mapping[str, Any], *, with_past: bool) -> 
         return [found[name] for name in names]
 
     return [DenseGraph(from_module(model, example, axes, names), Live(model, answered), example=example)]
+
+
+def _written_out(model: Any) -> bool:
+    """Let fused attention and experts compute with ordinary operators, which the exporter can follow in all models.
+
+    It cannot follow the views around the former in T5, nor grouped products. Returns whether there was something to do.
+    """
+    changed = False
+    with quiet():
+        for kind, plain in (("attn", "eager"), ("experts", "batched_mm")):
+            choose = getattr(model, f"set_{kind}_implementation", None)
+            if choose is not None and getattr(model.config, f"_{kind}_implementation", None) not in (None, plain):
+                with contextlib.suppress(ValueError):  # not every model has one written out
+                    choose(plain)
+                    changed = True
+    return changed
 
 
 def has_past(source: Source) -> bool:
@@ -165,9 +181,10 @@ def _one(wrapped: nn.Module) -> Callable[[Mapping[str, Tensor]], Sequence[Tensor
 class _WithPast(nn.Module):
     """A decoder whose keys and values come and go as tensors."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, keyword: str) -> None:
         super().__init__()
         self.model = model
+        self.keyword = keyword
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, past_key_values: list[Tensor]) -> tuple[Tensor, ...]:
         from transformers import DynamicCache
@@ -175,15 +192,18 @@ class _WithPast(nn.Module):
         cache = DynamicCache()
         for layer in range(len(past_key_values) // 2):
             cache.update(past_key_values[2 * layer], past_key_values[2 * layer + 1], layer)
-        answer = self.model(input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
-        return answer[0], *(x for layer in answer.past_key_values.layers for x in (layer.keys, layer.values))
+        given: dict[str, Any] = {self.keyword: cache}
+        answer = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=True, **given)
+        held = answer.get(self.keyword, answer.past_key_values)
+        return answer[0], *(x for layer in held.layers for x in (layer.keys, layer.values))
 
 
 def _with_past(model: nn.Module, config: Mapping[str, Any]) -> DenseGraph:
-    if "past_key_values" not in inspect.signature(model.forward).parameters or is_encoder_decoder(model):
+    keyword = next((each for each in _CACHES if each in inspect.signature(model.forward).parameters), None)
+    if keyword is None or is_encoder_decoder(model):
         raise ExportError("--with-past: the model is no decoder that takes past_key_values; leave the option out")
     tokens = example_inputs(model, config)["input_ids"]
-    wrapped = _WithPast(model).eval()
+    wrapped = _WithPast(model, keyword).eval()
     # What a first step, without a past, answers says how many layers, heads and features there are.
     nothing: dict[str, Any] = {"past_key_values": []}
     first = _called(wrapped, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), **nothing})

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from spm_compress.checkpoint.artifact import FittedLayer
@@ -21,7 +20,7 @@ from spm_compress.export.saving import save
 from spm_compress.export.settings import ExportSettings, Precision
 from spm_compress.export.splicing.declared import Declared, declare
 from spm_compress.export.splicing.splice import Spliced, splice
-from spm_compress.export.trials import SIZES, find_trial
+from spm_compress.export.trials import SIZES, Known, find_trial
 from spm_compress.export.verification import (
     TOLERANCE,
     Agreement,
@@ -56,7 +55,7 @@ class Work:
     expected: Path
     path: Path
     said: Declared
-    known: Mapping[str, np.ndarray]
+    known: Known
 
     def write(self, lowerings: Mapping[str, Lowering]) -> tuple[Spliced, tuple[Agreement, ...]]:
         """Write the model with these lowerings and verify it. Raises VerificationError."""
@@ -117,7 +116,7 @@ def verified(
     name: str,
     settings: ExportSettings,
     tolerance: float,
-    known: Mapping[str, np.ndarray] | None = None,
+    known: Known | None = None,
 ) -> tuple[Agreement, ...]:
     """Compare a file with what is expected, at all of BATCHES. Raises VerificationError, by the file's name."""
     # A dense graph that the checker refuses (an output without a shape) is not made worse by this program.
@@ -135,9 +134,7 @@ def verified(
     return tuple(agreements)
 
 
-def _speedups(
-    paths: Sequence[Path], settings: ExportSettings, known: Mapping[str, np.ndarray]
-) -> list[dict[int, float]]:
+def _speedups(paths: Sequence[Path], settings: ExportSettings, known: Known) -> list[dict[int, float]]:
     """Time each model but the first in turns with the first; return: batch -> how many times as fast it is."""
     inputs_of = ir.load(paths[0])
     dense = session(paths[0], settings.threads, settings.provider)

@@ -23,13 +23,24 @@ import onnxruntime
 from spm_compress.errors import VerificationError
 from spm_compress.export.verification import run
 
-__all__ = ["SIZES", "Trial", "find_trial", "random_inputs"]
+__all__ = ["SIZES", "Known", "Trial", "find_trial", "random_inputs"]
 
 # Lengths and image sizes to try for the dynamic axes of a graph.
 SIZES = (16, 32, 48, 64, 224, 320)
 Fill = Literal["ones", "zeros", "drawn"]
 _FILLS: tuple[Fill, ...] = ("ones", "zeros", "drawn")
 Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a graph's inputs.
+
+    arrays: inputs that it can take, by name, the first axis being the samples; sizes: of its dynamic axes, tried last.
+    """
+
+    arrays: Arrays = field(default_factory=dict)
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,7 @@ def find_trial(
     model: ir.Model,
     batch: int,
     sizes: Sequence[int] = SIZES,
-    known: Arrays | None = None,
+    known: Known | None = None,
 ) -> Trial:
     """Return the first trial, under the rules above, at which a model runs.
 
@@ -74,7 +85,9 @@ def find_trial(
     """
     first: Trial | None = None
     last: VerificationError | None = None
-    for trial in _trials(model, sizes, known or {}):
+    known = known or Known()
+    sizes = tuple(dict.fromkeys((*sizes, *known.sizes)))
+    for trial in _trials(model, sizes, known.arrays):
         try:
             outputs = run(runtime, trial.inputs(model, batch, seed=0))
         except VerificationError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer, KeptTensor, artifact_bytes
-from spm_compress.checkpoint.tensor_info import ITEM_BYTES
+from spm_compress.checkpoint.tensor_info import DECODED, ITEM_BYTES
 
 __all__ = ["SCHEMA", "LayerSavings", "Savings", "Size", "summarize", "to_json"]
 
@@ -105,7 +105,11 @@ def summarize(artifact: Artifact, path: Path) -> Savings:
     size = sum((layer.bytes for layer in layers), nothing)
     # Integer buffers (position ids) take bytes but are no parameters.
     kept_parameters = sum(math.prod(kept.shape) for kept in artifact.kept if kept.dtype in ITEM_BYTES)
-    kept_bytes = sum(kept.bytes for kept in artifact.kept)
+    # Kept tensors of a quantized file are stored as the float32 that they decode to; before, they were as in that file.
+    kept_bytes = sum(
+        int(math.prod(kept.shape) * DECODED[kept.dtype]) if kept.dtype in DECODED else kept.bytes
+        for kept in artifact.kept
+    )
     mean_error = _mean([layer.error for layer in layers]) or 0.0
     recovery = _recovery(artifact)
     outputs = [layer.output_error for layer in layers if layer.output_error is not None]

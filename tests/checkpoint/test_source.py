@@ -81,7 +81,7 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
         ("cut.safetensors", good[:-7], "not a whole safetensors file"),
         ("junk.safetensors", b"\xff" * 300, "not a whole safetensors file"),
         ("bomb.safetensors", (2**62).to_bytes(8, "little") + good[8:], "not a whole safetensors file"),
-        ("model.pkl", good, "not a format"),
+        ("model.pkl", b"some words", "not a format"),
     ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(SourceError, match=words):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
+import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
@@ -260,3 +263,58 @@ def without_tokenizer(folder: Path) -> None:
 def without_words(folder: Path) -> None:
     without_tokenizer(folder)
     (folder / "bert" / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+
+
+def two_models(folder: Path) -> None:
+    torch.save({"generator": mlp().state_dict(), "ema": mlp().state_dict()}, folder / "model.pt")
+
+
+def optimizer_alone(folder: Path) -> None:
+    torch.save({"optimizer": {"state": {0: {"exp_avg": torch.ones(64, 64)}}, "param_groups": []}}, folder / "model.pt")
+
+
+def torchscript(folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(mlp()).save(folder / "model.pt")
+
+
+def pointer(folder: Path) -> None:
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 90868376\n"
+    (folder / "model.safetensors").write_text(text)
+
+
+def page_of_a_server(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("<!DOCTYPE html><html><body>Please log in")
+
+
+def gptq(folder: Path) -> None:
+    packed = {"l.qweight": torch.ones(8, 64, dtype=torch.int32), "l.g_idx": torch.arange(64, dtype=torch.int32)}
+    packed |= {"l.scales": torch.ones(64, 64).half(), "l.qzeros": torch.ones(64, 8, dtype=torch.int32)}
+    save_file(packed, folder / "model.safetensors")
+
+
+def adapter(folder: Path) -> None:
+    """With a head that was trained whole, which could be fitted alone."""
+    factors = {"l.lora_A.weight": torch.ones(64, 64), "l.lora_B.weight": torch.ones(64, 64)}
+    save_file({**factors, "head.weight": torch.ones(64, 64)}, folder / "model.safetensors")
+
+
+def adapter_folder(folder: Path) -> None:
+    (folder / "part").mkdir()
+    (folder / "part" / "adapter_config.json").write_text("{}")
+    save_file({"l.lora_A.weight": torch.ones(64, 64)}, folder / "part" / "adapter_model.safetensors")
+
+
+def weight_normed(folder: Path) -> None:
+    torch.save(nn.utils.parametrizations.weight_norm(nn.Linear(64, 96)).state_dict(), folder / "model.pt")
+
+
+def cut_gguf(folder: Path) -> None:
+    writer = gguf.GGUFWriter(folder / "model.gguf", "llama")
+    writer.add_tensor("w", np.ones((64, 64), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (folder / "model.gguf").write_bytes((folder / "model.gguf").read_bytes()[:-1])

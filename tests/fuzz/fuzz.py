@@ -1,6 +1,6 @@
 """Random files against the readers: whatever is in a file, reading it ends well or with one of our own errors.
 
-usage: fuzz.py safetensors|manifest|onnx|torch|program [libFuzzer's options: -max_total_time=60, a corpus folder, ...]
+usage: fuzz.py safetensors|manifest|onnx|torch|program|gguf [libFuzzer's options: -max_total_time=60, a corpus, ...]
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import atheris
 
 with atheris.instrument_imports(include=["spm_compress"]):
     from spm_compress import checkpoint
-    from spm_compress.checkpoint import onnx_source, plain_program, safetensors_source, torch_source
+    from spm_compress.checkpoint import gguf_source, onnx_source, plain_program, safetensors_source, torch_source
     from spm_compress.errors import SpmError
     from spm_compress.export.splicing import splice as splicing
 
+import gguf
+import numpy
 import torch
 from onnx import helper, numpy_helper
 from safetensors.torch import save_file
@@ -31,6 +33,7 @@ import spm_compress
 from spm_compress import CompressSettings, FitSettings
 from spm_compress.export.lowering import Layout, Stages
 
+Q4 = gguf.GGMLQuantizationType.Q4_0
 # In memory, where there is such a place: a million files a run.
 HOME = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
 
@@ -55,6 +58,10 @@ def torch_file(path: Path) -> None:
 
 def program(path: Path) -> None:
     plain_program.require_plain_program(path)
+
+
+def gguf_file(path: Path) -> None:
+    read_all(gguf_source.open_gguf(path))
 
 
 def graph(path: Path) -> None:
@@ -82,6 +89,15 @@ def seeds(kind: str) -> tuple[str, list[bytes]]:
         made = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(weight.T.numpy(), "w")])
         model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)])
         return ".onnx", [model.SerializeToString()]
+    if kind == "gguf":
+        writer = gguf.GGUFWriter(HOME / "w.gguf", "llama")
+        writer.add_token_list(["a", "b"])
+        writer.add_tensor("w", gguf.quants.quantize(numpy.ones((2, 32), numpy.float32), Q4), raw_dtype=Q4)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return ".gguf", [(HOME / "w.gguf").read_bytes()]
     found = []
     for options in ({}, {"_use_new_zipfile_serialization": False}):
         torch.save({"state_dict": {"w": weight}}, HOME / "w.pt", **options)
@@ -100,6 +116,7 @@ READERS: dict[str, Callable[[Path], None]] = {
     "onnx": graph,
     "torch": torch_file,
     "program": program,
+    "gguf": gguf_file,
 }
 
 
