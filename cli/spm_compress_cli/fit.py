@@ -140,9 +140,10 @@ def fit(
         write_artifact,
     )
     from spm_compress.compress import Ledger, Refit, check_device, fit_model, load_model, plan_model
+    from spm_compress.export.outlook import outlook
     from spm_compress.report import summarize
     from spm_compress_cli.plan_table import show_plan
-    from spm_compress_cli.progress import follow
+    from spm_compress_cli.progress import follow, message
     from spm_compress_cli.tables import show_totals
 
     settings = _settings(**options)
@@ -157,6 +158,9 @@ def fit(
         raise click.UsageError(
             f"--eval: {source.path} is no model that can be called; a Hugging Face folder is, or give --factory"
         )
+    cannot = outlook(source)
+    if cannot is not None:
+        message(f"{source.path}: a fit of it can be expanded, but not exported: {cannot}", verbosity)
     if_interrupted(lambda: found_out() and _FOUND_OUT)
     if dry_run:
         with follow(verbosity) as progress:

@@ -4,6 +4,7 @@ from spm_compress.export.files import Exported, export_layers, export_onnx, firs
 from spm_compress.export.huggingface_graphs import has_past
 from spm_compress.export.lowering import Layout
 from spm_compress.export.ort_format import OrtFiles, check_ort_path, ort_beside, write_ort
+from spm_compress.export.outlook import outlook
 from spm_compress.export.settings import ExportSettings, Precision
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "first_batch",
     "has_past",
     "ort_beside",
+    "outlook",
     "write_ort",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,18 +24,18 @@ from spm_compress.export.choice import Choice, plans
 from spm_compress.export.dense_graphs import dense_graphs
 from spm_compress.export.file_names import file_names
 from spm_compress.export.graph import DenseGraph
-from spm_compress.export.live import LIVE_BATCH, against_module, stepwise
+from spm_compress.export.live import LIVE_BATCH, Answers, Steps, answers_of, steps_of
 from spm_compress.export.lowering import Dense
-from spm_compress.export.one_file import BATCHES, Work, tolerance_of, verified
+from spm_compress.export.one_file import BATCHES, Expected, Work, expected_of, tolerance_of, verified
 from spm_compress.export.precision import in_precision
 from spm_compress.export.reference import with_operator_matrices
-from spm_compress.export.saving import save, size_of
+from spm_compress.export.saving import release, save, size_of
 from spm_compress.export.settings import ExportSettings
 from spm_compress.export.splicing.declared import declared
 from spm_compress.export.splicing.layer_model import dense_model, layer_model
 from spm_compress.export.splicing.matches import matches
 from spm_compress.export.splicing.splice import Spliced
-from spm_compress.export.trials import Known, find_trial
+from spm_compress.export.trials import Known
 from spm_compress.export.verification import TOLERANCE, Agreement, require, session
 
 __all__ = ["BATCHES", "Exported", "export_layers", "export_onnx", "first_batch"]
@@ -105,20 +106,24 @@ def export_onnx(
             _write(each.model, _part(dense_path, each.part))
     lives = {id(each.live.module): each.live.module for each in found if each.live is not None}
     # The dense graphs share the module's memory until they are written; only then are its layers replaced.
-    with tempfile.TemporaryDirectory(dir=_folder_of(path), prefix=f".{path.name}.", suffix=".tmp") as scratch:
-        for i, each in enumerate(found):
-            save(each.model, Path(scratch) / f"{i}.onnx", inside=False)
-        found = [replace(each, model=open_graph(Path(scratch) / f"{i}.onnx")) for i, each in enumerate(found)]
+    with (
+        tempfile.TemporaryDirectory(dir=_folder_of(path), prefix=f".{path.name}.", suffix=".tmp") as scratch,
+        contextlib.ExitStack() as written,
+    ):
+        files = [save(each.model, Path(scratch) / f"{i}.onnx", inside=False) for i, each in enumerate(found)]
+        found = [replace(each, model=open_graph(file)) for each, file in zip(found, files, strict=True)]
         for module in lives.values():
             apply_artifact(module, replace(artifact, layers=layers))
         first, *others = [
-            replace(
-                _export_one(
-                    each, layers, _part(path, each.part), settings, each.known if known is None else Known(known)
-                ),
-                dense_bytes=size_of(Path(scratch) / f"{i}.onnx"),
+            _export_one(
+                replace(each, known=each.known if known is None else Known(known)),
+                layers,
+                _part(path, each.part),
+                written.enter_context(write_whole_set(_part(path, each.part))),
+                size_of(file),
+                settings,
             )
-            for i, each in enumerate(found)
+            for each, file in zip(found, files, strict=True)
         ]
     missing = tuple(layer.name for layer in artifact.layers if layer not in layers)
     return replace(first, spliced=replace(first.spliced, missing=missing), others=tuple(others))
@@ -136,42 +141,49 @@ def _export_one(
     dense: DenseGraph,
     layers: Sequence[FittedLayer],
     path: Path,
+    folder: Path,
+    dense_size: int,
     settings: ExportSettings,
-    known: Known,
 ) -> Exported:
-    """Write one graph of a model. layers: those that are in one of its graphs."""
-    with write_whole_set(path) as folder:
-        scratch = folder / "scratch"
-        scratch.mkdir()
-        said = declared(dense.model)
-        model, layers = in_precision(dense.model, layers, settings.precision)
-        layers = _present(model, layers)
-        reference = model.clone()
-        with_operator_matrices(reference, layers)
-        expected = save(reference, scratch / "reference.onnx", inside=False)
-        del reference
-        work = Work(model, layers, settings, expected, folder / path.name, said, known)
-        choices: tuple[Choice, ...] = ()
-        speedups: dict[int, float] = {}
-        if settings.lowering is not None or not layers:
-            lowering = settings.lowering or Dense()
-            spliced, agreements = work.write({layer.name: lowering for layer in layers})
-        else:
-            spliced, agreements, choices, speedups = work.write_fastest(scratch)
-        live = _as_live(dense, work) if dense.live is not None else None
-        size = size_of(folder / path.name)
-    return Exported(path, size, 0, spliced, agreements, choices, speedups, live, dense.has_past)
-
-
-def _as_live(dense: DenseGraph, work: Work) -> Agreement:
-    """Compare a written file with the torch module in which the layers are replaced; with a past, step by step."""
-    assert dense.live is not None
-    runtime, model = session(work.path, provider=work.settings.provider), ir.load(work.path)
-    if dense.has_past:
-        found = stepwise(runtime, dense.live.answer, dense.example)
+    """Write one graph of a model into a folder, from where it gets to `path`. layers: those in one of its graphs."""
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    said = declared(dense.model)
+    model, layers = in_precision(dense.model, layers, settings.precision)
+    layers = _present(model, layers)
+    reference = model.clone()
+    with_operator_matrices(reference, layers)
+    file = save(reference, scratch / "reference.onnx", inside=False)
+    del reference
+    release(model)
+    expected = expected_of(file, model, dense.known)
+    file.with_name(f"{file.name}.data").unlink(missing_ok=True)
+    live = _live_answer(dense, expected) if dense.live is not None else None
+    work = Work(model, layers, settings, expected, folder / path.name, said, dense.known)
+    choices: tuple[Choice, ...] = ()
+    speedups: dict[int, float] = {}
+    if settings.lowering is not None or not layers:
+        lowering = settings.lowering or Dense()
+        spliced, agreements = work.write({layer.name: lowering for layer in layers})
     else:
-        trial = find_trial(session(work.expected), model, BATCHES[0], known=work.known)
-        found = against_module(runtime, dense.live.answer, trial.inputs(model, LIVE_BATCH, seed=LIVE_BATCH))
+        spliced, agreements, choices, speedups = work.write_fastest(scratch)
+    as_module = None if live is None else _as_live(live, work)
+    size = size_of(folder / path.name)
+    return Exported(path, size, dense_size, spliced, agreements, choices, speedups, as_module, dense.has_past)
+
+
+def _live_answer(dense: DenseGraph, expected: Expected) -> Steps | Answers:
+    """Return what the torch module in which the layers are replaced answers; with a past, to tokens in a row."""
+    assert dense.live is not None
+    if dense.has_past:
+        return steps_of(dense.live.answer, dense.example)
+    return answers_of(dense.live.answer, expected.inputs[LIVE_BATCH])
+
+
+def _as_live(live: Steps | Answers, work: Work) -> Agreement:
+    """Compare a written file with what the torch module answered."""
+    runtime = session(work.path, provider=work.settings.provider, prepack=False)
+    found = live.agreement(runtime)
     require([found], work.path.name, tolerance_of(work.dense, work.settings.precision), "the torch module")
     return found
 
@@ -237,7 +249,8 @@ def export_layers(artifact: Artifact, folder: Path, *, settings: ExportSettings 
         named = replace(layer, names=(layer.name if is_storable(layer.name) and layer.name else name,))
         with write_whole(path) as temporary:
             save(layer_model(named, lowering), temporary)
-            expected = ir.serde.serialize_model(dense_model(named)).SerializeToString()
+            dense = dense_model(named)
+            expected = expected_of(ir.serde.serialize_model(dense).SerializeToString(), dense)
             agreements = verified(temporary, expected, path.name, settings, TOLERANCE)
         out, into = layer.shape
         spliced = Spliced({layer.name: [layer.name]}, (), {layer.name: lowering.name})

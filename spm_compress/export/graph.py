@@ -64,8 +64,8 @@ class Live:
 class DenseGraph:
     """One graph of a model.
 
-    part: "encoder" or "decoder" of a model that is two graphs; example: inputs that the model can take, by name, where
-    some are known; has_past: whether its inputs and outputs hold keys and values of earlier tokens.
+    part: "encoder" or "decoder" of a model that is two graphs; example: inputs that it was exported with, by name;
+    has_past: whether its inputs and outputs hold keys and values of earlier tokens; known: what trials can go by.
     """
 
     model: ir.Model
@@ -73,19 +73,18 @@ class DenseGraph:
     part: str = ""
     example: Mapping[str, Tensor] = field(default_factory=dict)
     has_past: bool = False
+    known: Known = field(default_factory=Known)
 
-    @property
-    def known(self) -> Known:
-        """What the example says: all of it where only the batch is dynamic, else the sizes of the other axes."""
-        inputs = {value.name: value for value in self.model.graph.inputs}
-        named = {name: each for name, each in self.example.items() if name in inputs}
-        sizes = []
-        for name, each in named.items():
-            shape = inputs[name].shape
-            sizes += [each.shape[i] for i, dim in enumerate(shape or ()) if i and not isinstance(dim, int)]
-        if sizes:
-            return Known(sizes=tuple(sizes))
-        return Known({name: each.numpy() for name, each in named.items()})
+
+def known_of(model: ir.Model, example: Mapping[str, Tensor]) -> Known:
+    """Return what an example says: all of it where only the batch is dynamic, else the sizes of the other axes."""
+    inputs = {value.name: value for value in model.graph.inputs}
+    named = {name: each for name, each in example.items() if name in inputs}
+    sizes = []
+    for name, each in named.items():
+        shape = inputs[name].shape
+        sizes += [each.shape[i] for i, dim in enumerate(shape or ()) if i and not isinstance(dim, int)]
+    return Known(sizes=tuple(sizes)) if sizes else Known({name: each.numpy() for name, each in named.items()})
 
 
 def from_factory(source: FactorySource, changed: Mapping[str, Tensor] | None = None) -> DenseGraph:
@@ -102,7 +101,8 @@ def from_factory(source: FactorySource, changed: Mapping[str, Tensor] | None = N
     model = source.build()
     set_tensors(model, changed or {})
     graph = from_module(model, example, {name: {0: "batch"} for name in example}, None)
-    return DenseGraph(graph, Live(model, lambda inputs: _flat(model(**inputs))), example=example)
+    live = Live(model, lambda inputs: _flat(model(**inputs)))
+    return DenseGraph(graph, live, example=example, known=known_of(graph, example))
 
 
 def from_chain(source: Source, activation: str) -> DenseGraph:

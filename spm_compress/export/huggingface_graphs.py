@@ -16,7 +16,7 @@ from spm_compress.checkpoint.huggingface import load_huggingface
 from spm_compress.checkpoint.source import Source
 from spm_compress.compress.module import set_tensors
 from spm_compress.errors import ExportError, first_line
-from spm_compress.export.graph import DenseGraph, Live, from_module
+from spm_compress.export.graph import DenseGraph, Live, from_module, known_of
 from spm_compress.quiet import quiet
 
 __all__ = ["from_huggingface", "has_past"]
@@ -65,7 +65,8 @@ def _graphs(model: nn.Module, config: Mapping[str, Any], *, with_past: bool) -> 
         found = model(**inputs)
         return [found[name] for name in names]
 
-    return [DenseGraph(from_module(model, example, axes, names), Live(model, answered), example=example)]
+    graph = from_module(model, example, axes, names)
+    return [DenseGraph(graph, Live(model, answered), example=example, known=known_of(graph, example))]
 
 
 def _written_out(model: Any) -> bool:
@@ -153,7 +154,7 @@ def _encoder(model: nn.Module, example: Mapping[str, Tensor]) -> DenseGraph:
     axes = dict.fromkeys(inputs, _TOKENS if is_text else _BATCH)
     _called(wrapped, inputs)
     graph = from_module(wrapped, inputs, axes, ["last_hidden_state"])
-    return DenseGraph(graph, Live(model, _one(wrapped)), "encoder", inputs)
+    return DenseGraph(graph, Live(model, _one(wrapped)), "encoder", inputs, known=known_of(graph, inputs))
 
 
 def _decoder(model: nn.Module, example: Mapping[str, Tensor]) -> DenseGraph:
@@ -171,7 +172,7 @@ def _decoder(model: nn.Module, example: Mapping[str, Tensor]) -> DenseGraph:
     wrapped = (_TextDecoder if is_text else _SpeechDecoder)(model).eval()
     _called(wrapped, inputs)
     graph = from_module(wrapped, inputs, axes, ["logits"])
-    return DenseGraph(graph, Live(model, _one(wrapped)), "decoder", inputs)
+    return DenseGraph(graph, Live(model, _one(wrapped)), "decoder", inputs, known=known_of(graph, inputs))
 
 
 def _one(wrapped: nn.Module) -> Callable[[Mapping[str, Tensor]], Sequence[Tensor]]:

@@ -1,8 +1,12 @@
-"""Does the ONNX file answer as the torch module in which the same layers were replaced?"""
+"""Does the ONNX file answer as the torch module in which the same layers were replaced?
+
+The module answers first, so that it need not be in memory together with the file.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +18,7 @@ from spm_compress.errors import VerificationError, first_line
 from spm_compress.export.verification import Agreement, agreement, run
 from spm_compress.quiet import quiet
 
-__all__ = ["LIVE_BATCH", "against_module", "stepwise"]
+__all__ = ["LIVE_BATCH", "Answers", "Steps", "answers_of", "steps_of"]
 
 LIVE_BATCH = 3
 _STEPS = 4
@@ -22,48 +26,63 @@ _STEPS = 4
 Answer = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
 
 
-def against_module(runtime: onnxruntime.InferenceSession, answer: Answer, inputs: Mapping[str, Any]) -> Agreement:
-    """Compare all floating-point outputs of a file with those of a module, in their order.
+@dataclass(frozen=True)
+class Answers:
+    """What a module answers to inputs: its outputs of numbers in their order."""
 
-    Raises VerificationError if the module cannot be called with inputs that the graph took, or has other outputs.
-    """
-    found = run(runtime, inputs)
-    expected = _called(answer, {name: torch.from_numpy(array) for name, array in inputs.items() if array is not None})
-    numbers = [x for x in expected if x.is_floating_point()]
-    if len(numbers) != len(found):
-        raise VerificationError(
-            f"the file has {len(found)} outputs of numbers and the torch module {len(numbers)}; please report this"
-        )
-    named = {name: x.numpy() for name, x in zip(found, numbers, strict=True)}
-    return agreement(LIVE_BATCH, found, named)
+    inputs: Mapping[str, Any]
+    outputs: Sequence[np.ndarray]
+
+    def agreement(self, runtime: onnxruntime.InferenceSession) -> Agreement:
+        """Return how well a file agrees. Raises VerificationError if it has other outputs."""
+        found = run(runtime, self.inputs)
+        if len(self.outputs) != len(found):
+            raise VerificationError(
+                f"the file has {len(found)} outputs of numbers and the torch module {len(self.outputs)}; "
+                "please report this"
+            )
+        return agreement(LIVE_BATCH, found, dict(zip(found, self.outputs, strict=True)))
 
 
-def stepwise(runtime: onnxruntime.InferenceSession, answer: Answer, example: Mapping[str, Tensor]) -> Agreement:
-    """Compare a decoder with a past, token by token, with a module that is given all tokens at once.
+@dataclass(frozen=True)
+class Steps:
+    """What a decoder answers to tokens in a row, all at once; past: keys and values before the first, of length 0."""
 
-    example: inputs as the file takes them; the past begins empty. The keys and values that the file gives at each step
-    are those that it gets at the next.
-    """
-    past = {name: x[:, :, :0] for name, x in example.items() if name.startswith("past_key_values.")}
-    rows = LIVE_BATCH
-    generator = torch.Generator().manual_seed(rows)
-    most = int(example["input_ids"].max()) + 1
-    tokens = torch.randint(0, most, (rows, 1 + _STEPS), generator=generator)
-    whole = {name: x[:1].expand(rows, *x.shape[1:]) for name, x in past.items()}
-    mask = torch.ones(rows, tokens.shape[1], dtype=torch.int64)
-    (expected, *_) = _called(answer, {"input_ids": tokens, "attention_mask": mask, **whole})
-    logits: list[np.ndarray] = []
-    held: dict[str, Any] = {name: np.ascontiguousarray(x.numpy()) for name, x in whole.items()}
-    for step in range(tokens.shape[1]):
-        inputs = {
-            "input_ids": tokens[:, step : step + 1].numpy(),
-            "attention_mask": mask[:, : step + 1].numpy(),
-            **held,
-        }
-        outputs = run(runtime, inputs)
-        logits.append(outputs["logits"])
-        held = {name: outputs[name.replace("past_key_values", "present")] for name in held}
-    return agreement(rows, {"logits": np.concatenate(logits, axis=1)}, {"logits": expected.numpy()})
+    tokens: np.ndarray
+    past: Mapping[str, np.ndarray]
+    logits: np.ndarray
+
+    def agreement(self, runtime: onnxruntime.InferenceSession) -> Agreement:
+        """Return how well a file agrees that is given token by token, with the keys and values that it gave itself."""
+        found: list[np.ndarray] = []
+        held = dict(self.past)
+        for step in range(self.tokens.shape[1]):
+            token = self.tokens[:, step : step + 1]
+            mask = np.ones((len(token), step + 1), np.int64)
+            outputs = run(runtime, {"input_ids": token, "attention_mask": mask, **held})
+            found.append(outputs["logits"])
+            held = {name: outputs[name.replace("past_key_values", "present")] for name in held}
+        return agreement(LIVE_BATCH, {"logits": np.concatenate(found, axis=1)}, {"logits": self.logits})
+
+
+def answers_of(answer: Answer, inputs: Mapping[str, Any]) -> Answers:
+    """Call a module. Raises VerificationError if it cannot be called with inputs that the graph took."""
+    given = {name: torch.from_numpy(array) for name, array in inputs.items() if array is not None}
+    return Answers(inputs, [x.numpy() for x in _called(answer, given) if x.is_floating_point()])
+
+
+def steps_of(answer: Answer, example: Mapping[str, Tensor]) -> Steps:
+    """Call a decoder with a few tokens. example: inputs as the file takes them. Raises VerificationError as above."""
+    generator = torch.Generator().manual_seed(LIVE_BATCH)
+    tokens = torch.randint(0, int(example["input_ids"].max()) + 1, (LIVE_BATCH, 1 + _STEPS), generator=generator)
+    nothing = {
+        name: x[:1, :, :0].expand(LIVE_BATCH, -1, -1, -1).contiguous()
+        for name, x in example.items()
+        if name.startswith("past_key_values.")
+    }
+    mask = torch.ones_like(tokens)
+    logits = _called(answer, {"input_ids": tokens, "attention_mask": mask, **nothing})[0]
+    return Steps(tokens.numpy(), {name: x.numpy() for name, x in nothing.items()}, logits.numpy())
 
 
 def _called(answer: Answer, inputs: Mapping[str, Tensor]) -> list[Tensor]:

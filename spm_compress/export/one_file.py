@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -16,7 +17,7 @@ from spm_compress.errors import VerificationError
 from spm_compress.export.choice import Choice, plans, remembered, rows_of_layers
 from spm_compress.export.lowering import Dense, Lowering
 from spm_compress.export.measuring.timing import interleaved
-from spm_compress.export.saving import save
+from spm_compress.export.saving import release, save
 from spm_compress.export.settings import ExportSettings, Precision
 from spm_compress.export.splicing.declared import Declared, declare
 from spm_compress.export.splicing.splice import Spliced, splice
@@ -24,6 +25,7 @@ from spm_compress.export.trials import SIZES, Known, find_trial
 from spm_compress.export.verification import (
     TOLERANCE,
     Agreement,
+    Outputs,
     agreement,
     check_file,
     require,
@@ -31,7 +33,7 @@ from spm_compress.export.verification import (
     session,
 )
 
-__all__ = ["BATCHES", "Work", "tolerance_of", "verified"]
+__all__ = ["BATCHES", "Expected", "Work", "expected_of", "tolerance_of", "verified"]
 
 # Batch sizes at which every exported file is compared with the torch operator.
 BATCHES = (1, 3, 16)
@@ -46,13 +48,13 @@ _REPEATS, _SECONDS = 30, 2.0
 class Work:
     """A dense graph whose layers are to be replaced.
 
-    expected: the file that says what has to be computed; said: what inputs and outputs are declared as; known: inputs.
+    expected: what has to be computed; said: what inputs and outputs are declared as; known: inputs.
     """
 
     dense: ir.Model
     layers: Sequence[FittedLayer]
     settings: ExportSettings
-    expected: Path
+    expected: Expected
     path: Path
     said: Declared
     known: Known
@@ -63,8 +65,10 @@ class Work:
         spliced = splice(model, self.layers, lowerings)
         declare(model, self.said)
         save(model, self.path)
+        del model
+        release(self.dense)
         tolerance = tolerance_of(self.dense, self.settings.precision)
-        return spliced, verified(self.path, self.expected, self.path.name, self.settings, tolerance, self.known)
+        return spliced, verified(self.path, self.expected, self.path.name, self.settings, tolerance)
 
     def write_fastest(
         self, scratch: Path
@@ -77,6 +81,8 @@ class Work:
             model = self.dense.clone()
             splice(model, self.layers, {choice.layer: choice.lowering for choice in plan})
             tried.append(save(model, scratch / f"{i}.onnx", inside=False))
+            del model
+        release(self.dense)
         speedups = self.speedups([[choice.lowering.name for choice in plan] for plan in found], tried)
         best = max(range(len(found)), key=lambda i: math.prod(speedups[i].values()))
         choices, reached = found[best], speedups[best]
@@ -110,26 +116,38 @@ def tolerance_of(dense: ir.Model, precision: Precision) -> float:
     return _TOLERANCES[Precision.FLOAT16 if is_narrow else precision]
 
 
-def verified(
-    path: Path,
-    expected: Path | bytes,
-    name: str,
-    settings: ExportSettings,
-    tolerance: float,
-    known: Known | None = None,
-) -> tuple[Agreement, ...]:
-    """Compare a file with what is expected, at all of BATCHES. Raises VerificationError, by the file's name."""
-    # A dense graph that the checker refuses (an output without a shape) is not made worse by this program.
-    if isinstance(expected, bytes) or _passes_checker(expected):
-        check_file(path)
-    inputs_of = ir.load(path)
-    right = session(expected)
-    trial = find_trial(right, inputs_of, BATCHES[0], known=known)
-    inputs = {batch: trial.inputs(inputs_of, batch, seed=batch) for batch in BATCHES}
+@dataclass(frozen=True)
+class Expected:
+    """What a model has to answer: inputs and answers by batch, for all of BATCHES.
+
+    is_proper: whether onnx.checker takes the graph that answered. One that it refuses (an output without a shape) is
+    not made worse by this program.
+    """
+
+    inputs: Mapping[int, Mapping[str, Any]]
+    answers: Mapping[int, Outputs]
+    is_proper: bool = True
+
+
+def expected_of(reference: Path | bytes, graph: ir.Model, known: Known | None = None) -> Expected:
+    """Return what a file answers. graph: what its inputs are said by. Raises VerificationError if it does not run."""
+    right = session(reference, prepack=False)  # it runs three times: copies of its weights would be for nothing
+    trial = find_trial(right, graph, BATCHES[0], known=known)
+    inputs = {batch: trial.inputs(graph, batch, seed=batch) for batch in BATCHES}
     answers = {batch: run(right, inputs[batch]) for batch in BATCHES}
-    del right  # one model in memory at a time
-    found = session(path, provider=settings.provider)
-    agreements = [agreement(batch, run(found, inputs[batch]), answers[batch]) for batch in BATCHES]
+    return Expected(inputs, answers, isinstance(reference, bytes) or _passes_checker(reference))
+
+
+def verified(
+    path: Path, expected: Expected, name: str, settings: ExportSettings, tolerance: float
+) -> tuple[Agreement, ...]:
+    """Compare a file with what is expected. Raises VerificationError, by the file's name."""
+    if expected.is_proper:
+        check_file(path)
+    found = session(path, provider=settings.provider, prepack=False)
+    agreements = [
+        agreement(batch, run(found, inputs), expected.answers[batch]) for batch, inputs in expected.inputs.items()
+    ]
     require(agreements, name, tolerance)
     return tuple(agreements)
 

@@ -22,6 +22,7 @@ from spm_compress.errors import UsageError, VerificationError, first_line, near_
 __all__ = [
     "TOLERANCE",
     "Agreement",
+    "Outputs",
     "agreement",
     "check_file",
     "check_provider",
@@ -76,8 +77,11 @@ def session(
     provider: str = "CPUExecutionProvider",
     optimized: Path | None = None,
     level: onnxruntime.GraphOptimizationLevel = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    prepack: bool = True,
 ) -> onnxruntime.InferenceSession:
     """Open a session; threads: 0 for all cores; optimized: where to write the graph that is really run.
+
+    prepack: whether weights are copied into the order in which they are read fastest.
 
     Raises VerificationError if ONNX Runtime refuses the model, or goes on without the provider.
     """
@@ -88,6 +92,8 @@ def session(
     # Idle threads spin on for a while: of two sessions timed in turns, each ran beside the other's (2 threads on 2
     # cores, six products of 768x768 at batch 8: 640 us in turns, 340 us alone; with this, 340 us in both).
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     try:

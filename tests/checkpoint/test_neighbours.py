@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from spm_compress import CompressSettings, FitSettings, fit_model, open_source
-from spm_compress.checkpoint import TensorInfo
+from spm_compress.checkpoint import Role, TensorInfo
 from spm_compress.checkpoint.neighbours import parts
 from spm_compress.compress import inspect_model
 from spm_compress.errors import UsageError
@@ -178,7 +178,7 @@ def test_two_matrices_that_are_only_called_alike_are_matrices() -> None:
 
 
 def test_what_a_graph_says_goes_before_names() -> None:
-    leaves = {"weight_g": TensorInfo((64, 1), "F32", is_factor=False), "weight_v": TensorInfo(S, "F32", is_factor=True)}
+    leaves = {"weight_g": TensorInfo((64, 1), "F32", Role.OTHER), "weight_v": TensorInfo(S, "F32", Role.MAP)}
     assert not parts(leaves, None)
 
 

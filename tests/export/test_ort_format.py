@@ -116,7 +116,8 @@ def test_the_command_line_writes_it_with_and_without_the_onnx_file(mlp_file: Pat
     assert {path.name for path in folder.iterdir()} - before == {"a.ort", "a.required_operators.config"}
     result = json.loads(printed("export", "--onnx", "b.onnx", "--ort", "b.ort", "--lowering", "stages", "--json"))
     assert [file["path"] for file in result["files"]] == ["b.onnx"]
-    assert result["ort"]["path"] == "b.ort"
-    assert result["ort"]["bytes"] == (folder / "b.ort").stat().st_size
+    (ort,) = result["ort"]
+    assert ort["path"] == "b.ort"
+    assert ort["bytes"] == (folder / "b.ort").stat().st_size
     x = np.random.default_rng(0).standard_normal((4, 96)).astype(np.float32)
     np.testing.assert_array_equal(run(folder / "a.ort", x), run(folder / "b.ort", x))

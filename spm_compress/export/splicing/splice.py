@@ -33,7 +33,7 @@ from spm_compress.export.splicing.features_first import keep_features_first
 from spm_compress.export.splicing.matches import Match, matches
 from spm_compress.export.splicing.writer import Writer
 
-__all__ = ["LEAST_OPSET", "Spliced", "splice"]
+__all__ = ["Spliced", "require_opset", "splice"]
 
 # Range and negative axes of Flatten exist from this opset on, local functions from this IR version.
 LEAST_OPSET, LEAST_IR_VERSION = 11, 8
@@ -59,12 +59,7 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[st
     lowerings: layer name -> how it is to run. Raises ExportError if the graph is too old, or holds none of the
     fitted weights.
     """
-    opset = model.opset_imports.get("", 0)
-    if opset < LEAST_OPSET:
-        raise ExportError(
-            f"the graph has opset {opset}, SPM stages need {LEAST_OPSET} or later; "
-            "convert it with onnx.version_converter.convert_version"
-        )
+    opset = require_opset(model)
     said = declared(model)
     unknown = _infer_shapes(model)
     writer = Writer(model, opset)
@@ -103,6 +98,17 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[st
         runs,
         {name: kinds for name, kinds in elsewhere.items() if kinds},
     )
+
+
+def require_opset(model: ir.Model) -> int:
+    """Return the opset of a graph. Raises ExportError for one that has not the operators of stages."""
+    opset = model.opset_imports.get("", 0)
+    if opset < LEAST_OPSET:
+        raise ExportError(
+            f"the graph has opset {opset}, SPM stages need {LEAST_OPSET} or later; "
+            "convert it with onnx.version_converter.convert_version"
+        )
+    return opset
 
 
 def _infer_shapes(model: ir.Model) -> set[str | None]:
