@@ -14,6 +14,7 @@ from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 from torch import Tensor
 
 from spm_compress.checkpoint.files import sha256_of
+from spm_compress.checkpoint.free_names import free_name
 from spm_compress.checkpoint.not_onnx import told_apart
 from spm_compress.checkpoint.products import Product, inline_products, products, stored_tensor
 from spm_compress.checkpoint.tensor_info import TensorInfo
@@ -129,12 +130,8 @@ def _is_counted(tensor: ir.TensorProtocol) -> bool:
 
 
 def _free_name(name: str, tensor: ir.TensorProtocol, held: Mapping[str, ir.TensorProtocol]) -> str:
-    """Return the name, or NAME.2, NAME.3, ... where other values have it; equal values keep one name."""
-    free, count = name, 1
-    while free in held and not _are_equal(held[free], tensor):
-        count += 1
-        free = f"{name}.{count}"
-    return free
+    """Return a name that no other values have; equal values keep one name."""
+    return free_name(name, lambda each: each in held and not _are_equal(held[each], tensor))
 
 
 def _are_equal(first: ir.TensorProtocol, second: ir.TensorProtocol) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from spm_compress.checkpoint.free_names import free_name
 from spm_compress.checkpoint.products import Product
 
 __all__ = ["shift_output"]
@@ -65,7 +66,7 @@ def _kernel(node: ir.Node) -> tuple[int, ...]:
 
 
 def _initializer(model: ir.Model, name: str, values: np.ndarray) -> ir.Value:
-    free = next(n for n in (name, *(f"{name}.{i}" for i in range(2, 1 << 20))) if n not in model.graph.initializers)
+    free = free_name(name, model.graph.initializers)
     tensor = ir.tensor(values, name=free)
     value = ir.Value(name=free, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)

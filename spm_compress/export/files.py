@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from torch import nn
 
 from spm_compress.calibration.data import read_batches
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer
@@ -26,10 +27,11 @@ from spm_compress.export.file_names import file_names
 from spm_compress.export.graph import DenseGraph
 from spm_compress.export.live import LIVE_BATCH, Answers, Steps, answers_of, steps_of
 from spm_compress.export.lowering import Dense
+from spm_compress.export.memory import release, trim
 from spm_compress.export.one_file import BATCHES, Expected, Work, expected_of, tolerance_of, verified
 from spm_compress.export.precision import in_precision
 from spm_compress.export.reference import with_operator_matrices
-from spm_compress.export.saving import release, save, size_of
+from spm_compress.export.saving import save, size_of
 from spm_compress.export.settings import ExportSettings
 from spm_compress.export.splicing.declared import declared
 from spm_compress.export.splicing.layer_model import dense_model, layer_model
@@ -112,19 +114,21 @@ def export_onnx(
     ):
         files = [save(each.model, Path(scratch) / f"{i}.onnx", inside=False) for i, each in enumerate(found)]
         found = [replace(each, model=open_graph(file)) for each, file in zip(found, files, strict=True)]
-        for module in lives.values():
-            apply_artifact(module, replace(artifact, layers=layers))
-        first, *others = [
-            _export_one(
+        _replace_layers(lives.values(), replace(artifact, layers=layers))
+        prepared = [
+            _prepared(
                 replace(each, known=each.known if known is None else Known(known)),
                 layers,
                 _part(path, each.part),
                 written.enter_context(write_whole_set(_part(path, each.part))),
-                size_of(file),
                 settings,
             )
-            for each, file in zip(found, files, strict=True)
+            for each in found
         ]
+        sizes = [size_of(file) for file in files]
+        del found, lives  # the module has answered
+        trim()
+        first, *others = [_written(each, size, settings) for each, size in zip(prepared, sizes, strict=True)]
     missing = tuple(layer.name for layer in artifact.layers if layer not in layers)
     return replace(first, spliced=replace(first.spliced, missing=missing), others=tuple(others))
 
@@ -137,15 +141,26 @@ def first_batch(source: Source | None, graph: Path | None, data: Path) -> Mappin
     return read_batches(source, data)[0]
 
 
-def _export_one(
-    dense: DenseGraph,
-    layers: Sequence[FittedLayer],
-    path: Path,
-    folder: Path,
-    dense_size: int,
-    settings: ExportSettings,
-) -> Exported:
-    """Write one graph of a model into a folder, from where it gets to `path`. layers: those in one of its graphs."""
+def _replace_layers(modules: Iterable[nn.Module], artifact: Artifact) -> None:
+    for module in modules:
+        apply_artifact(module, artifact)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """One graph of a model, ready to be written in any way; live: what the torch module answered."""
+
+    path: Path
+    work: Work
+    scratch: Path
+    live: Steps | Answers | None
+    has_past: bool
+
+
+def _prepared(
+    dense: DenseGraph, layers: Sequence[FittedLayer], path: Path, folder: Path, settings: ExportSettings
+) -> _Prepared:
+    """Find out what one graph has to answer. layers: those in one of the graphs; folder: where it waits to be named."""
     scratch = folder / "scratch"
     scratch.mkdir()
     said = declared(dense.model)
@@ -160,16 +175,22 @@ def _export_one(
     file.with_name(f"{file.name}.data").unlink(missing_ok=True)
     live = _live_answer(dense, expected) if dense.live is not None else None
     work = Work(model, layers, settings, expected, folder / path.name, said, dense.known)
+    return _Prepared(path, work, scratch, live, dense.has_past)
+
+
+def _written(prepared: _Prepared, dense_size: int, settings: ExportSettings) -> Exported:
+    """Write a graph and verify it."""
+    work = prepared.work
     choices: tuple[Choice, ...] = ()
     speedups: dict[int, float] = {}
-    if settings.lowering is not None or not layers:
+    if settings.lowering is not None or not work.layers:
         lowering = settings.lowering or Dense()
-        spliced, agreements = work.write({layer.name: lowering for layer in layers})
+        spliced, agreements = work.write({layer.name: lowering for layer in work.layers})
     else:
-        spliced, agreements, choices, speedups = work.write_fastest(scratch)
-    as_module = None if live is None else _as_live(live, work)
-    size = size_of(folder / path.name)
-    return Exported(path, size, dense_size, spliced, agreements, choices, speedups, as_module, dense.has_past)
+        spliced, agreements, choices, speedups = work.write_fastest(prepared.scratch)
+    live = None if prepared.live is None else _as_live(prepared.live, work)
+    size = size_of(work.path)
+    return Exported(prepared.path, size, dense_size, spliced, agreements, choices, speedups, live, prepared.has_past)
 
 
 def _live_answer(dense: DenseGraph, expected: Expected) -> Steps | Answers:

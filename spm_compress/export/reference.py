@@ -11,7 +11,9 @@ It shares neither a lowering nor the finder of products with the export, so that
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,6 +23,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import InlinePass
 
 from spm_compress.checkpoint.artifact import FittedLayer
+from spm_compress.checkpoint.free_names import free_name
 from spm_compress.compress.job import digest
 
 __all__ = ["with_operator_matrices"]
@@ -41,13 +44,20 @@ def with_operator_matrices(model: ir.Model, layers: Sequence[FittedLayer]) -> No
         for is_turned, matrix in ((False, flat), (True, flat.T)):
             layer = by_digest.get(digest(torch.from_numpy(np.ascontiguousarray(matrix.astype(np.float32)))))
             if layer is not None:
-                made = layer.spm.to(torch.float64).to_dense().numpy()
-                stored = (made.T if is_turned else made).reshape(array.shape).astype(array.dtype)
-                new = _initializer(model, f"{layer.name}.operator", stored)
+                made = functools.partial(_matrix, layer, is_turned, array.shape, array.dtype)
+                dtype, name = ir.DataType.from_numpy(array.dtype), f"{layer.name}.operator"
+                # Made when it is written: all of them together would take the memory of the model once more.
+                lazy = ir.LazyTensor(made, dtype=dtype, shape=ir.Shape(array.shape), name=name, cache=False)
+                new = _initializer(model, name, lazy)
                 ir.convenience.replace_all_uses_with(value, new)
                 if layer.shift is not None:
                     _add_shift(model, new, is_turned, layer)
                 break
+
+
+def _matrix(layer: FittedLayer, is_turned: bool, shape: tuple[int, ...], dtype: Any) -> Any:
+    made = layer.spm.to(torch.float64).to_dense().numpy()
+    return ir.Tensor(np.ascontiguousarray((made.T if is_turned else made).reshape(shape).astype(dtype)))
 
 
 def _constants(model: ir.Model) -> Iterator[tuple[ir.Value, np.ndarray]]:
@@ -80,10 +90,11 @@ def _dequantized(node: ir.Node, inputs: Sequence[np.ndarray]) -> np.ndarray:
     return np.asarray(found)
 
 
-def _initializer(model: ir.Model, name: str, values: np.ndarray) -> ir.Value:
-    free = next(n for n in (name, *(f"{name}.{i}" for i in range(2, 1 << 20))) if n not in model.graph.initializers)
-    tensor = ir.tensor(np.ascontiguousarray(values), name=free)
-    value = ir.Value(name=free, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+def _initializer(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    free = free_name(name, model.graph.initializers)
+    tensor.name = free
+    shape = ir.Shape(tensor.shape.numpy())
+    value = ir.Value(name=free, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)
     return value
 
@@ -114,7 +125,7 @@ def _add_behind(model: ir.Model, node: ir.Node, layer: FittedLayer) -> None:
     kernel = node.inputs[1]
     rank = len(kernel.shape) if node.op_type == "Conv" and kernel is not None and kernel.shape is not None else 2
     shift = layer.shift.double().numpy().reshape(-1, *[1] * (rank - 2)).astype(dtype)
-    add = ir.Node("", "Add", [output, _initializer(model, f"{layer.name}.operator.shift", shift)])
+    add = ir.Node("", "Add", [output, _initializer(model, f"{layer.name}.operator.shift", ir.tensor(shift))])
     result = add.outputs[0]
     result.type, result.shape = output.type, output.shape
     name = output.name

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
-from spm_compress.checkpoint.onnx_source import all_tensors
-
-__all__ = ["LIMIT", "release", "save", "size_of"]
+__all__ = ["LIMIT", "save", "size_of"]
 
 # What one protobuf message can hold, less room for the graph itself.
 LIMIT = 2**31 - 2**26
@@ -38,16 +34,6 @@ def save(model: ir.Model, path: Path, *, inside: bool = True) -> Path:
     data = f"{path.stem}.{digest.hexdigest()[:12]}.data"
     ir.save(model, path, external_data=data, size_threshold_bytes=_SMALL, max_workers=1)
     return path
-
-
-def release(model: ir.Model) -> None:
-    """Let go of the memory into which data beside a model was read; what is read again comes from the files again."""
-    for _, tensor in all_tensors(model):
-        base: object = tensor.numpy() if isinstance(tensor, ir.Tensor) else None
-        while isinstance(base, (np.ndarray, memoryview)):
-            base = base.base if isinstance(base, np.ndarray) else base.obj
-        if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            base.madvise(mmap.MADV_DONTNEED)
 
 
 def size_of(path: Path) -> int:

@@ -18,6 +18,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 )
 
 from spm_compress.errors import UsageError, VerificationError, first_line, near_misses
+from spm_compress.export.memory import trim
 
 __all__ = [
     "TOLERANCE",
@@ -102,6 +103,7 @@ def session(
         )
     except _RUNTIME_ERRORS as error:
         raise VerificationError(f"ONNX Runtime cannot load the model ({first_line(error)})") from error
+    trim()
     if provider not in opened.get_providers():
         raise VerificationError(f"{provider} did not start here, ONNX Runtime went on without it; check its libraries")
     return opened

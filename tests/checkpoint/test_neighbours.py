@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from spm_compress import CompressSettings, FitSettings, fit_model, open_source
-from spm_compress.checkpoint import Role, TensorInfo
+from spm_compress.checkpoint import TensorInfo
 from spm_compress.checkpoint.neighbours import parts
+from spm_compress.checkpoint.tensor_info import Role
 from spm_compress.compress import inspect_model
 from spm_compress.errors import UsageError
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spm_compress.checkpoint.artifact import FittedLayer
+from spm_compress.checkpoint.free_names import free_name
 from spm_compress.checkpoint.uses import readers
 from spm_compress.export.lowering import DOMAIN, Dense, Lowering, number_arrays
 from spm_compress.export.splicing.matches import Match
@@ -121,9 +122,8 @@ class Writer:
     def _prefix(self, wanted: str) -> str:
         """Return the prefix, or PREFIX.2, PREFIX.3, ..., of names of ours that no value of the graph begins with."""
         if wanted not in self.prefixes:
-            candidates = (wanted, *(f"{wanted}.{i}" for i in range(2, len(self.values) + 3)))
-            self.prefixes[wanted] = next(
-                each for each in candidates if not any(name.startswith(f"{each}.") for name in self.values)
+            self.prefixes[wanted] = free_name(
+                wanted, lambda prefix: any(name.startswith(f"{prefix}.") for name in self.values)
             )
         return self.prefixes[wanted]
 
@@ -170,8 +170,7 @@ class Writer:
         return ir.Node(DOMAIN, function, [*x, *arrays], name=free, doc_string=_describe(layer, spm, lowering))
 
     def _free_name(self, name: str) -> str:
-        plain = name.removesuffix(".weight")
-        free = next(n for n in (plain, *(f"{plain}.{i}" for i in range(2, len(self.taken) + 3))) if n not in self.taken)
+        free = free_name(name.removesuffix(".weight"), self.taken)
         self.taken.add(free)
         return free
 
