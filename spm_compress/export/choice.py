@@ -79,7 +79,7 @@ def rows_of_layers(
         features_at[match.layer.name] = 1 if node.op_type == "Conv" else -1
         tapped.graph.outputs.append(output)
     found: dict[str, tuple[int, ...]] = {layer.name: () for layer in layers}
-    runtime = session(save(tapped, scratch / "tapped.onnx"))
+    runtime = session(save(tapped, scratch / "tapped.onnx", inside=False), prepack=False)
     for batch in settings.batches:
         shapes: dict[str, np.ndarray] = {}
         if asked:

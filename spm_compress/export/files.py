@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from torch import nn
 
 from spm_compress.calibration.data import read_batches
@@ -126,7 +127,8 @@ def export_onnx(
             for each in found
         ]
         sizes = [size_of(file) for file in files]
-        del found, lives  # the module has answered
+        _empty(lives.values())
+        del found
         trim()
         first, *others = [_written(each, size, settings) for each, size in zip(prepared, sizes, strict=True)]
     missing = tuple(layer.name for layer in artifact.layers if layer not in layers)
@@ -144,6 +146,13 @@ def first_batch(source: Source | None, graph: Path | None, data: Path) -> Mappin
 def _replace_layers(modules: Iterable[nn.Module], artifact: Artifact) -> None:
     for module in modules:
         apply_artifact(module, artifact)
+
+
+def _empty(modules: Iterable[nn.Module]) -> None:
+    """Let go of the weights of modules that have answered; the exporter still knows the modules."""
+    for module in modules:
+        for x in (*module.parameters(), *module.buffers()):
+            x.data = torch.empty(0, dtype=x.dtype)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from spm_compress.errors import VerificationError
 from spm_compress.export.choice import Choice, plans, remembered, rows_of_layers
 from spm_compress.export.lowering import Dense, Lowering
 from spm_compress.export.measuring.timing import interleaved
-from spm_compress.export.memory import release
+from spm_compress.export.memory import release, trim
 from spm_compress.export.saving import save
 from spm_compress.export.settings import ExportSettings, Precision
 from spm_compress.export.splicing.declared import Declared, declare
@@ -171,6 +171,7 @@ def _speedups(paths: Sequence[Path], settings: ExportSettings, known: Known) -> 
             reached[batch] = times["0"].median / times["1"].median
         speedups.append(reached)
         del calls, runtime, dense
+        trim()
     return speedups
 
 

@@ -125,7 +125,8 @@ def _difference(
     norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1) if x.ndim else np.abs(x * y)
     products = (x * y).sum(-1) if x.ndim else x * y
     cosine = float(np.mean(np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)))
-    largest = float(np.abs(x - y)[np.isfinite(y)].max(initial=0.0))
+    both = np.isfinite(x) & np.isfinite(y)
+    largest = float(np.abs(x[both] - y[both]).max(initial=0.0))
     return Difference(provider, batch, sequence, name, compare({name: found}, {name: expected}), largest, cosine)
 
 

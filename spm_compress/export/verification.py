@@ -139,7 +139,7 @@ def compare(found: Outputs, expected: Outputs) -> float:
         numbers = np.isfinite(y)
         if not np.array_equal(x[~numbers], y[~numbers], equal_nan=True) or not np.isfinite(x[numbers]).all():
             return float("inf")
-        difference, norm = float(np.linalg.norm((x - y)[numbers])), float(np.linalg.norm(y[numbers]))
+        difference, norm = float(np.linalg.norm(x[numbers] - y[numbers])), float(np.linalg.norm(y[numbers]))
         worst = max(worst, difference / norm if norm else difference)
     return worst
 

@@ -36,7 +36,7 @@ class Writer:
         self.functions: dict[tuple[Structure, Lowering, ir.DataType], str] = {}
         self.turns: dict[ir.Graph, Turns] = {}
         self.matrices: dict[object, tuple[str, ir.Value]] = {}
-        self.taken = {node.name for node in model.graph.all_nodes()}
+        self.taken = {node.name for node in model.graph.all_nodes() if node.name}
         self.values = _value_names(model)
         self.prefixes: dict[str, str] = {}
 
