@@ -105,7 +105,7 @@ def test_an_artifact_is_put_into_the_module_it_was_fitted_from(tmp_path: Path) -
     apply_artifact(model, artifact)
     for i, layer in zip((0, 2), artifact.layers, strict=True):
         torch.testing.assert_close(model[i].weight, layer.spm.to_dense(), rtol=1e-4, atol=1e-6)
-    with pytest.raises(ArtifactError, match=r"0\.weight: the model has no linear layer"):
+    with pytest.raises(ArtifactError, match=r"0\.weight: the model has no parameter of that name and shape"):
         apply_artifact(nn.Sequential(nn.ReLU()), artifact)
     with pytest.raises(ArtifactError, match=r"0\.weight: is \(8, 64\) in the model, \(96, 64\) fitted"):
         apply_artifact(nn.Sequential(nn.Linear(64, 8)), artifact)
