@@ -102,6 +102,7 @@ def distill(
     from spm_compress.distill import DistillSettings, Loss, Progress, Trained, recover
     from spm_compress.distill.state import kept_step
     from spm_compress.report import summarize
+    from spm_compress_cli.progress import message
     from spm_compress_cli.tables import show_totals
     from spm_compress_cli.training_progress import follow_training
 
@@ -140,6 +141,10 @@ def distill(
         found = recover(
             fitted, source, calibration, settings, beside=out.parent, device=device, watch=watch, state=state
         )
+    if found.frozen:
+        others = f" and {len(found.frozen) - 3} more" if len(found.frozen) > 3 else ""
+        text = f"{', '.join(found.frozen[:3])}{others}: not trained, as no linear layer has it as its own weight"
+        message(f"{text}; kept as fitted", verbosity)
     write_artifact(found.artifact, out)
     state.unlink(missing_ok=True)
     models = {

@@ -137,6 +137,7 @@ def export(
         export_layers,
         export_onnx,
         first_batch,
+        generates,
         has_past,
         ort_beside,
         write_ort,
@@ -185,11 +186,9 @@ def export(
         )
         for name in exported.spliced.missing:
             message(f"{name}: was fitted, but the graph does not multiply by it; it is left out", verbosity)
-        if source is not None and has_past(source) and not with_past:
-            message(
-                "the file has no key-value cache: every step computes all tokens anew (--with-past gives one)",
-                verbosity,
-            )
+        if source is not None and generates(source) and not with_past:
+            way = " (--with-past gives one)" if has_past(source) else ""
+            message(f"the file has no key-value cache: every step computes all tokens anew{way}", verbosity)
         written = list(exported.files)
     ort = [write_ort(each.path, ort_beside(ort_path, onnx_path, each.path)) for each in written] if ort_path else []
     show_exported(written, ort, as_json, is_kept=out is not None)

@@ -18,6 +18,10 @@ class Moments:
     mean: Tensor
     covariance: Tensor
 
+    def about_zero(self) -> Moments:
+        """Return the moments about zero: a mean of zero, and the mean squares as covariance."""
+        return Moments(self.rows, torch.zeros_like(self.mean), self.covariance + torch.outer(self.mean, self.mean))
+
 
 @dataclass(frozen=True)
 class PairedMoments:
@@ -31,6 +35,15 @@ class PairedMoments:
     mean: Tensor
     covariance: Tensor
     cross: Tensor
+
+    def about_zero(self) -> PairedMoments:
+        """Return the moments about zero, as `Moments.about_zero`."""
+        return PairedMoments(
+            self.now.about_zero(),
+            torch.zeros_like(self.mean),
+            self.covariance + torch.outer(self.mean, self.mean),
+            self.cross + torch.outer(self.mean, self.now.mean),
+        )
 
 
 class Sums:

@@ -84,14 +84,18 @@ class TorchRunner:
                 layer.bias = nn.Parameter((bias + shift).to(layer.weight))
 
     def _run(self, names: Sequence[str], batch: Batch, watch: Callable[[str, Tensor], None]) -> None:
-        def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-            return lambda module, arguments: watch(name, arguments[0])
+        def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+            return lambda module, arguments, named: watch(name, arguments[0] if arguments else named["input"])
 
-        handles = [layer.register_forward_pre_hook(hook(name)) for name in names for layer in self.layers.get(name, ())]
+        handles = [
+            layer.register_forward_pre_hook(hook(name), with_kwargs=True)
+            for name in names
+            for layer in self.layers.get(name, ())
+        ]
         try:
             with torch.no_grad(), quiet():
                 self.model(**as_tensors(batch))
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError) as error:
             raise SourceError(f"{self.path}: does not run on the calibration data ({first_line(error)})") from error
         finally:
             for handle in handles:
@@ -99,9 +103,15 @@ class TorchRunner:
 
 
 def as_tensors(batch: Batch) -> dict[str, Tensor]:
-    """Return a batch as torch models take it: float32 and int64."""
+    """Return a batch as torch models take it: float32, int64 and bool."""
     tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-    return {name: x.float() if x.is_floating_point() else x.long() for name, x in tensors.items()}
+    return {name: _as_taken(x) for name, x in tensors.items()}
+
+
+def _as_taken(x: Tensor) -> Tensor:
+    if x.dtype == torch.bool:  # a mask
+        return x
+    return x.float() if x.is_floating_point() else x.long()
 
 
 def open_torch_runner(source: Source, data: Path) -> TorchRunner:

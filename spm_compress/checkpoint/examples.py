@@ -30,6 +30,8 @@ def example_inputs(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Ten
             example["attention_mask"] = torch.ones_like(tokens)
         if "token_type_ids" in accepted and config.get("type_vocab_size", 0):
             example["token_type_ids"] = torch.zeros_like(tokens)
+    if hasattr(model, "get_text_features") and hasattr(model, "get_image_features"):  # a model of pairs, as CLIP
+        example |= _main_input("pixel_values", config)
     if is_encoder_decoder(model):
         example["decoder_input_ids"] = _tokens(config)
     return example
@@ -38,9 +40,10 @@ def example_inputs(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Ten
 def _main_input(name: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
     match name:
         case "pixel_values":
-            size = config.get("image_size", 224)
+            of_images = _part(config, "vision_config", "encoder")
+            size = of_images.get("image_size", 224)
             height, width = size if isinstance(size, (list, tuple)) else (size, size)
-            return {name: torch.zeros(_ROWS, config.get("num_channels", 3), height, width)}
+            return {name: torch.zeros(_ROWS, of_images.get("num_channels", 3), height, width)}
         case "input_features":
             frames = 2 * int(config.get("max_source_positions", 1500))
             return {name: torch.zeros(_ROWS, int(config.get("num_mel_bins", 80)), frames)}
@@ -50,4 +53,10 @@ def _main_input(name: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _tokens(config: Mapping[str, Any]) -> Tensor:
-    return torch.arange(_ROWS * _TOKENS).reshape(_ROWS, _TOKENS) % int(config.get("vocab_size", 2))
+    known = _part(config, "text_config", "decoder")
+    return torch.arange(_ROWS * _TOKENS).reshape(_ROWS, _TOKENS) % int(known.get("vocab_size", 2))
+
+
+def _part(config: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """Return the config of a half of a model that has one for each, else the whole."""
+    return next((config[name] for name in names if isinstance(config.get(name), Mapping)), config)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from spm_compress.checkpoint.linears import use_linears
 from spm_compress.checkpoint.named import named_function
 from spm_compress.checkpoint.tensor_info import TensorInfo, dtype_name
-from spm_compress.checkpoint.unwrapping import as_float32, initialized, unwrapped
+from spm_compress.checkpoint.unwrapping import as_float32, initialized, require_float32, unwrapped
 from spm_compress.checkpoint.wrapped import unwrapped_names
 from spm_compress.errors import SourceError, first_line
 
@@ -65,8 +65,11 @@ class FactorySource:
                 "and its example inputs"
             )
         module = unwrapped(module)
+        is_wide = any(each.dtype == torch.float64 for each in module.parameters())
         example = None if example is None else as_float32(_by_name(self.factory, module, example))
         module = initialized(module.float().cpu(), example, f"--factory {self.factory}").eval()
+        if is_wide and example is not None:
+            require_float32(module, example, f"--factory {self.factory}")
         use_linears(module)
         if self.weights is not None:
             self._fill(module)
@@ -142,6 +145,8 @@ def _by_name(factory: str, module: nn.Module, example: Any) -> Mapping[str, Tens
         example = (example,)
     if isinstance(example, (tuple, list)):
         example = dict(zip(inspect.signature(module.forward).parameters, example, strict=False))
+    if isinstance(example, Mapping):  # an optional input that is left out
+        example = {name: x for name, x in example.items() if x is not None}
     if not isinstance(example, Mapping) or not all(isinstance(x, Tensor) for x in example.values()):
         raise SourceError(f"--factory {factory}: its example inputs are no tensor, tuple or mapping of tensors")
     return example

@@ -15,14 +15,16 @@ from spm_compress.checkpoint.wrapped import bare_names
 from spm_compress.errors import SourceError, first_line
 from spm_compress.quiet import quiet
 
-__all__ = ["load_huggingface", "member_of", "module_of", "outline"]
+__all__ = ["has_class", "load_huggingface", "member_of", "module_of", "outline"]
 
 
 def module_of(tensor: str, model: nn.Module, modules: Container[str]) -> str | None:
-    """Return which of the modules has a checkpoint's tensor as its weight, None if none has.
+    """Return which of the modules has a checkpoint's tensor as its weight, None if none has; "" is the model itself.
 
     Names may differ by the model's `base_model_prefix`.
     """
+    if tensor == "weight" and "" in modules:
+        return ""
     return member_of(tensor.removesuffix(".weight"), model, modules)
 
 
@@ -103,6 +105,14 @@ def outline(source: Source) -> nn.Module | None:
             return architecture._from_config(config).eval()  # type: ignore[no-any-return]
     except Exception:  # transformers raises many types; what is wrong with a folder is said when it is loaded
         return None
+
+
+def has_class(source: Source) -> bool:
+    """Whether transformers has the class that a folder's config names; True where it is not installed."""
+    try:
+        return _architecture(source) is not None
+    except ImportError:
+        return True
 
 
 def _architecture(source: Source) -> Any:

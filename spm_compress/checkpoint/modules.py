@@ -5,17 +5,25 @@ from __future__ import annotations
 from torch import nn
 
 from spm_compress.checkpoint.factory_source import FactorySource
-from spm_compress.checkpoint.huggingface import load_huggingface
+from spm_compress.checkpoint.huggingface import has_class, load_huggingface
 from spm_compress.checkpoint.program_source import ProgramSource
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import SourceError
 
-__all__ = ["is_bare", "is_live", "load_module"]
+__all__ = ["is_bare", "is_live", "is_trainable", "load_module"]
 
 
 def is_live(source: Source) -> bool:
     """Whether `load_module` has something to load: a Hugging Face folder, or what a factory builds."""
     return isinstance(source, FactorySource) or source.config is not None
+
+
+def is_trainable(source: Source) -> bool:
+    """Whether torch has the live model of a source: what a factory builds, or a folder whose class transformers knows.
+
+    Without transformers nothing is known of a folder, and it is taken at its word.
+    """
+    return isinstance(source, FactorySource) or (source.config is not None and has_class(source))
 
 
 def is_bare(source: Source) -> bool:

@@ -15,7 +15,7 @@ from spm_compress.checkpoint.huggingface import member_of, outline
 from spm_compress.checkpoint.program_source import ProgramSource
 from spm_compress.checkpoint.source import Source
 from spm_compress.checkpoint.tensor_info import Role, TensorInfo
-from spm_compress.checkpoint.trace import module_roles
+from spm_compress.checkpoint.trace import module_roles, own_tensors
 
 __all__ = ["tensors_with_roles"]
 
@@ -32,7 +32,7 @@ def tensors_with_roles(source: Source) -> dict[str, TensorInfo]:
         return infos
     module, run = traced
     roles = module_roles(module, run)
-    parameters = dict(module.named_parameters(remove_duplicate=False))
+    parameters = own_tensors(module)
     for name, info in infos.items():
         member = member_of(name, module, parameters) if info.role is None else None
         if member is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["DECODED", "DTYPES", "ITEM_BYTES", "Role", "TensorInfo", "dtype_name", "input_first"]
+__all__ = ["DECODED", "DTYPES", "ITEM_BYTES", "Role", "TensorInfo", "bias_of", "dtype_name", "input_first"]
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -39,16 +39,22 @@ def dtype_name(dtype: torch.dtype) -> str:
     return _NAMES.get(dtype, str(dtype).removeprefix("torch."))
 
 
+def bias_of(weight: str) -> str:
+    """Return the name of the bias beside a weight, if it has one: `in_proj_bias` for `in_proj_weight`."""
+    return f"{weight.removesuffix('weight')}bias"
+
+
 # transformers' Conv1D, in the model families that are made of it.
 _CONV1D_FAMILIES = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
 
 
 def input_first(names: Iterable[str], config: Mapping[str, Any] | None) -> frozenset[str]:
-    """Return which weights of a Hugging Face model are stored as (in_features, out_features)."""
-    if (config or {}).get("model_type") not in _CONV1D_FAMILIES:
-        return frozenset()
-    return frozenset(name for name in names if _CONV1D.search(name))
+    """Return which weights of a Hugging Face model, or of a part of one, are stored as (in_features, out_features)."""
+    parts = {f"{name}.": part for name, part in (config or {}).items() if isinstance(part, Mapping)}
+    parts[""] = config or {}
+    prefixes = tuple(prefix for prefix, part in parts.items() if part.get("model_type") in _CONV1D_FAMILIES)
+    return frozenset(name for name in names if name.startswith(prefixes) and _CONV1D.search(name))
 
 
 class Role(enum.Enum):

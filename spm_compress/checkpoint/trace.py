@@ -3,9 +3,10 @@
 1. Every operator that is given a parameter, or a view of one, is noted: products, look-ups, others. Views are known by
    the memory that they share, so a module may be on the meta device, where nothing is computed.
 2. A parameter that was multiplied by as a whole is a map; one that rows were taken from is a table, whether it is
-   multiplied by or not. One of which parts were multiplied by, or that only went into something else, is neither.
+   multiplied by or not. One of which parts were multiplied by, or that only went into something else, is neither; nor
+   is one that a whole run had no use for.
 3. The weights of recurrent modules are left: ONNX has one node for such a module, which multiplies inside.
-4. Where the module cannot run, and for parameters that it did not reach, the kinds of modules say it.
+4. Where the module cannot run to its end, the kinds of modules say it of the parameters that it did not reach.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spm_compress.checkpoint.tensor_info import Role
 from spm_compress.quiet import quiet
 
-__all__ = ["TABLE", "module_roles"]
+__all__ = ["TABLE", "module_roles", "own_tensors"]
 
+UNUSED = "the model does not use it when it runs on its example inputs"
 TABLE = "a table: its rows are looked up"
 _TIED = "a table whose rows are looked up, tied to a product with it"
 _PARTS = "a fused projection, of which the model multiplies by parts"
@@ -29,6 +31,9 @@ _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "mv", "addmv",
 _COPIES = {"_to_copy", "clone"}
 _FUSED = {"_native_multi_head_attention", "_transformer_encoder_layer_fwd"}
 _LOOKUPS = {"embedding", "index_select", "index", "gather", "take", "_embedding_bag", "_embedding_bag_forward_only"}
+
+# Of two weights in one product the first is data: learned queries, relative positions.
+_AS_DATA = " with another weight"
 
 # What was seen of a parameter; else the names of operators.
 _LOOKED_UP, _MULTIPLIED, _MULTIPLIED_IN_PART = "look-up", "product", "part of it in a product"
@@ -40,15 +45,26 @@ def module_roles(module: nn.Module, run: Callable[[nn.Module], Any] | None) -> R
     """Return parameter name -> role and that in words, for those that are known. run: calls the module."""
     found = _by_kind(module)
     if run is not None:
-        watch = _Watch({name: x for name, x in module.named_parameters(remove_duplicate=False) if x.dim() == 2})
+        watch = _Watch({name: x for name, x in own_tensors(module).items() if x.dim() == 2})
         try:
             with torch.no_grad(), quiet(), watch:
                 run(module)
         except Exception:  # whatever a module raises on the meta device; what was seen until then holds
             watch.is_whole = False
         recurrent = {name for name, (role, _) in found.items() if role is Role.OTHER}
-        found.update({name: each for name, each in watch.roles().items() if name not in recurrent})
+        tables = {name for name, (role, _) in found.items() if role is Role.TABLE}
+        for name, (role, use) in watch.roles().items():
+            if name in tables and role is not Role.TABLE:  # read whole, as tables of relative positions are
+                found[name] = Role.TABLE, "a table: the weight of an embedding"
+            elif name not in recurrent:
+                found[name] = role, use
     return found
+
+
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a module by all their names."""
+    found: dict[str, Tensor] = dict(module.named_buffers(remove_duplicate=False))
+    return {**found, **dict(module.named_parameters(remove_duplicate=False))}
 
 
 def _by_kind(module: nn.Module) -> Roles:
@@ -88,7 +104,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return torch.ones((), dtype=args[0].dtype).item()
         answer = function(*args, **(kwargs or {}))
         views = {_memory(x) for x in torch.utils._pytree.tree_leaves(answer) if _is_plain(x)}
-        for position, x in enumerate(torch.utils._pytree.tree_leaves((args, kwargs))):
+        given = torch.utils._pytree.tree_leaves((args, kwargs))
+        if name in _PRODUCTS and sum(_is_plain(x) and _memory(x) in self.names for x in given) > 1:
+            first = next(x for x in given if _is_plain(x) and _memory(x) in self.names)
+            for parameter in self.names[_memory(first)]:
+                self.seen[parameter].add(f"{name}{_AS_DATA}")
+            given = [None if x is first else x for x in given]
+        for position, x in enumerate(given):
             for parameter in self.names.get(_memory(x), ()) if _is_plain(x) else ():
                 if name in _COPIES:
                     self.kept.append(answer)  # while it lives, no other tensor has its memory
@@ -107,15 +129,20 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def roles(self) -> Roles:
         found: Roles = {}
+        is_any_seen = any(self.seen.values())  # compiled code hides all that it does
         for name, seen in self.seen.items():
             if _LOOKED_UP in seen:
                 found[name] = Role.TABLE, _TIED if seen & {_MULTIPLIED, _MULTIPLIED_IN_PART} else TABLE
+            elif any(each.endswith(_AS_DATA) for each in seen):
+                found[name] = Role.OTHER, f"the model takes it as data ({', '.join(sorted(seen))})"
             elif _MULTIPLIED_IN_PART in seen:
                 found[name] = Role.OTHER, _PARTS
             elif _MULTIPLIED in seen:
                 found[name] = Role.MAP, ""
             elif seen and self.is_whole:
                 found[name] = Role.OTHER, f"the model does not multiply by it ({', '.join(sorted(seen))})"
+            elif self.is_whole and is_any_seen:
+                found[name] = Role.OTHER, UNUSED
         return found
 
 

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from spm_compress.errors import SourceError, first_line
 from spm_compress.quiet import quiet
 
-__all__ = ["as_float32", "initialized", "unwrapped"]
+__all__ = ["as_float32", "initialized", "require_float32", "unwrapped"]
 
 # The class of a wrapper and the attribute that it has its module in.
 _WRAPPERS = {
@@ -52,6 +52,18 @@ def initialized(module: nn.Module, example: Mapping[str, Tensor] | None, what: s
     except Exception as error:  # the user's own module
         raise SourceError(f"{what}: its module does not run on its example inputs ({first_line(error)})") from error
     return module
+
+
+def require_float32(module: nn.Module, example: Mapping[str, Tensor], what: str) -> None:
+    """Raise SourceError if a module that was float64 does not run in float32: something in it stayed as it was."""
+    try:
+        with torch.no_grad(), quiet():
+            module(**example)
+    except Exception as error:  # the user's own module
+        raise SourceError(
+            f"{what}: its float64 module does not run in float32, in which it is compressed ({first_line(error)}); "
+            "make its constants in the dtype of its inputs"
+        ) from error
 
 
 def as_float32(example: Mapping[str, Tensor]) -> dict[str, Tensor]:

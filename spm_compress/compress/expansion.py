@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spm_compress.checkpoint.artifact import Artifact
-from spm_compress.checkpoint.tensor_info import DECODED, DTYPES
+from spm_compress.checkpoint.tensor_info import DECODED, DTYPES, bias_of
 from spm_compress.errors import UsageError
 
 __all__ = ["Expanded", "expand"]
@@ -46,7 +46,7 @@ def expand(artifact: Artifact) -> Expanded:
         if layer.shift is None:
             continue
         for name in layer.names:
-            bias = name.removesuffix("weight") + "bias"
+            bias = bias_of(name)
             if bias in artifact.tensors:
                 tensors[bias] = (artifact.tensors[bias].float() + layer.shift).to(artifact.tensors[bias].dtype)
             else:

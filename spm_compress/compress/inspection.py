@@ -14,6 +14,7 @@ from spm_compress.checkpoint.roles import tensors_with_roles
 from spm_compress.checkpoint.source import Source, read_finite
 from spm_compress.checkpoint.tensor_info import DTYPES, TensorInfo
 from spm_compress.compress.selection import require_model, select
+from spm_compress.compress.ties import tied
 from spm_compress.compress.verdict import verdict
 from spm_compress.errors import UsageError
 from spm_compress.fitting.bound import chain_bound
@@ -135,7 +136,7 @@ def inspect_model(
     probe_steps: int = 60,
     progress: Told | None = None,
 ) -> Inspection:
-    """Look at every weight that `fit_model` would be offered, without fitting it.
+    """Look at every weight that `fit_model` would be offered, without fitting it; tied names are one weight.
 
     include, exclude, min_features: as in `select`. fit: mixer, schedule, block and seed of the chains that bounds and
     probes are about; its stages follow from the sizes. probe_steps: length of the one descent for every shape and
@@ -149,13 +150,15 @@ def inspect_model(
     found = parts(source.tensors(), source.config)
     selection = select(infos, include=include, exclude=exclude, min_features=min_features, parts=found)
     require_model(source.path, infos, found, selection)
-    if not selection.fitted:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(selection.kept.items())[:3])
+    found_tied = tied(source, infos, selection.fitted, selection.kept, include)
+    chosen = [names[0] for _, names in found_tied.weights]
+    if not chosen:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(found_tied.kept.items())[:3])
         raise UsageError(f"{source.path}: no weight to inspect ({reasons}, ...); loosen the selection")
-    total = len(selection.fitted)
+    total = len(chosen)
     layers: list[LayerInspection] = []
     chains: dict[tuple[tuple[int, int], str], tuple[_Size, ...]] = {}
-    for names in _batches({name: infos[name] for name in selection.fitted}):
+    for names in _batches({name: infos[name] for name in chosen}):
         info = infos[names[0]]
         others = f" +{len(names) - 1}" if len(names) > 1 else ""
         told(len(layers), total, f"{names[0]}{others} {info.shape[0]}x{info.shape[1]}")
@@ -166,7 +169,7 @@ def inspect_model(
         layers += _inspected(names, info, weights, chains[key], fit)
     layers.sort(key=lambda layer: layer.name)
     probes = list(_probes(source, layers, fit, probe_steps, told)) if probe_steps else []
-    kept = [Left(name, infos[name].shape, infos[name].dtype, reason) for name, reason in selection.kept.items()]
+    kept = [Left(name, infos[name].shape, infos[name].dtype, reason) for name, reason in found_tied.kept.items()]
     return Inspection(tuple(layers), tuple(probes), tuple(kept))
 
 

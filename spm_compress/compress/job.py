@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ __all__ = ["Job", "digest"]
 class Job:
     """One weight to fit: its name and those of tensors tied to it, dense dtype, how, and the `digest` of its values.
 
-    moments: of its inputs as they are when it is fitted; paired: the same beside the original model's.
+    moments: of its inputs as they are when it is fitted; paired: the same beside the original model's. has_bias:
+    whether the model can take a change of the mean output; if not, the fit is to the inputs about zero.
     """
 
     names: tuple[str, ...]
@@ -33,6 +34,14 @@ class Job:
     sha256: str
     moments: Moments | None = None
     paired: PairedMoments | None = None
+    has_bias: bool = True
+
+    def watched(self, moments: Moments | None, paired: PairedMoments | None = None) -> Job:
+        """Return the job with what is known of its inputs."""
+        if not self.has_bias:
+            moments = None if moments is None else moments.about_zero()
+            paired = None if paired is None else paired.about_zero()
+        return replace(self, moments=moments, paired=paired)
 
     def target(self, weight: Tensor) -> Tensor:
         """Return the matrix (out, in) to approximate: the weight, or what corrects for changed inputs.
@@ -75,8 +84,11 @@ class Job:
         return math.sqrt(missed(matrix) / whole), math.sqrt((missed(target) + svd) / whole)
 
     def shift(self, weight: Tensor, matrix: Tensor) -> Tensor | None:
-        """Return (out,) float32 what the bias is raised by, so that the mean output stays; None without moments."""
-        if self.moments is None:
+        """Return (out,) float32 what the bias is raised by, so that the mean output stays.
+
+        None without moments, or without a bias.
+        """
+        if self.moments is None or not self.has_bias:
             return None
         mean = self.moments.mean.double()
         before = mean if self.paired is None else self.paired.mean.double()

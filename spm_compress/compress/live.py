@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer, read_artifact, write_artifact
 from spm_compress.checkpoint.huggingface import member_of, module_of
 from spm_compress.checkpoint.modules import load_module
 from spm_compress.checkpoint.origin import source_of
 from spm_compress.checkpoint.source import Source
+from spm_compress.checkpoint.tensor_info import bias_of
+from spm_compress.checkpoint.trace import own_tensors
 from spm_compress.compress.layers import stored_as
 from spm_compress.compress.module import apply_artifact
 from spm_compress.errors import ArtifactError
@@ -25,7 +27,7 @@ from spm_compress.layers.linear import SPMLinear
 from spm_compress.operator.spm import SPM
 from spm_compress.version import __version__
 
-__all__ = ["load", "load_model", "refreshed", "save", "storable"]
+__all__ = ["frozen", "load", "load_model", "refreshed", "save", "storable"]
 
 
 def load(artifact: Path | str, source: Path | str | None = None, *, factory: str | None = None) -> nn.Module:
@@ -65,7 +67,7 @@ def load_model(artifact: Artifact, source: Source) -> nn.Module:
 
 def storable(artifact: Artifact, model: nn.Module) -> dict[str, str]:
     """Return name of a parameter of the model -> name of the kept tensor in which the artifact holds it."""
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     return {member: name for name in artifact.tensors if (member := member_of(name, model, parameters)) is not None}
 
 
@@ -76,35 +78,78 @@ def refreshed(
 
     source: the model that was fitted; errors are against its weights. beside: the folder that the artifact is going to
     lie in. recovery: what is known of the training.
-    Raises ArtifactError if the model has no SPMLinear for one of the layers.
+    Layers that the model holds as matrices stay as they were fitted (`frozen`).
+    Raises ArtifactError if the model has no SPMLinear for one of the other layers, or has trained such a matrix.
     """
-    parameters = dict(model.named_parameters())
-    now = {name: parameters[member].detach().cpu() for member, name in storable(artifact, model).items()}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    held = {name: parameters[member] for name in artifact.tensors if (member := member_of(name, model, parameters))}
+    now = {name: parameter.detach().cpu() for name, parameter in held.items()}
+    stored = {id(parameter) for parameter in held.values()}
     tensors = {name: now[name].to(old.dtype) if name in now else old for name, old in artifact.tensors.items()}
     changed = [name for name, old in artifact.tensors.items() if not torch.equal(tensors[name], old)]
     return replace(
         artifact,
         source={**artifact.source, "path": os.path.relpath(source.path, beside)},
-        layers=tuple(_refreshed(layer, model, source.read(layer.name), tensors) for layer in artifact.layers),
+        layers=tuple(_refreshed(layer, model, source, stored) for layer in artifact.layers),
         versions={"spm_compress": __version__, "torch": torch.__version__},
         tensors=tensors,
         recovery={**(recovery or {}), "retrained": sorted({*changed, *artifact.retrained})},
     )
 
 
-def _refreshed(layer: FittedLayer, model: nn.Module, weight: Tensor, tensors: Mapping[str, Tensor]) -> FittedLayer:
-    """Return the layer with the model's numbers in the stored form."""
-    name = module_of(layer.name, model, dict(model.named_modules()))
-    module = None if name is None else model.get_submodule(name)
-    if not isinstance(module, SPMLinear) or (module.out_features, module.in_features) != layer.shape:
-        raise ArtifactError(f"{layer.name}: the model has no SPMLinear of shape {layer.shape} there; load it anew")
+def frozen(artifact: Artifact, model: nn.Module) -> tuple[str, ...]:
+    """Return the names of layers that a model of `load` holds as the multiplied-out matrix, not as an SPMLinear.
+
+    Those are parameters that the model multiplies by itself (`in_proj_weight`), and tables that a head is tied to.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    parameters = own_tensors(model)
+    return tuple(
+        layer.name
+        for layer in artifact.layers
+        if _spm_linear(layer, model, modules) is None and member_of(layer.name, model, parameters) is not None
+    )
+
+
+def _spm_linear(layer: FittedLayer, model: nn.Module, modules: Mapping[str, nn.Module]) -> SPMLinear | None:
+    found = (modules.get(module_of(name, model, modules) or "") for name in layer.names)
+    return next((each for each in found if isinstance(each, SPMLinear)), None)
+
+
+def _refreshed(layer: FittedLayer, model: nn.Module, source: Source, stored: Container[int]) -> FittedLayer:
+    """Return the layer with the model's numbers in the stored form. stored: ids of parameters that are kept tensors."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    module = _spm_linear(layer, model, modules)
+    parameters = own_tensors(model)
+    member = member_of(layer.name, model, parameters) if module is None else None
+    if member is not None:
+        held = parameters[member].detach().cpu()
+        is_linear = isinstance(modules.get(module_of(layer.name, model, modules) or ""), nn.Linear)
+        fitted = layer.spm.to(torch.float64).to_dense().to(held.dtype)
+        is_fitted = held.shape == layer.shape and torch.equal(held, fitted)
+        if not is_fitted and is_linear:
+            raise _no_layer(layer)
+        if not is_fitted:
+            raise ArtifactError(
+                f"{layer.name}: the model computes with its matrix, which was trained, and an artifact has no place "
+                "for that; leave it as it was loaded"
+            )
+        biases = (member_of(bias_of(name), model, parameters) for name in layer.names)
+        is_stored = any(bias is not None and id(parameters[bias]) in stored for bias in biases)
+        return replace(layer, shift=None) if is_stored else layer
+    if module is None or (module.out_features, module.in_features) != layer.shape:
+        raise _no_layer(layer)
+    weight = source.read(layer.name)
     live = module.spm()
     numbers = [{key: x.detach().cpu() for key, x in named.items()} for named in live.numbers]
     spm = stored_form(SPM(live.structure, numbers))
     dtype = next(x.dtype for named in layer.spm.numbers for key, x in named.items() if key != "diagonals")
     error = relative_error(weight.float(), spm)
     spm, error = stored_as(FitResult(spm, error, 0, 0, ""), weight.float(), dtype)
-    bias = layer.name.removesuffix("weight") + "bias"
-    shift = None if bias in tensors or module.bias is None else module.bias.detach().cpu().float()
+    shift = None if module.bias is None or id(module.bias) in stored else module.bias.detach().cpu().float()
     # Errors of outputs were measured before, and nothing says what they are now.
     return replace(layer, spm=spm, error=error, shift=shift, output_error=None, svd_output_error=None)
+
+
+def _no_layer(layer: FittedLayer) -> ArtifactError:
+    return ArtifactError(f"{layer.name}: the model has no SPMLinear of shape {layer.shape} there; load it anew")

@@ -16,10 +16,11 @@ from spm_compress.calibration.runner import open_runner
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer, KeptTensor
 from spm_compress.checkpoint.factory_source import FactorySource
 from spm_compress.checkpoint.files import sha256_of
+from spm_compress.checkpoint.modules import is_trainable
 from spm_compress.checkpoint.neighbours import parts
 from spm_compress.checkpoint.roles import tensors_with_roles
 from spm_compress.checkpoint.source import LazyTensors, Source, key_of
-from spm_compress.checkpoint.tensor_info import TensorInfo
+from spm_compress.checkpoint.tensor_info import TensorInfo, bias_of
 from spm_compress.compress.cache import FitCache
 from spm_compress.compress.executors import Executor, Here
 from spm_compress.compress.fitter import Fitter
@@ -87,6 +88,7 @@ def select_jobs(source: Source, settings: CompressSettings) -> Selected:
             infos[names[0]].dtype,
             settings.fit_of(names[0]),
             sha256,
+            has_bias=source.graph is not None or all(bias_of(name) in infos for name in names),
         )
         for sha256, names in found.weights
     ]
@@ -234,10 +236,7 @@ def _calibrated(source: Source, selected: Selected, data: Path | None, cache: Pa
         moments = load_or_collect(source, data, names, cache / f"{source.path.resolve().name}{_MOMENTS}")
     if not moments:
         raise UsageError(f"{source.path}: no weight's input can be watched while it runs on {data}; fit without it")
-    jobs = [
-        replace(job, moments=next((moments[name] for name in job.names if name in moments), None))
-        for job in selected.jobs
-    ]
+    jobs = [job.watched(next((moments[name] for name in job.names if name in moments), None)) for job in selected.jobs]
     for job in jobs:
         if job.moments is not None and len(job.moments.mean) != job.shape[1]:
             raise SourceError(
@@ -284,6 +283,7 @@ def _known(source: Source, names: Iterable[str]) -> dict[str, Any]:
         found["key"] = key
     if is_onnx or source.path.suffix == ".onnx":  # the name alone does not say
         found["onnx"] = is_onnx
+    found["live"] = is_trainable(source)
     return {**found, "input_first": turned} if turned else found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer
 from spm_compress.checkpoint.huggingface import member_of, module_of
 from spm_compress.checkpoint.linears import use_linears
-from spm_compress.checkpoint.tensor_info import TensorInfo, dtype_name
+from spm_compress.checkpoint.tensor_info import TensorInfo, bias_of, dtype_name
+from spm_compress.checkpoint.trace import own_tensors
 from spm_compress.compress.layers import batches
 from spm_compress.compress.selection import select
 from spm_compress.errors import ArtifactError, FitError, UsageError
@@ -92,38 +93,56 @@ def apply_artifact(model: nn.Module, artifact: Artifact) -> None:
     """Put the fitted layers of an artifact into a module of the original architecture, in place.
 
     A fitted tensor that is the `.weight` of an `nn.Linear`, and of nothing else, becomes an SPMLinear; any other
-    parameter (a fused projection, a table that a head is tied to) gets the multiplied-out matrix. Names may differ by
-    the module's `base_model_prefix`, as Hugging Face checkpoints do. Of the kept tensors those are set that a recovery
-    changed.
+    parameter (a fused projection, a table that a head is tied to) gets the multiplied-out matrix. What was tied stays
+    tied: names of one weight share its numbers, layers of one bias go on sharing it. Names may differ by the module's
+    `base_model_prefix`, as Hugging Face checkpoints do. Of the kept tensors those are set that a recovery changed.
 
     Raises ArtifactError if a layer is missing from the module or has another shape.
     """
     use_linears(model)
     set_tensors(model, artifact.retrained)
-    owners = _owners(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    matrices = _only_matrices(model, modules)
+    raised: dict[int, FittedLayer] = {}  # biases that were raised by a shift: layers may share one
     for layer in artifact.layers:
-        shared: SPMLinear | None = None
+        made: dict[int, SPMLinear] = {}
         for tensor_name in layer.names:
-            modules = dict(model.named_modules())
             name = module_of(tensor_name, model, modules)
             linear = modules.get(name) if name is not None else None
-            if name is None or not isinstance(linear, nn.Linear) or _is_shared(linear, owners, modules.values()):
-                _set_matrix(model, tensor_name, layer)
+            if not name or not isinstance(linear, nn.Linear) or id(linear.weight) in matrices:
+                _set_matrix(model, tensor_name, layer, linear, raised)
                 continue
             if tuple(linear.weight.shape) != layer.shape:
                 raise ArtifactError(
                     f"{tensor_name}: is {tuple(linear.weight.shape)} in the model, {layer.shape} fitted"
                 )
-            spm_linear = SPMLinear.in_place_of(linear, layer.spm, layer.shift)
-            if shared is not None:
-                spm_linear.chains = shared.chains
-            shared = spm_linear
-            _replace(model, name, spm_linear)
+            if id(linear) not in made:
+                made[id(linear)] = _in_place_of(linear, layer, next(iter(made.values()), None), raised)
+            _replace(model, name, made[id(linear)])
+
+
+def _in_place_of(
+    linear: nn.Linear, layer: FittedLayer, tied: SPMLinear | None, raised: dict[int, FittedLayer]
+) -> SPMLinear:
+    """Return the layer with the very bias of the linear; tied: a layer of the same weight, whose numbers it shares."""
+    found = SPMLinear.in_place_of(linear, layer.spm, layer.shift)
+    if tied is not None:
+        found.chains = tied.chains
+    if linear.bias is not None:
+        if layer.shift is not None:
+            _raise_bias(linear.bias, layer, raised)
+        found.bias = linear.bias
+    elif tied is not None and tied.bias is not None and layer.shift is not None:
+        found.bias = tied.bias  # of the shift alone, as this one's
+    return found
 
 
 def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give parameters other values, in place; names as in a checkpoint. Raises ArtifactError for a missing one."""
-    parameters = dict(model.named_parameters())
+    """Give parameters and buffers other values, in place; names as in a checkpoint.
+
+    Raises ArtifactError for a missing one.
+    """
+    parameters = own_tensors(model)
     for tensor_name, tensor in tensors.items():
         name = member_of(tensor_name, model, parameters)
         if name is None or parameters[name].shape != tensor.shape:
@@ -132,16 +151,45 @@ def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             parameters[name].copy_(tensor)
 
 
-def _is_shared(linear: nn.Linear, owners: Mapping[int, set[int]], modules: Iterable[nn.Module]) -> bool:
-    """Whether something that is no linear layer reads the weight too."""
-    plain = {id(module) for module in modules if isinstance(module, nn.Linear)}
-    return bool(owners.get(id(linear.weight), set()) - plain)
+def _only_matrices(model: nn.Module, modules: Mapping[str, nn.Module]) -> set[int]:
+    """Return the weights of linear layers that something else reads too, which needs them as matrices."""
+    linears = {id(module): id(module.weight) for module in modules.values() if isinstance(module, nn.Linear)}
+    owners = _owners(model)
+    return {weight for weight in linears.values() if owners.get(weight, set()) - set(linears)}
 
 
-def _set_matrix(model: nn.Module, tensor_name: str, layer: FittedLayer) -> None:
+def _set_matrix(
+    model: nn.Module, tensor_name: str, layer: FittedLayer, module: nn.Module | None, raised: dict[int, FittedLayer]
+) -> None:
+    """Give a parameter the multiplied-out matrix, and the bias beside it what calibration adds.
+
+    module: the one that has it as its weight. A table that is looked up has no bias, and needs none.
+    """
     set_tensors(model, {tensor_name: layer.spm.to(torch.float64).to_dense()})
-    if layer.shift is not None:
+    if layer.shift is None or isinstance(module, nn.Embedding):
+        return
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    name = member_of(bias_of(tensor_name), model, parameters)
+    if name is not None and parameters[name].shape == layer.shift.shape:
+        _raise_bias(parameters[name], layer, raised)
+    elif isinstance(module, nn.Linear) and module.bias is None:
+        module.bias = nn.Parameter(layer.shift.to(module.weight))
+    else:
         raise ArtifactError(f"{tensor_name}: was fitted with calibration data, and the model has no bias beside it")
+
+
+def _raise_bias(bias: nn.Parameter, layer: FittedLayer, raised: dict[int, FittedLayer]) -> None:
+    """Add the layer's shift to a bias, once for all names that it has."""
+    assert layer.shift is not None
+    if id(bias) not in raised:
+        raised[id(bias)] = layer
+        with torch.no_grad():
+            bias.add_(layer.shift.to(bias))
+    elif raised[id(bias)] is not layer:
+        raise ArtifactError(
+            f"{raised[id(bias)].name} and {layer.name}: share one bias, which calibration changes in two ways; leave "
+            "one of them out of the fit with --exclude"
+        )
 
 
 def _owners(model: nn.Module) -> dict[int, set[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -42,10 +41,10 @@ def fit_sequential(fitter: Fitter, jobs: Sequence[Job], data: Path) -> Iterator[
         names = [name for name in dict.fromkeys(first) if name not in done]
         seen = {by_name[name].names[0]: name for name in group}
         paired = paired_moments(original, now, [seen[name] for name in names])
-        ready = [replace(by_name[name], paired=paired[seen[name]], moments=paired[seen[name]].now) for name in names]
+        ready = [by_name[name].watched(paired[seen[name]].now, paired[seen[name]]) for name in names]
         for layer in fitter.fit(ready):
             done.add(layer.name)
-            assert layer.shift is not None
+            shift = torch.zeros(layer.shape[0]) if layer.shift is None else layer.shift
             for name in layer.names:
-                now.replace(name, layer.spm.to(torch.float64).to_dense(), layer.shift)
+                now.replace(name, layer.spm.to(torch.float64).to_dense(), shift)
             yield layer

@@ -22,7 +22,7 @@ from spm_compress.distill.settings import DistillSettings, Progress, Watch
 from spm_compress.distill.shared import shared_changes
 from spm_compress.distill.state import State, load_optimizer, optimizer_tensors, read_state, write_state
 from spm_compress.distill.trainable import choose_trainable
-from spm_compress.errors import FitError, UsageError, first_line
+from spm_compress.errors import FitError, SourceError, UsageError, first_line
 
 __all__ = ["Distilled", "Loader", "distill"]
 
@@ -289,7 +289,10 @@ def _optimizer(parameters: list[nn.Parameter], settings: DistillSettings) -> tor
 
 
 def _run(model: nn.Module, part: Any) -> Any:
-    return model(**part) if isinstance(part, Mapping) else model(part)
+    try:
+        return model(**part) if isinstance(part, Mapping) else model(part)
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError) as error:  # the user's own
+        raise SourceError(f"the model does not run on the data ({first_line(error)})") from error
 
 
 def _masked(part: Any) -> Batch:

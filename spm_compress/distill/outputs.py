@@ -70,6 +70,8 @@ _FEATURES = ("last_hidden_state", "hidden_states", "image_embeds", "text_embeds"
 def _named(answer: Any) -> dict[str, Tensor]:
     if isinstance(answer, Tensor):
         return {"output": answer}
+    if isinstance(answer, (tuple, list)) and answer and isinstance(answer[0], Tensor):  # the rest is not compared
+        return {"output": answer[0]}
     named = answer.items() if isinstance(answer, Mapping) else ()
     return {name: value for name, value in named if isinstance(value, Tensor)}
 

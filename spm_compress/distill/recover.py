@@ -13,7 +13,7 @@ from spm_compress.checkpoint.artifact import Artifact
 from spm_compress.checkpoint.files import sha256_of
 from spm_compress.checkpoint.modules import is_live, load_module
 from spm_compress.checkpoint.source import Source
-from spm_compress.compress.live import load_model, refreshed, storable
+from spm_compress.compress.live import frozen, load_model, refreshed, storable
 from spm_compress.distill.loop import Distilled, distill
 from spm_compress.distill.samples import samples
 from spm_compress.distill.settings import DistillSettings, Watch
@@ -24,12 +24,16 @@ __all__ = ["Recovered", "recover"]
 
 @dataclass(frozen=True)
 class Recovered:
-    """The artifact with the trained numbers, both models, and what the training reached."""
+    """The artifact with the trained numbers, both models, and what the training reached.
+
+    frozen: fitted weights that were not trained, because the model computes with their matrices (`compress.live`).
+    """
 
     artifact: Artifact
     teacher: nn.Module
     student: nn.Module
     distilled: Distilled
+    frozen: tuple[str, ...] = ()
 
 
 def recover(
@@ -55,6 +59,12 @@ def recover(
             "(in Python, spm_compress.distill.distill takes any two modules)"
         )
     teacher, student = load_module(source), load_model(artifact, source)
+    untrained = frozen(artifact, student)
+    if artifact.layers and len(untrained) == len(artifact.layers):
+        raise UsageError(
+            f"{', '.join(untrained[:3])}: belong to no linear layer inside the model, which computes with their "
+            "matrices and so has no SPM layer to train; use more stages"
+        )
     loader, held = samples(teacher, source, data, settings)
     recipe = {
         "artifact": _digest(artifact),
@@ -82,8 +92,10 @@ def recover(
         "data": {"file": data.name, "sha256": recipe["data"]},
         "settings": settings.to_json(),
     }
+    if untrained:
+        recovery["frozen"] = list(untrained)
     found = refreshed(artifact, student, source, beside=beside, recovery=recovery)
-    return Recovered(found, teacher, student, distilled)
+    return Recovered(found, teacher, student, distilled, untrained)
 
 
 def _digest(artifact: Artifact) -> str:
@@ -91,5 +103,5 @@ def _digest(artifact: Artifact) -> str:
     digest = hashlib.sha256()
     numbers = [x for layer in artifact.layers for named in layer.spm.numbers for x in named.values()]
     for array in (*numbers, *artifact.tensors.values()):
-        digest.update(array.contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(array.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

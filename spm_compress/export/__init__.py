@@ -1,7 +1,7 @@
 """Floor 5: from an artifact to an ONNX file that is known to compute the same."""
 
 from spm_compress.export.files import Exported, export_layers, export_onnx, first_batch
-from spm_compress.export.huggingface_graphs import has_past
+from spm_compress.export.huggingface_graphs import generates, has_past
 from spm_compress.export.lowering import Layout
 from spm_compress.export.ort_format import OrtFiles, check_ort_path, ort_beside, write_ort
 from spm_compress.export.outlook import outlook
@@ -17,6 +17,7 @@ __all__ = [
     "export_layers",
     "export_onnx",
     "first_batch",
+    "generates",
     "has_past",
     "ort_beside",
     "outlook",

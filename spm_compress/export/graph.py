@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
+import onnxscript.optimizer
 import torch
+from onnxscript.rewriter import onnx_fusions
 from torch import Tensor, nn
 
 from spm_compress.checkpoint.factory_source import FactorySource
@@ -162,16 +164,50 @@ def _exported(model: Any, **options: Any) -> ir.Model:
 
 
 def _optimize(program: torch.onnx.ONNXProgram) -> None:
-    """Optimize as the exporter does, but for one thing: no BatchNormalization is folded into the weight before it.
+    """Optimize as the exporter does, but fold no weight into what stands beside it, as it would not be found again.
 
-    That would be another weight, which is not found again. What is asked for as an output stays.
+    1. No BatchNormalization goes into the weight before it: what is asked for as an output stays.
+    2. No product of constants is computed: of learned queries or relative positions with a weight, where it is small.
     """
     outputs = program.model.graph.outputs
     own = len(outputs)
     normalized = (node.inputs[0] for node in program.model.graph if node.op_type == "BatchNormalization")
     outputs.extend(value for value in dict.fromkeys(normalized) if value is not None and not value.is_graph_input())
-    program.optimize()
+    onnxscript.optimizer.optimize_ir(program.model, should_fold=lambda node: False if _is_product(node) else None)
+    onnx_fusions.fuse(program.model)
+    _einsums_as_products(program.model)
     del outputs[own:]
+
+
+def _einsums_as_products(model: ir.Model) -> None:
+    """Write an Einsum that is a product with a matrix from the right, `...n,nm->...m` or `...n,mn->...m`, as MatMul."""
+    for node in list(model.graph):
+        if node.op_type != "Einsum" or len(node.inputs) != 2:
+            continue
+        terms, _, result = node.attributes["equation"].as_string().replace(" ", "").partition("->")
+        left, _, right = terms.partition(",")
+        weight = node.inputs[1]
+        if weight is None or len(right) != 2 or not left or left[-1] not in right or "." in terms:
+            continue
+        out = right.replace(left[-1], "", 1)
+        if out in left or result != left[:-1] + out or len(set(left)) < len(left):
+            continue
+        made = []
+        if right[0] == out:
+            made.append(ir.Node("", "Transpose", [weight], [ir.AttrInt64s("perm", [1, 0])]))
+            weight = made[0].outputs[0]
+            weight.name = f"{node.outputs[0].name}.turned"
+        made.append(ir.Node("", "MatMul", [node.inputs[0], weight], name=node.name))
+        before, after = node.outputs[0], made[-1].outputs[0]
+        after.type, after.shape = before.type, before.shape
+        model.graph.insert_before(node, made)
+        ir.convenience.replace_all_uses_with(before, after, replace_graph_outputs=True)
+        after.name = before.name
+        model.graph.remove(node, safe=True)
+
+
+def _is_product(node: ir.Node) -> bool:
+    return node.op_type in ("MatMul", "Gemm", "Conv", "Einsum")
 
 
 def chain_of_linears(source: Source, activation: str) -> nn.Sequential:

@@ -19,7 +19,7 @@ from spm_compress.errors import ExportError, first_line
 from spm_compress.export.graph import DenseGraph, Live, from_module, known_of
 from spm_compress.quiet import quiet
 
-__all__ = ["from_huggingface", "has_past"]
+__all__ = ["from_huggingface", "generates", "has_past"]
 
 _BATCH = {0: "batch"}
 _TOKENS = {0: "batch", 1: "sequence"}
@@ -62,8 +62,8 @@ def _graphs(model: nn.Module, config: Mapping[str, Any], *, with_past: bool) -> 
     axes = {name: _TOKENS if value.dim() == 2 else _BATCH for name, value in example.items()}
 
     def answered(inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
-        found = model(**inputs)
-        return [found[name] for name in names]
+        leaves = torch.utils._pytree.tree_leaves(model(**inputs))  # outputs may hold those of their parts
+        return [x for x in leaves if isinstance(x, Tensor)]
 
     graph = from_module(model, example, axes, names)
     return [DenseGraph(graph, Live(model, answered), example=example, known=known_of(graph, example))]
@@ -86,9 +86,18 @@ def _written_out(model: Any) -> bool:
 
 
 def has_past(source: Source) -> bool:
-    """Whether a Hugging Face model generates text token by token, from keys and values of the earlier ones."""
-    architectures = (source.config or {}).get("architectures") or [""]
-    return str(architectures[0]).endswith(("ForCausalLM", "LMHeadModel"))
+    """Whether a Hugging Face model is a decoder that `with_past` is for."""
+    return _architecture(source).endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def generates(source: Source) -> bool:
+    """Whether a Hugging Face model generates text token by token, as decoders and encoder-decoders do."""
+    kinds = ("ForConditionalGeneration", "MTModel", "ForSpeechSeq2Seq", "EncoderDecoderModel")
+    return has_past(source) or _architecture(source).endswith(kinds)
+
+
+def _architecture(source: Source) -> str:
+    return str(((source.config or {}).get("architectures") or [""])[0])
 
 
 def _called(model: nn.Module, example: Mapping[str, Tensor]) -> Any:
@@ -121,6 +130,29 @@ class _SpeechEncoder(_Encoder):
         return self.encoder(input_features)[0]  # type: ignore[no-any-return]
 
 
+class _WaveEncoder(_Encoder):
+    def forward(self, input_values: Tensor) -> Tensor:
+        return self.encoder(input_values)[0]  # type: ignore[no-any-return]
+
+
+class _ImageEncoder(_Encoder):
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.encoder(pixel_values)[0]  # type: ignore[no-any-return]
+
+
+# The main input of a model -> its encoder.
+_ENCODERS: Mapping[str, type[_Encoder]] = {
+    "input_ids": _TextEncoder,
+    "input_features": _SpeechEncoder,
+    "input_values": _WaveEncoder,
+    "pixel_values": _ImageEncoder,
+}
+
+
+def _encoder_of(model: nn.Module, example: Mapping[str, Tensor]) -> nn.Module:
+    return next(kind(model) for name, kind in _ENCODERS.items() if name in example).eval()
+
+
 class _Decoder(nn.Module):
     """The decoder and the head, on what the encoder answered."""
 
@@ -142,14 +174,14 @@ class _TextDecoder(_Decoder):
         return self._answer(decoder_input_ids, encoder_hidden_states, attention_mask=encoder_attention_mask)
 
 
-class _SpeechDecoder(_Decoder):
+class _OtherDecoder(_Decoder):
     def forward(self, decoder_input_ids: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         return self._answer(decoder_input_ids, encoder_hidden_states)
 
 
 def _encoder(model: nn.Module, example: Mapping[str, Tensor]) -> DenseGraph:
     is_text = "input_ids" in example
-    wrapped = (_TextEncoder if is_text else _SpeechEncoder)(model).eval()
+    wrapped = _encoder_of(model, example)
     inputs = {name: value for name, value in example.items() if name != "decoder_input_ids"}
     axes = dict.fromkeys(inputs, _TOKENS if is_text else _BATCH)
     _called(wrapped, inputs)
@@ -160,7 +192,7 @@ def _encoder(model: nn.Module, example: Mapping[str, Tensor]) -> DenseGraph:
 def _decoder(model: nn.Module, example: Mapping[str, Tensor]) -> DenseGraph:
     is_text = "input_ids" in example
     given = {name: value for name, value in example.items() if name != "decoder_input_ids"}
-    states = _called(_TextEncoder(model) if is_text else _SpeechEncoder(model), given)
+    states = _called(_encoder_of(model, example), given)
     inputs = {"decoder_input_ids": example["decoder_input_ids"], "encoder_hidden_states": states}
     axes = {
         "decoder_input_ids": {0: "batch", 1: "decoder_sequence"},
@@ -169,7 +201,7 @@ def _decoder(model: nn.Module, example: Mapping[str, Tensor]) -> DenseGraph:
     if is_text:
         inputs["encoder_attention_mask"] = example["attention_mask"]
         axes["encoder_attention_mask"] = _TOKENS
-    wrapped = (_TextDecoder if is_text else _SpeechDecoder)(model).eval()
+    wrapped = (_TextDecoder if is_text else _OtherDecoder)(model).eval()
     _called(wrapped, inputs)
     graph = from_module(wrapped, inputs, axes, ["logits"])
     return DenseGraph(graph, Live(model, _one(wrapped)), "decoder", inputs, known=known_of(graph, inputs))
@@ -201,8 +233,13 @@ class _WithPast(nn.Module):
 
 def _with_past(model: nn.Module, config: Mapping[str, Any]) -> DenseGraph:
     keyword = next((each for each in _CACHES if each in inspect.signature(model.forward).parameters), None)
-    if keyword is None or is_encoder_decoder(model):
-        raise ExportError("--with-past: the model is no decoder that takes past_key_values; leave the option out")
+    if is_encoder_decoder(model):
+        raise ExportError(
+            "--with-past: is for decoders alone; an encoder-decoder is exported without a key-value cache, every step "
+            "computes all tokens of its decoder anew; leave the option out"
+        )
+    if keyword is None:
+        raise ExportError("--with-past: the model takes no past_key_values; leave the option out")
     tokens = example_inputs(model, config)["input_ids"]
     wrapped = _WithPast(model, keyword).eval()
     # What a first step, without a past, answers says how many layers, heads and features there are.

@@ -128,7 +128,7 @@ def summarize(artifact: Artifact, path: Path) -> Savings:
         mean_svd_output_error=_mean(svd_outputs),
         verdict=_trained_verdict(recovery)
         if artifact.recovery is not None
-        else _verdict(mean_error, max((layer.error for layer in layers), default=None), outputs),
+        else _verdict(mean_error, max((layer.error for layer in layers), default=None), outputs, _advice(artifact)),
         recovery=recovery,
     )
 
@@ -166,12 +166,19 @@ def _layer(layer: FittedLayer) -> LayerSavings:
     )
 
 
-def _verdict(mean: float, worst: float | None, outputs: Sequence[float]) -> str:
+def _advice(artifact: Artifact) -> str:
+    """Return what to do about a model that does not work: artifacts of before this was recorded say it of factories."""
+    if artifact.source.get("live", "factory" in artifact.source):
+        return "train its SPM layers further before use (distill), or use more stages"
+    return "use more stages, or fit its Hugging Face folder or factory, which distill can train"
+
+
+def _verdict(mean: float, worst: float | None, outputs: Sequence[float], advice: str) -> str:
     if worst is None:
         return "No weight was replaced: the model is what it was. The report says why, weight by weight."
     measured = f"the mean relative weight error is {mean:.2f} (worst layer {worst:.2f})"
     if outputs:
-        return _output_verdict(sum(outputs) / len(outputs), max(outputs))
+        return _output_verdict(sum(outputs) / len(outputs), max(outputs), advice)
     if worst < _CLOSE:
         return f"The weights are recovered closely: {measured}. Check the model's accuracy before use."
     if mean < _BROKEN:
@@ -180,7 +187,7 @@ def _verdict(mean: float, worst: float | None, outputs: Sequence[float]) -> str:
         )
     return (
         f"The weights are not recovered: {measured}, where 1.00 is what all zeros reach. "
-        "The model will not work without recovery: train its SPM layers further before use, or use more stages."
+        f"The model will not work without recovery: {advice}."
     )
 
 
@@ -197,7 +204,7 @@ def _trained_verdict(recovery: Recovery | None) -> str:
     )
 
 
-def _output_verdict(mean: float, worst: float) -> str:
+def _output_verdict(mean: float, worst: float, advice: str) -> str:
     measured = (
         f"the mean relative error of the layers' outputs on the calibration data is {mean:.2f} (worst {worst:.2f})"
     )
@@ -209,7 +216,7 @@ def _output_verdict(mean: float, worst: float) -> str:
         )
     return (
         f"The outputs are not recovered: {measured}, where 1.00 is what their mean alone reaches. "
-        "The model will not work without recovery: train its SPM layers further before use, or use more stages."
+        f"The model will not work without recovery: {advice}."
     )
 
 

@@ -238,3 +238,37 @@ def test_a_factory_without_inputs_needs_a_graph(folder: Path) -> None:
     run = spm("export", "--onnx", "out.onnx", *factory, cwd=folder)
     assert run.returncode == 1
     assert "gives no example inputs to export with" in run.stderr
+
+
+def test_a_weight_of_no_linear_layer_is_said_not_to_be_trained(folder: Path) -> None:
+    with (folder / "nets.py").open("a") as file:
+        file.write(
+            "class Attention(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+            "        self.a, self.f = nn.MultiheadAttention(32, 2, batch_first=True), nn.Linear(32, 48)\n"
+            "        self.norm = nn.BatchNorm1d(48)\n\n"  # a tensor of no dimensions beside the weights
+            "    def forward(self, x, mask):\n"
+            "        y, w = self.a(x, x, x, key_padding_mask=mask)\n"
+            "        return self.norm(self.f(y).mean(1)), w\n\n"
+            "def attention():\n    torch.manual_seed(0)\n"
+            "    return Attention(), {'x': torch.randn(3, 5, 32), 'mask': torch.zeros(3, 5, dtype=torch.bool)}\n"
+        )
+    draw = torch.Generator().manual_seed(0)
+    np.savez(folder / "data.npz", x=torch.randn(32, 5, 32, generator=draw).numpy(), mask=np.zeros((32, 5), bool))
+    factory = ("--factory", "nets:attention")
+    assert spm("fit", *factory, "--stages", "4", "--steps", "5", "--quiet", cwd=folder).returncode == 0
+    train = ("distill", "--calibration", "data.npz", "--steps", "2", "--batch", "8")
+    run = spm(*train, *factory, "-o", "t.spm.safetensors", cwd=folder)
+    assert run.returncode == 0, run.stderr
+    assert "a.in_proj_weight: not trained, as no linear layer has it as its own weight; kept as fitted" in run.stderr
+    before, after = (read_artifact(folder / f"{name}.spm.safetensors").layers for name in ("nets", "t"))
+    assert torch.equal(before[0].spm.to_dense(), after[0].spm.to_dense())
+    assert not torch.equal(before[2].spm.to_dense(), after[2].spm.to_dense())
+    assert (
+        "train its SPM layers further before use (distill)" in spm("report", "nets.spm.safetensors", cwd=folder).stdout
+    )
+
+
+def test_what_has_no_live_model_is_not_told_to_be_trained(folder: Path) -> None:
+    save_program(folder / "model.pt2")
+    run = spm("fit", "model.pt2", "--stages", "2", "--steps", "1", cwd=folder)
+    assert "or fit its Hugging Face folder or factory, which distill can train" in " ".join(run.stdout.split())

@@ -48,7 +48,7 @@ def test_a_use_that_the_finder_overlooks_fails_the_export(
     path, artifact = twice
 
     def all_but_one(model: ir.Model) -> Iterator[Product]:
-        yield list(products(model))[0]
+        yield next(products(model))
 
     monkeypatch.setattr(matches, "products", all_but_one)
     # What the finder overlooks, rule 3 of the splice would still give the matrix to.

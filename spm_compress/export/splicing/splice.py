@@ -8,8 +8,8 @@ The rules:
    (`checkpoint.shifts`). A 1x1 Conv mixes its channels, so they are
    put last for it and back afterwards. A lowering that makes the matrix leaves the product as it is, and so does any
    lowering at a product that is not plain.
-3. Whatever else reads the weight, a table that is looked up or an Add, gets the multiplied-out matrix: no weight is
-   replaced at one use and dense at another.
+3. Whatever else reads the weight or a copy of it, a table that is looked up or an Add, gets the
+   multiplied-out matrix: no weight is replaced at one use and dense at another.
 4. Everything else keeps its names; an initializer that nothing uses any more is dropped, from the inputs too. Inputs
    and outputs keep the types and shapes that the graph declares.
 5. One function a structure; one node a layer, named after it, with its numbers in the doc string. What stands around it
@@ -81,6 +81,8 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[st
     for match in found:
         kinds = writer.replace_elsewhere(match)
         elsewhere.setdefault(match.layer.name, []).extend(kinds)
+    for name, kinds in writer.replace_copies({match.layer.sha256: match.layer for match in found}).items():
+        elsewhere[name].extend(kinds)
     keep_features_first(model)
     for node in model.graph.all_nodes():
         for value in node.outputs:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from spm_compress.checkpoint.artifact import FittedLayer
 from spm_compress.checkpoint.free_names import free_name
 from spm_compress.checkpoint.uses import readers
 from spm_compress.export.lowering import DOMAIN, Dense, Lowering, number_arrays
-from spm_compress.export.splicing.matches import Match
+from spm_compress.export.splicing.matches import Match, digest_of
 from spm_compress.export.splicing.turns import LAST, Turns, is_turn
 from spm_compress.operator.canonical import to_canonical, transpose
 from spm_compress.operator.spm import SPM
@@ -92,6 +93,27 @@ class Writer:
             _, matrix = self._made(match.layer, dtype, is_turned != match.transposed, sizes)
             for node, index in list(held.uses()):
                 node.replace_input_with(index, matrix)
+        return kinds
+
+    def replace_copies(self, layers: Mapping[str, FittedLayer]) -> dict[str, list[str]]:
+        """Let what reads another copy of a fitted weight, either way around, read the made matrix too.
+
+        A table that its head holds turned is one. layers: by the digests of their weights. Returns layer -> kinds of
+        those nodes.
+        """
+        shapes = {shape for layer in layers.values() for shape in (layer.shape, layer.shape[::-1])}
+        kinds: dict[str, list[str]] = {}
+        for value in list(self.model.graph.initializers.values()):
+            tensor = value.const_value
+            if tensor is None or not tensor.dtype.is_floating_point() or tuple(tensor.shape.numpy()) not in shapes:
+                continue
+            array = tensor.numpy().astype(np.float32)
+            for is_turned, matrix in ((False, array), (True, array.T)):
+                layer = layers.get(digest_of(matrix))
+                if layer is not None and value.uses():
+                    kinds.setdefault(layer.name, []).extend(node.op_type for node, _ in value.uses())
+                    _, made = self._made(layer, tensor.dtype, is_turned, ())
+                    ir.convenience.replace_all_uses_with(value, made)
         return kinds
 
     def _made(
