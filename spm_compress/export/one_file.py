@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from spm_compress.checkpoint.artifact import FittedLayer
 from spm_compress.checkpoint.onnx_source import all_tensors
+from spm_compress.errors import VerificationError
 from spm_compress.export.choice import Choice, plans, remembered, rows_of_layers
 from spm_compress.export.lowering import Dense, Lowering
 from spm_compress.export.measuring.timing import interleaved
