@@ -26,11 +26,12 @@ from spm_compress.export.graph import DenseGraph
 from spm_compress.export.live import LIVE_BATCH, against_module, stepwise
 from spm_compress.export.lowering import Dense
 from spm_compress.export.one_file import BATCHES, Work, tolerance_of, verified
-from spm_compress.export.precision import in_precision
+from spm_compress.export.precision import check_precision, in_precision
 from spm_compress.export.reference import with_operator_matrices
 from spm_compress.export.saving import save, size_of
 from spm_compress.export.settings import ExportSettings
-from spm_compress.export.splicing.declared import declared
+from spm_compress.export.splicing.declared import declare, declared
+from spm_compress.export.splicing.handed_out import hand_out_copies
 from spm_compress.export.splicing.layer_model import dense_model, layer_model
 from spm_compress.export.splicing.matches import matches
 from spm_compress.export.splicing.splice import Spliced
@@ -109,6 +110,8 @@ def export_onnx(
         for i, each in enumerate(found):
             save(each.model, Path(scratch) / f"{i}.onnx", inside=False)
         found = [replace(each, model=open_graph(Path(scratch) / f"{i}.onnx")) for i, each in enumerate(found)]
+        for each in found:
+            hand_out_copies(each.model)
         for module in lives.values():
             apply_artifact(module, replace(artifact, layers=layers))
         first, *others = [
@@ -148,8 +151,10 @@ def _export_one(
         layers = _present(model, layers)
         reference = model.clone()
         with_operator_matrices(reference, layers)
+        declare(reference, said)
         expected = save(reference, scratch / "reference.onnx", inside=False)
         del reference
+        check_precision(expected, settings.precision)
         work = Work(model, layers, settings, expected, folder / path.name, said, known)
         choices: tuple[Choice, ...] = ()
         speedups: dict[int, float] = {}

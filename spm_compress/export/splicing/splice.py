@@ -27,7 +27,7 @@ from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPa
 from spm_compress.checkpoint.artifact import FittedLayer
 from spm_compress.checkpoint.shifts import shift_output
 from spm_compress.errors import ExportError
-from spm_compress.export.lowering import Dense, Lowering
+from spm_compress.export.lowering import DOMAIN, Dense, Lowering
 from spm_compress.export.splicing.declared import declare, declared
 from spm_compress.export.splicing.features_first import keep_features_first
 from spm_compress.export.splicing.matches import Match, matches
@@ -66,6 +66,7 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[st
             "convert it with onnx.version_converter.convert_version"
         )
     said = declared(model)
+    _move_functions(model)
     unknown = _infer_shapes(model)
     writer = Writer(model, opset)
     nodes: dict[str, list[str]] = {}
@@ -81,7 +82,7 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[st
             f"none of the {len(layers)} fitted weights is in the graph as a MatMul, Gemm or 1x1 Conv; "
             "is it the graph of the model that was fitted?"
         )
-    RemoveUnusedNodesPass()(model)
+    _remove_unused(model)
     elsewhere: dict[str, list[str]] = {}
     for match in found:
         kinds = writer.replace_elsewhere(match)
@@ -93,7 +94,7 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[st
                 value.shape = value.type = None
     for value in [value for value in model.graph.inputs if value.is_initializer() and not value.uses()]:
         model.graph.inputs.remove(value)  # a weight that is gone, listed as an input
-    RemoveUnusedNodesPass()(model)
+    _remove_unused(model)
     RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     model.ir_version = max(model.ir_version, LEAST_IR_VERSION)
     declare(model, said)
@@ -103,6 +104,35 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[st
         runs,
         {name: kinds for name, kinds in elsewhere.items() if kinds},
     )
+
+
+def _move_functions(model: ir.Model) -> None:
+    """Put functions that are in our domain already, of an earlier export, into spm_compress.2, .3, ..."""
+    earlier = [function for function in model.functions.values() if function.domain == DOMAIN]
+    if not earlier:
+        return
+    taken = {function.domain for function in model.functions.values()} | set(model.opset_imports)
+    domain = next(each for each in (f"{DOMAIN}.{i}" for i in range(2, len(taken) + 3)) if each not in taken)
+    names = {function.identifier() for function in earlier}
+    scopes = (model.graph, *model.functions.values())
+    for scope in scopes:
+        for node in scope.all_nodes():
+            if node.op_identifier() in names:
+                node.domain = domain
+        if DOMAIN in scope.opset_imports:
+            scope.opset_imports[domain] = scope.opset_imports[DOMAIN]
+    for function in earlier:
+        del model.functions[function.identifier()]
+        function.domain = domain
+        model.functions[function.identifier()] = function
+
+
+def _remove_unused(model: ir.Model) -> None:
+    RemoveUnusedNodesPass()(model)
+    for graph in model.graph.subgraphs():
+        for name, value in list(graph.initializers.items()):
+            if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+                del graph.initializers[name]
 
 
 def _infer_shapes(model: ir.Model) -> set[str | None]:
