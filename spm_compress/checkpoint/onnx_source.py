@@ -180,6 +180,12 @@ def _opened(path: Path) -> tuple[ir.Model, set[Path]]:
                 raise SourceError(
                     f"{path}: {name or 'a tensor'} is damaged ({first_line(error)}); export it again"
                 ) from error
+    missing = next(_undefined(model), None)
+    if missing is not None:
+        raise SourceError(
+            f"{path}: reads {missing!r}, which it does not define, unless as a sparse tensor, which is not read; "
+            "export it again with dense tensors"
+        )
     if model.ir_version <= _INITIALIZERS_ARE_INPUTS:
         RemoveInitializersFromInputsPass()(model)
     return model, _map_data(model)
@@ -213,12 +219,24 @@ def _all_nodes(model: ir.Model) -> list[ir.Node]:
 
 
 def _initializers(model: ir.Model) -> Iterator[ir.Value]:
-    graphs: dict[int, ir.Graph] = {id(model.graph): model.graph}
-    for node in _all_nodes(model):
-        if isinstance(node.graph, ir.Graph):
-            graphs[id(node.graph)] = node.graph
-    for graph in graphs.values():
+    for graph in _graphs(model):
         yield from graph.initializers.values()
+
+
+def _graphs(model: ir.Model) -> list[ir.Graph]:
+    """Return every graph, also those without a node."""
+    inner = (graph for function in model.functions.values() for graph in function.subgraphs())
+    return list({id(graph): graph for graph in (*model.graphs(), *inner)}.values())
+
+
+def _undefined(model: ir.Model) -> Iterator[str]:
+    """Yield the names of values that are read and come from nowhere."""
+    for node in _all_nodes(model):
+        for value in node.inputs:
+            if value is None or not value.name or value.is_graph_input() or value.is_initializer():
+                continue
+            if value.producer() is None:
+                yield value.name
 
 
 def _stored(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from spm_compress.errors import SourceError, first_line
 
-__all__ = ["Product", "inline_products", "is_step", "products", "replace_matrix", "stored_tensor"]
+__all__ = ["Product", "align_opsets", "inline_products", "is_step", "products", "replace_matrix", "stored_tensor"]
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
 _STANDARD = ("", "ai.onnx")
@@ -132,6 +133,7 @@ def inline_products(model: ir.Model) -> None:
 
     Raises SourceError for functions that cannot be inlined.
     """
+    align_opsets(model)
     bound = _bound_inputs(model)
     wanted: set[ir.OperatorIdentifier] = set()
     while True:
@@ -151,6 +153,24 @@ def inline_products(model: ir.Model) -> None:
             raise SourceError(
                 f"its local functions cannot be inlined ({first_line(cause)}); inline them with onnx.inliner first"
             ) from error
+
+
+def align_opsets(model: ir.Model) -> None:
+    """Let local functions import the opsets that the model does, where their operators are the same in both."""
+    for function in model.functions.values():
+        for domain, version in list(function.opset_imports.items()):
+            wanted = model.opset_imports.setdefault(domain, version)
+            nodes = [node for node in function.all_nodes() if node.domain == domain]
+            if all(_version(node, version) == _version(node, wanted) for node in nodes):
+                function.opset_imports[domain] = wanted
+
+
+def _version(node: ir.Node, opset: int) -> int:
+    """Return the opset that brought an operator as it is in another; that one itself where onnx does not know it."""
+    try:
+        return int(onnx.defs.get_schema(node.op_type, opset, node.domain).since_version)
+    except onnx.defs.SchemaError:
+        return opset
 
 
 def _operands(node: ir.Node) -> tuple[int, ...]:

@@ -30,11 +30,12 @@ from spm_compress.export.live import LIVE_BATCH, Answers, Steps, answers_of, ste
 from spm_compress.export.lowering import Dense
 from spm_compress.export.memory import release, trim
 from spm_compress.export.one_file import BATCHES, Expected, Work, expected_of, tolerance_of, verified
-from spm_compress.export.precision import in_precision
+from spm_compress.export.precision import check_precision, in_precision
 from spm_compress.export.reference import with_operator_matrices
 from spm_compress.export.saving import save, size_of
 from spm_compress.export.settings import ExportSettings
-from spm_compress.export.splicing.declared import declared
+from spm_compress.export.splicing.declared import declare, declared
+from spm_compress.export.splicing.handed_out import hand_out_copies
 from spm_compress.export.splicing.layer_model import dense_model, layer_model
 from spm_compress.export.splicing.matches import matches
 from spm_compress.export.splicing.splice import Spliced
@@ -115,6 +116,8 @@ def export_onnx(
     ):
         files = [save(each.model, Path(scratch) / f"{i}.onnx", inside=False) for i, each in enumerate(found)]
         found = [replace(each, model=open_graph(file)) for each, file in zip(found, files, strict=True)]
+        for each in found:
+            hand_out_copies(each.model)
         _replace_layers(lives.values(), replace(artifact, layers=layers))
         prepared = [
             _prepared(
@@ -177,8 +180,10 @@ def _prepared(
     layers = _present(model, layers)
     reference = model.clone()
     with_operator_matrices(reference, layers)
+    declare(reference, said)
     file = save(reference, scratch / "reference.onnx", inside=False)
     del reference
+    check_precision(file, settings.precision)
     release(model)
     expected = expected_of(file, model, dense.known)
     file.with_name(f"{file.name}.data").unlink(missing_ok=True)

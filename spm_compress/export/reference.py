@@ -25,6 +25,7 @@ from onnx_ir.passes.common import InlinePass
 from spm_compress.checkpoint.artifact import FittedLayer
 from spm_compress.checkpoint.free_names import free_name
 from spm_compress.compress.job import digest
+from spm_compress.errors import ExportError, first_line
 
 __all__ = ["with_operator_matrices"]
 
@@ -34,7 +35,7 @@ def with_operator_matrices(model: ir.Model, layers: Sequence[FittedLayer]) -> No
 
     The graph stays dense.
     """
-    InlinePass()(model)
+    _inline(model)
     by_digest = {layer.sha256: layer for layer in layers}
     sizes = {shape for layer in layers for shape in (layer.shape, layer.shape[::-1])}
     for value, array in list(_constants(model)):
@@ -60,9 +61,18 @@ def _matrix(layer: FittedLayer, is_turned: bool, shape: tuple[int, ...], dtype: 
     return ir.Tensor(np.ascontiguousarray((made.T if is_turned else made).reshape(shape).astype(dtype)))
 
 
+def _inline(model: ir.Model) -> None:
+    try:
+        InlinePass()(model)
+    except Exception as error:  # onnx_ir raises many types: cycles, opsets that differ, graphs as parameters
+        cause = error.__cause__ or error
+        raise ExportError(
+            f"the graph's local functions cannot be inlined ({first_line(cause)}); inline them with onnx.inliner first"
+        ) from error
+
+
 def _constants(model: ir.Model) -> Iterator[tuple[ir.Value, np.ndarray]]:
-    graphs = {id(node.graph): node.graph for node in model.graph.all_nodes() if isinstance(node.graph, ir.Graph)}
-    for graph in {id(model.graph): model.graph, **graphs}.values():
+    for graph in model.graphs():
         for value in graph.initializers.values():
             if _is_matrix(value.const_value):
                 assert value.const_value is not None
@@ -91,12 +101,19 @@ def _dequantized(node: ir.Node, inputs: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _initializer(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    free = free_name(name, model.graph.initializers)
+    free = _free_name(model, name)
     tensor.name = free
     shape = ir.Shape(tensor.shape.numpy())
     value = ir.Value(name=free, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)
     return value
+
+
+def _free_name(model: ir.Model, name: str) -> str:
+    taken = {each for graph in model.graphs() for each in graph.initializers}
+    taken |= {value.name for value in model.graph.inputs if value.name}
+    taken |= {value.name for node in model.graph.all_nodes() for value in node.outputs if value.name}
+    return free_name(name, taken)
 
 
 def _add_shift(model: ir.Model, matrix: ir.Value, is_turned: bool, layer: FittedLayer) -> None:
@@ -131,5 +148,5 @@ def _add_behind(model: ir.Model, node: ir.Node, layer: FittedLayer) -> None:
     name = output.name
     ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
     add.replace_input_with(0, output)
-    result.name, output.name = name, f"{layer.name}.operator.{name}"
+    result.name, output.name = name, _free_name(model, f"{layer.name}.operator.{name}")
     node.graph.insert_after(node, [add])

@@ -49,5 +49,4 @@ def size_of(path: Path) -> int:
 
 
 def _graphs(model: ir.Model) -> list[ir.Graph]:
-    inner = {id(node.graph): node.graph for node in model.graph.all_nodes() if isinstance(node.graph, ir.Graph)}
-    return list({id(model.graph): model.graph, **inner}.values())
+    return list(model.graphs())

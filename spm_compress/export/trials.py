@@ -12,7 +12,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import ast
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,6 +29,13 @@ __all__ = ["SIZES", "Known", "Trial", "find_trial", "random_inputs"]
 # Lengths and image sizes to try for the dynamic axes of a graph.
 SIZES = (16, 32, 48, 64, 224, 320)
 Fill = Literal["ones", "zeros", "drawn"]
+_ARITHMETIC: Mapping[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.FloorDiv: lambda a, b: a // max(1, b),
+    ast.Div: lambda a, b: a // max(1, b),
+}
 _FILLS: tuple[Fill, ...] = ("ones", "zeros", "drawn")
 Arrays = Mapping[str, np.ndarray]
 
@@ -97,7 +105,10 @@ def find_trial(
             return trial
         first = first or trial
     if first is None:
-        raise VerificationError(f"the dense model runs at none of the sizes {', '.join(map(str, sizes))}: {last}")
+        raise VerificationError(
+            f"the dense model runs at none of the sizes {', '.join(map(str, sizes))}: {last}; give inputs that it can "
+            "take with --calibration"
+        )
     return first
 
 
@@ -113,19 +124,24 @@ def _trials(model: ir.Model, sizes: Sequence[int], known: Arrays) -> Iterator[Tr
 
 
 def random_inputs(model: ir.Model, batch: int, sequence: int, seed: int, fill: Fill = "ones") -> dict[str, Any]:
-    """Draw inputs for a graph: its first dynamic axis is `batch`, others are `sequence`, and sums of two twice that.
+    """Draw inputs for a graph: its first axis is `batch`, others are `sequence`, and what is computed of them follows.
+
+    An axis may be called "past + sequence", "2*sequence" or "sequence + 1"; one that begins with "total" is the past
+    and the sequence together.
 
     Floats are normal, masks hold what `fill` says, integers are below the size of the table that they look up.
     """
     generator = np.random.default_rng(seed)
     inputs: dict[str, Any] = {}
+    has_past = any("past" in axis for axis in _axes(model))
     for value in model.graph.inputs:
         if value.name is None or value.name in model.graph.initializers:
             continue
         if isinstance(value.type, ir.OptionalType):
             inputs[value.name] = None
             continue
-        shape = [_size(dim, batch if i == 0 else sequence) for i, dim in enumerate(value.shape or ())]
+        kind = value.type
+        shape = [_size(dim, batch if i == 0 else sequence, has_past) for i, dim in enumerate(value.shape or ())]
         dtype = (value.dtype or ir.DataType.FLOAT).numpy()
         if np.issubdtype(dtype, np.floating):
             inputs[value.name] = generator.standard_normal(shape).astype(dtype)
@@ -134,6 +150,8 @@ def random_inputs(model: ir.Model, batch: int, sequence: int, seed: int, fill: F
             inputs[value.name] = made[fill].astype(dtype)
         else:
             inputs[value.name] = generator.integers(0, _rows_looked_up(value), shape).astype(dtype)
+        if isinstance(kind, ir.SequenceType):
+            inputs[value.name] = [inputs[value.name]]
     return inputs
 
 
@@ -143,10 +161,35 @@ def _is_mask(value: ir.Value) -> bool:
     return value.dtype == ir.DataType.BOOL or "mask" in (value.name or "")
 
 
-def _size(dim: Any, dynamic: int) -> int:
+def _axes(model: ir.Model) -> set[str]:
+    shapes = (value.shape for value in model.graph.inputs if value.shape is not None)
+    return {str(dim.value) for shape in shapes for dim in shape if not isinstance(dim, int) and dim.value}
+
+
+def _size(dim: Any, dynamic: int, has_past: bool) -> int:
     if isinstance(dim, int):
         return dim if dim > 0 else dynamic  # some exporters write a dynamic axis as -1 or 0
-    return dynamic * (1 + str(dim.value or "").count("+"))
+    name = str(dim.value or "")
+    if name.startswith("total") and has_past:
+        return 2 * dynamic
+    try:
+        found = _computed(ast.parse(name.strip(), mode="eval").body, dynamic)
+    except (SyntaxError, ValueError):
+        return dynamic  # a name with other signs in it
+    return found if found > 0 else dynamic
+
+
+def _computed(term: ast.expr, dynamic: int) -> int:
+    """Return what an expression of names of axes comes to, if each is `dynamic`. Raises ValueError for any other."""
+    match term:
+        case ast.Name():
+            return dynamic
+        case ast.Constant(value=int(number)):
+            return number
+        case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _ARITHMETIC:
+            first, second = _computed(left, dynamic), _computed(right, dynamic)
+            return _ARITHMETIC[type(operator)](first, second)
+    raise ValueError(ast.unparse(term))
 
 
 def _rows_looked_up(value: ir.Value) -> int:

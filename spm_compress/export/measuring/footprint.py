@@ -44,7 +44,10 @@ def footprint(path: Path, inputs: Mapping[str, np.ndarray], provider: str, threa
     """
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder) / "inputs.npz"
-        np.savez(given, *inputs.values(), names=np.array(list(inputs)))
+        # A sequence is several arrays of one name, an input that is left out none; strings are not Python's objects.
+        named = [(name, x) for name, each in inputs.items() for x in (each if isinstance(each, list) else [each])]
+        arrays = [(name, x.astype(str) if x.dtype == object else x) for name, x in named if x is not None]
+        np.savez(given, *(x for _, x in arrays), names=np.array([name for name, _ in arrays]))
         first = _in_fresh_process([str(path), provider, str(threads), str(given)])
     others = [_in_fresh_process([str(path), provider, str(threads)]) for _ in range(PROCESSES - 1)]
     load = float(np.median([each["load"] for each in (first, *others)]))

@@ -43,10 +43,13 @@ def _status(name: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def _read(path: str) -> dict[str, np.ndarray]:
-    """Return name -> array; the file has the arrays by number, as a name could be a word that numpy.savez reserves."""
+def _read(path: str) -> dict[str, list[np.ndarray]]:
+    """Return name -> arrays; the file has the arrays by number, as a name could be a word that numpy.savez reserves."""
+    arrays: dict[str, list[np.ndarray]] = {}
     with np.load(path) as file:
-        return {str(name): file[f"arr_{i}"] for i, name in enumerate(file["names"])}
+        for i, name in enumerate(file["names"]):
+            arrays.setdefault(str(name), []).append(file[f"arr_{i}"])
+    return arrays
 
 
 def _load_once(model: str, provider: str, threads: str, *inputs: str) -> None:
@@ -59,7 +62,14 @@ def _load_once(model: str, provider: str, threads: str, *inputs: str) -> None:
     session = onnxruntime.InferenceSession(model, options, providers=[provider])
     load = time.perf_counter() - start
     if given is not None:
-        session.run(None, given)
+        inputs_of = {each.name: each.type for each in session.get_inputs()}
+        session.run(
+            None,
+            {
+                name: arrays if inputs_of[name].startswith("seq(") else arrays[0]
+                for name, arrays in ((name, given.get(name, [None])) for name in inputs_of)
+            },
+        )
     print(json.dumps({"load": load, "peak_memory": max(0, _peak() - before)}))
 
 

@@ -25,9 +25,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass, ShapeInferencePass
 
 from spm_compress.checkpoint.artifact import FittedLayer
+from spm_compress.checkpoint.free_names import free_name
 from spm_compress.checkpoint.shifts import shift_output
 from spm_compress.errors import ExportError
-from spm_compress.export.lowering import Dense, Lowering
+from spm_compress.export.lowering import DOMAIN, Dense, Lowering
 from spm_compress.export.splicing.declared import declare, declared
 from spm_compress.export.splicing.features_first import keep_features_first
 from spm_compress.export.splicing.matches import Match, matches
@@ -61,6 +62,7 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[st
     """
     opset = require_opset(model)
     said = declared(model)
+    _move_functions(model)
     unknown = _infer_shapes(model)
     writer = Writer(model, opset)
     nodes: dict[str, list[str]] = {}
@@ -76,7 +78,7 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[st
             f"none of the {len(layers)} fitted weights is in the graph as a MatMul, Gemm or 1x1 Conv; "
             "is it the graph of the model that was fitted?"
         )
-    RemoveUnusedNodesPass()(model)
+    _remove_unused(model)
     elsewhere: dict[str, list[str]] = {}
     for match in found:
         kinds = writer.replace_elsewhere(match)
@@ -90,7 +92,7 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[st
                 value.shape = value.type = None
     for value in [value for value in model.graph.inputs if value.is_initializer() and not value.uses()]:
         model.graph.inputs.remove(value)  # a weight that is gone, listed as an input
-    RemoveUnusedNodesPass()(model)
+    _remove_unused(model)
     RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     model.ir_version = max(model.ir_version, LEAST_IR_VERSION)
     declare(model, said)
@@ -111,6 +113,35 @@ def require_opset(model: ir.Model) -> int:
             "convert it with onnx.version_converter.convert_version"
         )
     return opset
+
+
+def _move_functions(model: ir.Model) -> None:
+    """Put functions that are in our domain already, of an earlier export, into spm_compress.2, .3, ..."""
+    earlier = [function for function in model.functions.values() if function.domain == DOMAIN]
+    if not earlier:
+        return
+    taken = {function.domain for function in model.functions.values()} | set(model.opset_imports)
+    domain = free_name(DOMAIN, taken | {DOMAIN})
+    names = {function.identifier() for function in earlier}
+    scopes: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for scope in scopes:
+        for node in scope.all_nodes():
+            if node.op_identifier() in names:
+                node.domain = domain
+        if DOMAIN in scope.opset_imports:
+            scope.opset_imports[domain] = scope.opset_imports[DOMAIN]
+    for function in earlier:
+        del model.functions[function.identifier()]
+        function.domain = domain
+        model.functions[function.identifier()] = function
+
+
+def _remove_unused(model: ir.Model) -> None:
+    RemoveUnusedNodesPass()(model)
+    for graph in model.graph.subgraphs():
+        for name, value in list(graph.initializers.items()):
+            if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+                del graph.initializers[name]
 
 
 def _infer_shapes(model: ir.Model) -> set[str | None]:

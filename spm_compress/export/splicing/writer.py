@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spm_compress.checkpoint.artifact import FittedLayer
 from spm_compress.checkpoint.free_names import free_name
-from spm_compress.checkpoint.uses import readers
+from spm_compress.checkpoint.uses import is_handed_out, readers
 from spm_compress.export.lowering import DOMAIN, Dense, Lowering, number_arrays
 from spm_compress.export.splicing.matches import Match, digest_of
 from spm_compress.export.splicing.turns import LAST, Turns, is_turn
@@ -86,7 +86,8 @@ class Writer:
     def replace_elsewhere(self, match: Match) -> list[str]:
         """Let all else that reads the stored weight read the made matrix; return the kinds of those nodes."""
         held, is_turned = match.product.held
-        kinds = [node.op_type for node, _ in readers(held)]
+        kinds = ["another product" if node.domain == DOMAIN else node.op_type for node, _ in readers(held)]
+        kinds += ["an output of the graph"] * is_handed_out(held)
         if kinds:
             sizes = tuple(match.product.tensor.shape.numpy()[2:])
             dtype = held.dtype or match.product.tensor.dtype
