@@ -14,7 +14,15 @@ __all__ = ["is_handed_out", "readers", "role_of", "use_of"]
 _LOOKUPS = ("Gather", "GatherElements", "GatherND", "GatherBlockQuantized")
 _RECURRENT = ("LSTM", "GRU", "RNN")
 # Operators of ONNX Runtime and late opsets that hold their projections inside, as inputs of theirs.
-_FUSED = ("Attention", "QAttention", "MultiHeadAttention", "DecoderAttention", "LongformerAttention", "MoE", "QMoE")
+_FUSED: tuple[str, ...] = (
+    "Attention",
+    "QAttention",
+    "MultiHeadAttention",
+    "DecoderAttention",
+    "LongformerAttention",
+    "MoE",
+    "QMoE",
+)
 _FUSED += (
     "FusedMatMul",
     "FusedGemm",
@@ -24,7 +32,14 @@ _FUSED += (
     "NhwcFusedConv",
     "SparseToDenseMatMul",
 )
-_PACKED = ("MatMulNBits", "MatMulInteger", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm")
+_PACKED: tuple[str, ...] = (
+    "MatMulNBits",
+    "MatMulInteger",
+    "QLinearMatMul",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+    "QGemm",
+)
 _PACKED += ("QLinearConv", "ConvInteger")
 _SCALED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLSTM")
 _STANDARD = ("", "ai.onnx", "ai.onnx.ml")

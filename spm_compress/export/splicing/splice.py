@@ -114,7 +114,7 @@ def _move_functions(model: ir.Model) -> None:
     taken = {function.domain for function in model.functions.values()} | set(model.opset_imports)
     domain = next(each for each in (f"{DOMAIN}.{i}" for i in range(2, len(taken) + 3)) if each not in taken)
     names = {function.identifier() for function in earlier}
-    scopes = (model.graph, *model.functions.values())
+    scopes: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for scope in scopes:
         for node in scope.all_nodes():
             if node.op_identifier() in names:
