@@ -192,8 +192,8 @@ def _opened(path: Path) -> tuple[ir.Model, set[Path]]:
     hidden = next(_hidden(model.graph, frozenset()), None)
     if hidden is not None:
         raise SourceError(
-            f"{path}: a branch or loop has a tensor {hidden!r} of its own where one of that name is known already, which "
-            "ONNX forbids and programs read differently; give it another name"
+            f"{path}: a branch or loop has a tensor {hidden!r} of its own where one of that name is known already, "
+            "which ONNX forbids and programs read differently; give it another name"
         )
     if model.ir_version <= _INITIALIZERS_ARE_INPUTS:
         RemoveInitializersFromInputsPass()(model)
