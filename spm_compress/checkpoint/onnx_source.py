@@ -186,6 +186,12 @@ def _opened(path: Path) -> tuple[ir.Model, set[Path]]:
             f"{path}: reads {missing!r}, which it does not define, unless as a sparse tensor, which is not read; "
             "export it again with dense tensors"
         )
+    hidden = next(_hidden(model.graph, frozenset()), None)
+    if hidden is not None:
+        raise SourceError(
+            f"{path}: a branch or loop has a tensor {hidden!r} of its own where one of that name is known already, "
+            "which ONNX forbids and programs read differently; give it another name"
+        )
     if model.ir_version <= _INITIALIZERS_ARE_INPUTS:
         RemoveInitializersFromInputsPass()(model)
     return model, _map_data(model)
@@ -227,6 +233,19 @@ def _graphs(model: ir.Model) -> list[ir.Graph]:
     """Return every graph, also those without a node."""
     inner = (graph for function in model.functions.values() for graph in function.subgraphs())
     return list({id(graph): graph for graph in (*model.graphs(), *inner)}.values())
+
+
+def _hidden(graph: ir.Graph, outer: frozenset[str]) -> Iterator[str]:
+    """Yield the initializers of subgraphs that hide a value of the same name. ONNX Runtime takes the hidden one."""
+    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    names = outer | {value.name for value in values if value.name}
+    for node in graph:
+        for attribute in node.attributes.values():
+            if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) and attribute.value is not None:
+                inner = [attribute.value] if attribute.type is ir.AttributeType.GRAPH else attribute.value
+                for each in inner:
+                    yield from (name for name in each.initializers if name in names)
+                    yield from _hidden(each, names)
 
 
 def _undefined(model: ir.Model) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from spm_compress.checkpoint.free_names import free_name
 from spm_compress.checkpoint.products import is_step, stored_tensor
 
 __all__ = ["hand_out_copies"]
@@ -14,7 +15,7 @@ def hand_out_copies(model: ir.Model) -> None:
 
     The tensor gets another name, and can then be replaced like any other; converters to other types count on that, too.
     """
-    taken = {value.name for graph in model.graphs() for node in graph for value in node.outputs}
+    taken = {value.name for graph in model.graphs() for node in graph for value in node.outputs if value.name}
     taken |= {name for graph in model.graphs() for name in graph.initializers}
     for graph in model.graphs():
         for i, value in enumerate(graph.outputs):
@@ -25,9 +26,7 @@ def hand_out_copies(model: ir.Model) -> None:
             copy = ir.Node("", "Identity", [value])
             output = copy.outputs[0]
             graph.outputs[i] = output
-            value.name = next(
-                n for n in (f"{name}.stored", *(f"{name}.stored.{j}" for j in range(2, 1 << 20))) if n not in taken
-            )
+            value.name = free_name(f"{name}.stored", taken)
             output.name, output.type, output.shape = name, value.type, value.shape
             taken.add(value.name)
             graph.append(copy)
