@@ -28,7 +28,7 @@ from spm_compress.export.file_names import file_names
 from spm_compress.export.graph import DenseGraph
 from spm_compress.export.live import LIVE_BATCH, Answers, Steps, answers_of, steps_of
 from spm_compress.export.lowering import Dense
-from spm_compress.export.memory import release, trim
+from spm_compress.export.memory import forget_tensors, release, trim
 from spm_compress.export.one_file import BATCHES, Expected, Work, expected_of, tolerance_of, verified
 from spm_compress.export.precision import check_precision, in_precision
 from spm_compress.export.reference import with_operator_matrices
@@ -115,9 +115,12 @@ def export_onnx(
         contextlib.ExitStack() as written,
     ):
         files = [save(each.model, Path(scratch) / f"{i}.onnx", inside=False) for i, each in enumerate(found)]
+        for each in found:
+            forget_tensors(each.model)
         found = [replace(each, model=open_graph(file)) for each, file in zip(found, files, strict=True)]
         for each in found:
             hand_out_copies(each.model)
+        held = [x for module in lives.values() for x in (*module.parameters(), *module.buffers())]
         _replace_layers(lives.values(), replace(artifact, layers=layers))
         prepared = [
             _prepared(
@@ -130,8 +133,8 @@ def export_onnx(
             for each in found
         ]
         sizes = [size_of(file) for file in files]
-        _empty(lives.values())
-        del found
+        _empty([*held, *(x for module in lives.values() for x in module.parameters())])
+        del found, held, lives
         trim()
         first, *others = [_written(each, size, settings) for each, size in zip(prepared, sizes, strict=True)]
     missing = tuple(layer.name for layer in artifact.layers if layer not in layers)
@@ -151,11 +154,10 @@ def _replace_layers(modules: Iterable[nn.Module], artifact: Artifact) -> None:
         apply_artifact(module, artifact)
 
 
-def _empty(modules: Iterable[nn.Module]) -> None:
-    """Let go of the weights of modules that have answered; the exporter still knows the modules."""
-    for module in modules:
-        for x in (*module.parameters(), *module.buffers()):
-            x.data = torch.empty(0, dtype=x.dtype)
+def _empty(tensors: Iterable[torch.Tensor]) -> None:
+    """Let go of the memory of modules that have answered; the exporter still knows their tensors."""
+    for x in tensors:
+        x.data = torch.empty(0, dtype=x.dtype)
 
 
 @dataclass(frozen=True)

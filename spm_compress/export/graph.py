@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -100,7 +101,7 @@ def from_factory(source: FactorySource, changed: Mapping[str, Tensor] | None = N
             f"--factory {source.factory}: gives no example inputs to export with; return a pair of the module and "
             "them, or give the dense model's graph with --graph dense.onnx"
         )
-    model = source.build()
+    model = copy.deepcopy(source.build())  # its layers are going to be replaced, and the function may return it again
     set_tensors(model, changed or {})
     graph = from_module(model, example, {name: {0: "batch"} for name in example}, None)
     live = Live(model, lambda inputs: _flat(model(**inputs)))

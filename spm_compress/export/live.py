@@ -28,7 +28,7 @@ Answer = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Answers:
-    """What a module answers to inputs: its outputs of numbers in their order."""
+    """What a module answers to inputs: its floating-point outputs in their order, or all where it has none."""
 
     inputs: Mapping[str, Any]
     outputs: Sequence[np.ndarray]
@@ -68,7 +68,9 @@ class Steps:
 def answers_of(answer: Answer, inputs: Mapping[str, Any]) -> Answers:
     """Call a module. Raises VerificationError if it cannot be called with inputs that the graph took."""
     given = {name: torch.from_numpy(array) for name, array in inputs.items() if array is not None}
-    return Answers(inputs, [x.numpy() for x in _called(answer, given) if x.is_floating_point()])
+    answers = _called(answer, given)
+    floats = [x for x in answers if x.is_floating_point()]
+    return Answers(inputs, [x.numpy() for x in floats or answers])
 
 
 def steps_of(answer: Answer, example: Mapping[str, Tensor]) -> Steps:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from spm_compress.checkpoint.onnx_source import all_tensors
 
-__all__ = ["release", "trim"]
+__all__ = ["forget_tensors", "release", "trim"]
 
 
 def release(model: ir.Model) -> None:
@@ -23,6 +23,13 @@ def release(model: ir.Model) -> None:
             base = base.base if isinstance(base, np.ndarray) else base.obj
         if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
             base.madvise(mmap.MADV_DONTNEED)
+
+
+def forget_tensors(model: ir.Model) -> None:
+    """Take the values of all initializers from a model that has been written: the exporter still knows the model."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            value.const_value = None
 
 
 def trim() -> None:

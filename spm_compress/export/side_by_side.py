@@ -92,7 +92,7 @@ def side_by_side(
             ]
             progress(f"{provider}, batch {batch}{'' if sequence is None else f', sequence {sequence}'}: compared")
     if not differences:
-        raise VerificationError(f"{against}: has no output of floating-point numbers to compare")
+        raise VerificationError(f"{against}: has no output of numbers to compare")
     return SideBySide(model, against, settings, tuple(differences))
 
 

@@ -110,13 +110,15 @@ def session(
 
 
 def run(runtime: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray]) -> Outputs:
-    """Run a session and return its floating-point outputs by name."""
+    """Run a session and return its floating-point outputs by name; all its numbers where it has none of these."""
     names = [output.name for output in runtime.get_outputs()]
     try:
         values = runtime.run(names, dict(inputs))
     except _RUNTIME_ERRORS as error:
         raise VerificationError(f"ONNX Runtime cannot run the model ({first_line(error)})") from error
-    return {name: value for name, value in zip(names, values, strict=True) if np.issubdtype(value.dtype, np.floating)}
+    arrays = {name: value for name, value in zip(names, values, strict=True) if isinstance(value, np.ndarray)}
+    floats = {name: array for name, array in arrays.items() if np.issubdtype(array.dtype, np.floating)}
+    return floats or {name: array for name, array in arrays.items() if array.dtype.kind in "biu"}
 
 
 def agreement(batch: int, found: Outputs, expected: Outputs) -> Agreement:

@@ -1,4 +1,4 @@
-"""Graphs that an adversary wrote: weights that are outputs, names and functions that look like ours, what is missing."""
+"""Graphs that an adversary wrote: weights that are outputs, names and functions that look like ours."""
 
 from __future__ import annotations
 
