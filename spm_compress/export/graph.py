@@ -101,11 +101,18 @@ def from_factory(source: FactorySource, changed: Mapping[str, Tensor] | None = N
             f"--factory {source.factory}: gives no example inputs to export with; return a pair of the module and "
             "them, or give the dense model's graph with --graph dense.onnx"
         )
-    model = copy.deepcopy(source.build())  # its layers are going to be replaced, and the function may return it again
+    model = _copied(source.build())  # its layers are going to be replaced, and the function may return it again
     set_tensors(model, changed or {})
     graph = from_module(model, example, {name: {0: "batch"} for name in example}, None)
     live = Live(model, lambda inputs: _flat(model(**inputs)))
     return DenseGraph(graph, live, example=example, known=known_of(graph, example))
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy. torch copies no tensor that was computed, which is what pruning leaves as a weight."""
+    held = (value for module in model.modules() for value in vars(module).values())
+    computed = [each for each in held if isinstance(each, Tensor) and not each.is_leaf]
+    return copy.deepcopy(model, {id(each): each.detach().clone() for each in computed})
 
 
 def from_chain(source: Source, activation: str) -> DenseGraph:
