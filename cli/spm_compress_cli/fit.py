@@ -266,7 +266,9 @@ def _count(option: str, text: str, *, least: int) -> int:
 
 def artifact_name(model: Path) -> str:
     """Return the default name of a model's artifact: its own name with .spm.safetensors."""
-    name = model.resolve().name
+    from spm_compress.checkpoint.files import own_name
+
+    name = own_name(model)
     for suffix in (
         *(".safetensors.index.json", ".bin.index.json", ".safetensors", ".onnx", ".gguf"),
         *(".tar", ".pt2", ".pt", ".pth", ".bin", ".ckpt"),

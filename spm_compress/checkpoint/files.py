@@ -22,6 +22,7 @@ from spm_compress.errors import SpmError
 __all__ = [
     "beside",
     "make_folder",
+    "own_name",
     "save_tensors",
     "sha256_of",
     "sweep",
@@ -149,3 +150,8 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def own_name(path: Path) -> str:
+    """Return the name of a file or folder, of ".", too; a link's own, as in caches its target is named by a digest."""
+    return (path if path.name not in ("", "..") else path.resolve()).name

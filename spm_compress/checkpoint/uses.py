@@ -80,8 +80,12 @@ def use_of(node: ir.Node, index: int, rank: int) -> str | None:
         return f"quantized already ({node.op_type}); compress the model it was quantized from"
     if node.op_type == "Conv" and index == 1:
         options: Mapping[str, ir.Attr] = node.attributes
-        is_grouped = "group" in options and options["group"].as_int() != 1
-        return "a kernel of a grouped Conv, no matrix" if is_grouped else "a kernel of a Conv wider than 1x1, no matrix"
+        if "group" in options and options["group"].as_int() != 1:
+            return "a kernel of a grouped Conv, no matrix"
+        kernel = node.inputs[1]
+        if kernel is not None and kernel.shape is not None and all(size == 1 for size in kernel.shape[2:]):
+            return "a 1x1 kernel of a Conv, stored in an order that is not looked into"
+        return "a kernel of a Conv wider than 1x1, no matrix"
     if node.op_type == "ConvTranspose" and index == 1:
         return "a kernel of a ConvTranspose, no matrix"
     if node.op_type in ("MatMul", "Gemm") and index < 2:

@@ -15,7 +15,7 @@ from spm_compress.calibration.collect import collect, load_or_collect
 from spm_compress.calibration.runner import open_runner
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer, KeptTensor
 from spm_compress.checkpoint.factory_source import FactorySource
-from spm_compress.checkpoint.files import sha256_of
+from spm_compress.checkpoint.files import own_name, sha256_of
 from spm_compress.checkpoint.modules import is_trainable
 from spm_compress.checkpoint.neighbours import parts
 from spm_compress.checkpoint.roles import tensors_with_roles
@@ -233,7 +233,7 @@ def _calibrated(source: Source, selected: Selected, data: Path | None, cache: Pa
     if cache is None:
         moments = collect(open_runner(source, data), names)
     else:
-        moments = load_or_collect(source, data, names, cache / f"{source.path.resolve().name}{_MOMENTS}")
+        moments = load_or_collect(source, data, names, cache / f"{own_name(source.path)}{_MOMENTS}")
     if not moments:
         raise UsageError(f"{source.path}: no weight's input can be watched while it runs on {data}; fit without it")
     jobs = [job.watched(next((moments[name] for name in job.names if name in moments), None)) for job in selected.jobs]

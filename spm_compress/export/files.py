@@ -29,7 +29,7 @@ from spm_compress.export.graph import DenseGraph
 from spm_compress.export.live import LIVE_BATCH, Answers, Steps, answers_of, steps_of
 from spm_compress.export.lowering import Dense
 from spm_compress.export.memory import forget_tensors, release, trim
-from spm_compress.export.one_file import BATCHES, Expected, Work, expected_of, tolerance_of, verified
+from spm_compress.export.one_file import BATCHES, Expected, Work, expected_of, verified
 from spm_compress.export.precision import check_precision, in_precision
 from spm_compress.export.reference import with_operator_matrices
 from spm_compress.export.saving import save, size_of
@@ -37,10 +37,10 @@ from spm_compress.export.settings import ExportSettings
 from spm_compress.export.splicing.declared import declare, declared
 from spm_compress.export.splicing.handed_out import hand_out_copies
 from spm_compress.export.splicing.layer_model import dense_model, layer_model
-from spm_compress.export.splicing.matches import matches
+from spm_compress.export.splicing.matches import matches, none_found
 from spm_compress.export.splicing.splice import Spliced
 from spm_compress.export.trials import Known
-from spm_compress.export.verification import TOLERANCE, Agreement, require, session
+from spm_compress.export.verification import TOLERANCE, Agreement
 
 __all__ = ["BATCHES", "Exported", "export_layers", "export_onnx", "first_batch"]
 
@@ -104,7 +104,8 @@ def export_onnx(
         for each in dense_graphs(source, graph, activation, with_past=settings.with_past):
             _write(each.model, _part(dense_path, each.part))
     found = dense_graphs(source, graph, activation, artifact.retrained, with_past=settings.with_past)
-    layers = _found_in(found, artifact.layers, settings)
+    layers_of = _layers_of(found, artifact.layers, settings)
+    layers = tuple(layer for layer in artifact.layers if any(layer in inside for inside in layers_of))
     if dense_path is not None and not artifact.retrained:
         for each in found:
             _write(each.model, _part(dense_path, each.part))
@@ -125,12 +126,12 @@ def export_onnx(
         prepared = [
             _prepared(
                 replace(each, known=each.known if known is None else Known(known)),
-                layers,
+                inside,
                 _part(path, each.part),
                 written.enter_context(write_whole_set(_part(path, each.part))),
                 settings,
             )
-            for each in found
+            for each, inside in zip(found, layers_of, strict=True)
         ]
         sizes = [size_of(file) for file in files]
         _empty([*held, *(x for module in lives.values() for x in module.parameters())])
@@ -162,12 +163,11 @@ def _empty(tensors: Iterable[torch.Tensor]) -> None:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """One graph of a model, ready to be written in any way; live: what the torch module answered."""
+    """One graph of a model, ready to be written in any way."""
 
     path: Path
     work: Work
     scratch: Path
-    live: Steps | Answers | None
     has_past: bool
 
 
@@ -179,7 +179,6 @@ def _prepared(
     scratch.mkdir()
     said = declared(dense.model)
     model, layers = in_precision(dense.model, layers, settings.precision)
-    layers = _present(model, layers)
     reference = model.clone()
     with_operator_matrices(reference, layers)
     declare(reference, said)
@@ -189,9 +188,10 @@ def _prepared(
     release(model)
     expected = expected_of(file, model, dense.known)
     file.with_name(f"{file.name}.data").unlink(missing_ok=True)
-    live = _live_answer(dense, expected) if dense.live is not None else None
+    if dense.live is not None:
+        expected = replace(expected, live=_live_answer(dense, expected))
     work = Work(model, layers, settings, expected, folder / path.name, said, dense.known)
-    return _Prepared(path, work, scratch, live, dense.has_past)
+    return _Prepared(path, work, scratch, dense.has_past)
 
 
 def _written(prepared: _Prepared, dense_size: int, settings: ExportSettings) -> Exported:
@@ -201,12 +201,20 @@ def _written(prepared: _Prepared, dense_size: int, settings: ExportSettings) -> 
     speedups: dict[int, float] = {}
     if settings.lowering is not None or not work.layers:
         lowering = settings.lowering or Dense()
-        spliced, agreements = work.write({layer.name: lowering for layer in work.layers})
+        spliced, found = work.write({layer.name: lowering for layer in work.layers})
     else:
-        spliced, agreements, choices, speedups = work.write_fastest(prepared.scratch)
-    live = None if prepared.live is None else _as_live(prepared.live, work)
-    size = size_of(work.path)
-    return Exported(prepared.path, size, dense_size, spliced, agreements, choices, speedups, live, prepared.has_past)
+        spliced, found, choices, speedups = work.write_fastest(prepared.scratch)
+    return Exported(
+        prepared.path,
+        size_of(work.path),
+        dense_size,
+        spliced,
+        found.agreements,
+        choices,
+        speedups,
+        found.live,
+        prepared.has_past,
+    )
 
 
 def _live_answer(dense: DenseGraph, expected: Expected) -> Steps | Answers:
@@ -217,25 +225,14 @@ def _live_answer(dense: DenseGraph, expected: Expected) -> Steps | Answers:
     return answers_of(dense.live.answer, expected.inputs[LIVE_BATCH])
 
 
-def _as_live(live: Steps | Answers, work: Work) -> Agreement:
-    """Compare a written file with what the torch module answered."""
-    runtime = session(work.path, provider=work.settings.provider, prepack=False)
-    found = live.agreement(runtime)
-    require([found], work.path.name, tolerance_of(work.dense, work.settings.precision), "the torch module")
-    return found
-
-
-def _found_in(
+def _layers_of(
     graphs: Sequence[DenseGraph], layers: Sequence[FittedLayer], settings: ExportSettings
-) -> tuple[FittedLayer, ...]:
-    """Return the layers that are in one of the graphs. Raises ExportError for the others, unless that is allowed."""
-    names = {match.layer.name for each in graphs for match in matches(each.model, layers)}
-    missing = [layer.name for layer in layers if layer.name not in names]
-    if layers and not names:
-        raise ExportError(
-            f"none of the {len(layers)} fitted weights is in the graph as a MatMul, Gemm or 1x1 Conv; "
-            "is it the graph of the model that was fitted?"
-        )
+) -> list[tuple[FittedLayer, ...]]:
+    """Return each graph's layers. Raises ExportError if one is in none of the graphs, unless that is allowed."""
+    names = [{match.layer.name for match in matches(each.model, layers)} for each in graphs]
+    missing = [layer.name for layer in layers if layer.name not in set().union(*names)]
+    if layers and len(missing) == len(layers):
+        raise none_found(layers)
     if missing and not settings.allow_missing:
         others = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ExportError(
@@ -243,12 +240,7 @@ def _found_in(
             "(the exporter may have joined it with what stands beside it); leave it out of the fit with --exclude, or "
             "export without it with --allow-missing"
         )
-    return tuple(layer for layer in layers if layer.name in names)
-
-
-def _present(model: ir.Model, layers: Sequence[FittedLayer]) -> tuple[FittedLayer, ...]:
-    names = {match.layer.name for match in matches(model, layers)}
-    return tuple(layer for layer in layers if layer.name in names)
+    return [tuple(layer for layer in layers if layer.name in inside) for inside in names]
 
 
 def _part(path: Path, part: str) -> Path:
@@ -288,7 +280,7 @@ def export_layers(artifact: Artifact, folder: Path, *, settings: ExportSettings 
             save(layer_model(named, lowering), temporary)
             dense = dense_model(named)
             expected = expected_of(ir.serde.serialize_model(dense).SerializeToString(), dense)
-            agreements = verified(temporary, expected, path.name, settings, TOLERANCE)
+            agreements = verified(temporary, expected, path.name, settings, TOLERANCE).agreements
         out, into = layer.shape
         spliced = Spliced({layer.name: [layer.name]}, (), {layer.name: lowering.name})
         chosen = (choices[layer.name],) if choices else ()

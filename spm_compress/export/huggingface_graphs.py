@@ -244,7 +244,13 @@ def _with_past(model: nn.Module, config: Mapping[str, Any]) -> DenseGraph:
     wrapped = _WithPast(model, keyword).eval()
     # What a first step, without a past, answers says how many layers, heads and features there are.
     nothing: dict[str, Any] = {"past_key_values": []}
-    first = _called(wrapped, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), **nothing})
+    try:
+        first = _called(wrapped, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), **nothing})
+    except ExportError as error:  # a state-space model keeps its state in a cache of another kind
+        raise ExportError(
+            f"--with-past: the model keeps no keys and values of earlier tokens as attention does ({error.__cause__}); "
+            "leave the option out"
+        ) from error
     past = [torch.zeros_like(x[:, :, :3]) for x in first[1:]]
     kinds = [f"{i // 2}.{('key', 'value')[i % 2]}" for i in range(len(past))]
     mask = torch.ones(len(tokens), 3 + tokens.shape[1], dtype=torch.int64)

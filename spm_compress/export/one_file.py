@@ -13,8 +13,9 @@ import onnx_ir as ir
 
 from spm_compress.checkpoint.artifact import FittedLayer
 from spm_compress.checkpoint.onnx_source import all_tensors
-from spm_compress.errors import VerificationError
+from spm_compress.errors import ExportError, VerificationError
 from spm_compress.export.choice import Choice, plans, remembered, rows_of_layers
+from spm_compress.export.live import Answers, Steps
 from spm_compress.export.lowering import Dense, Lowering
 from spm_compress.export.measuring.timing import interleaved
 from spm_compress.export.memory import release, trim
@@ -34,7 +35,7 @@ from spm_compress.export.verification import (
     session,
 )
 
-__all__ = ["BATCHES", "Expected", "Work", "expected_of", "tolerance_of", "verified"]
+__all__ = ["BATCHES", "Expected", "Verified", "Work", "expected_of", "verified"]
 
 # Batch sizes at which every exported file is compared with the torch operator.
 BATCHES = (1, 3, 16)
@@ -60,27 +61,35 @@ class Work:
     said: Declared
     known: Known
 
-    def write(self, lowerings: Mapping[str, Lowering]) -> tuple[Spliced, tuple[Agreement, ...]]:
-        """Write the model with these lowerings and verify it. Raises VerificationError."""
+    def write(self, lowerings: Mapping[str, Lowering]) -> tuple[Spliced, Verified]:
+        """Write the model with these lowerings and verify it.
+
+        Raises VerificationError, and ExportError where a converter has changed a weight until it is not found.
+        """
         model = self.dense.clone()
         spliced = splice(model, self.layers, lowerings)
+        if spliced.missing:
+            raise ExportError(
+                f"{', '.join(spliced.missing)}: not found in the graph any more after its conversion to "
+                f"{self.settings.precision.value}; export in float32, or leave it out of the fit with --exclude"
+            )
         declare(model, self.said)
         save(model, self.path)
         del model
         release(self.dense)
-        tolerance = tolerance_of(self.dense, self.settings.precision)
+        tolerance = _tolerance_of(self.dense, self.settings.precision)
         return spliced, verified(self.path, self.expected, self.path.name, self.settings, tolerance)
 
-    def write_fastest(
-        self, scratch: Path
-    ) -> tuple[Spliced, tuple[Agreement, ...], tuple[Choice, ...], dict[int, float]]:
+    def write_fastest(self, scratch: Path) -> tuple[Spliced, Verified, tuple[Choice, ...], dict[int, float]]:
         """Write the model as the plan that is fastest as a whole, or all dense where none is at every batch."""
         tried: list[Path] = [save(self.dense, scratch / "dense.onnx", inside=False)]
         rows = rows_of_layers(self.dense, self.layers, self.settings, scratch, self.known)
         found = plans(self.layers, rows, self.settings)
         for i, plan in enumerate(found):
             model = self.dense.clone()
-            splice(model, self.layers, {choice.layer: choice.lowering for choice in plan})
+            # Where the matrix is made at load the product that is there runs, which takes no memory to make.
+            lowerings = {choice.layer: choice.lowering for choice in plan if choice.lowering.layout is not None}
+            splice(model, [layer for layer in self.layers if layer.name in lowerings], lowerings)
             tried.append(save(model, scratch / f"{i}.onnx", inside=False))
             del model
         release(self.dense)
@@ -89,10 +98,10 @@ class Work:
         choices, reached = found[best], speedups[best]
         if min(reached.values()) < _SLOWER:
             choices = tuple(_kept_dense(choice, reached) for choice in choices)
-        spliced, agreements = self.write({choice.layer: choice.lowering for choice in choices})
+        spliced, agreed = self.write({choice.layer: choice.lowering for choice in choices})
         if min(reached.values()) < _SLOWER:
             (reached,) = self.speedups([["dense"] * len(choices)], [tried[0], self.path])
-        return spliced, agreements, choices, reached
+        return spliced, agreed, choices, reached
 
     def speedups(self, lowerings: Sequence[Sequence[str]], paths: Sequence[Path]) -> list[dict[int, float]]:
         """Return `_speedups` of models with these lowerings, as they were when the same models were first timed."""
@@ -111,7 +120,7 @@ def _passes_checker(path: Path) -> bool:
     return True
 
 
-def tolerance_of(dense: ir.Model, precision: Precision) -> float:
+def _tolerance_of(dense: ir.Model, precision: Precision) -> float:
     """Return that of the precision, or of float16 where the graph had such tensors before."""
     is_narrow = any(tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) for _, tensor in all_tensors(dense))
     return _TOLERANCES[Precision.FLOAT16 if is_narrow else precision]
@@ -122,12 +131,21 @@ class Expected:
     """What a model has to answer: inputs and answers by batch, for all of BATCHES.
 
     is_proper: whether onnx.checker takes the graph that answered. One that it refuses (an output without a shape) is
-    not made worse by this program.
+    not made worse by this program. live: what the torch module answered, where there is one.
     """
 
     inputs: Mapping[int, Mapping[str, Any]]
     answers: Mapping[int, Outputs]
     is_proper: bool = True
+    live: Steps | Answers | None = None
+
+
+@dataclass(frozen=True)
+class Verified:
+    """How well a file agrees: with what is expected at each batch, and with the torch module, where there is one."""
+
+    agreements: tuple[Agreement, ...]
+    live: Agreement | None
 
 
 def expected_of(reference: Path | bytes, graph: ir.Model, known: Known | None = None) -> Expected:
@@ -139,9 +157,7 @@ def expected_of(reference: Path | bytes, graph: ir.Model, known: Known | None = 
     return Expected(inputs, answers, isinstance(reference, bytes) or _passes_checker(reference))
 
 
-def verified(
-    path: Path, expected: Expected, name: str, settings: ExportSettings, tolerance: float
-) -> tuple[Agreement, ...]:
+def verified(path: Path, expected: Expected, name: str, settings: ExportSettings, tolerance: float) -> Verified:
     """Compare a file with what is expected. Raises VerificationError, by the file's name."""
     if expected.is_proper:
         check_file(path)
@@ -150,7 +166,10 @@ def verified(
         agreement(batch, run(found, inputs), expected.answers[batch]) for batch, inputs in expected.inputs.items()
     ]
     require(agreements, name, tolerance)
-    return tuple(agreements)
+    live = None if expected.live is None else expected.live.agreement(found)
+    if live is not None:
+        require([live], name, tolerance, "the torch module")
+    return Verified(tuple(agreements), live)
 
 
 def _speedups(paths: Sequence[Path], settings: ExportSettings, known: Known) -> list[dict[int, float]]:

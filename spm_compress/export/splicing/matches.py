@@ -11,8 +11,9 @@ import onnx_ir as ir
 
 from spm_compress.checkpoint.artifact import FittedLayer
 from spm_compress.checkpoint.products import Product, inline_products, products
+from spm_compress.errors import ExportError
 
-__all__ = ["Match", "digest_of", "matches"]
+__all__ = ["Match", "digest_of", "matches", "none_found"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,14 @@ def matches(model: ir.Model, layers: Sequence[FittedLayer]) -> Iterator[Match]:
             if layer is not None:
                 yield Match(product, layer, transposed)
                 break
+
+
+def none_found(layers: Sequence[FittedLayer]) -> ExportError:
+    """Return the error of a graph that has no product with any of the layers."""
+    return ExportError(
+        f"none of the {len(layers)} fitted weights is in the graph as a MatMul, Gemm or 1x1 Conv; "
+        "is it the graph of the model that was fitted?"
+    )
 
 
 def digest_of(matrix: np.ndarray) -> str:

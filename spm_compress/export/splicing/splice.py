@@ -31,7 +31,7 @@ from spm_compress.errors import ExportError
 from spm_compress.export.lowering import DOMAIN, Dense, Lowering
 from spm_compress.export.splicing.declared import declare, declared
 from spm_compress.export.splicing.features_first import keep_features_first
-from spm_compress.export.splicing.matches import Match, matches
+from spm_compress.export.splicing.matches import Match, matches, none_found
 from spm_compress.export.splicing.writer import Writer
 
 __all__ = ["Spliced", "require_opset", "splice"]
@@ -74,10 +74,7 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[st
         nodes.setdefault(match.layer.name, []).append(writer.replace(match, lowering))
         runs[nodes[match.layer.name][-1]] = lowering.name
     if layers and not nodes:
-        raise ExportError(
-            f"none of the {len(layers)} fitted weights is in the graph as a MatMul, Gemm or 1x1 Conv; "
-            "is it the graph of the model that was fitted?"
-        )
+        raise none_found(layers)
     _remove_unused(model)
     elsewhere: dict[str, list[str]] = {}
     for match in found:
