@@ -34,8 +34,15 @@ settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
 
 # Tests of one room share oracles and builders that stand beside them.
-for room in ("operator", "layers", "export", "cli", "docs"):
+for room in ("operator", "layers", "export", "cli", "docs", "support"):
     sys.path.insert(0, str(Path(__file__).parent / room))
+
+import torchlib  # noqa: E402, F401
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors: a quarter of the time a worker waits for processes that it started."""
+    return 1 + (os.cpu_count() or 1)
 
 
 @pytest.fixture(autouse=True, scope="session")
