@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,13 +9,14 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from spm_compress.cache_key import cache_key
 from spm_compress.calibration.moments import Moments, PairedMoments, Sums
 from spm_compress.calibration.runner import Runner, open_runner
 from spm_compress.checkpoint.files import make_folder, sha256_of, write_tensors
 from spm_compress.checkpoint.source import Source, key_of
 from spm_compress.errors import SourceError
 
-__all__ = ["collect", "load_or_collect", "paired_moments"]
+__all__ = ["collect", "load_or_collect", "moments_key", "paired_moments"]
 
 _FORMAT = 1
 _KEY = "spm_compress_calibration"
@@ -83,15 +83,18 @@ def load_or_collect(
     """
     if not data.is_file():
         open_runner(source, data)  # says what is wrong
-    fingerprint = hashlib.sha256(
-        json.dumps([_FORMAT, sorted(source.hashes().items()), key_of(source), sha256_of(data)]).encode()
-    ).hexdigest()
+    fingerprint = moments_key(source, data)
     known = _load(cache, fingerprint, names)
     if known is not None:
         return known
     found = collect(open_runner(source, data), names, watch)
     _save(cache, fingerprint, names, found)
     return found
+
+
+def moments_key(source: Source, data: Path) -> str:
+    """Return the key of all that the moments of a model's inputs depend on."""
+    return cache_key(format=_FORMAT, files=source.hashes(), key=key_of(source), data=sha256_of(data))
 
 
 def _save(cache: Path, fingerprint: str, names: Sequence[str], found: Mapping[str, Moments]) -> None:

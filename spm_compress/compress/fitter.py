@@ -39,7 +39,7 @@ class Fitter:
         """
         missing: dict[str, Job] = {}
         for job in jobs:
-            known = self.fits.get(job, self.store)
+            known = self.known(job)
             if known is None:
                 missing[job.names[0]] = job
             else:
@@ -53,11 +53,15 @@ class Fitter:
         ]
         for done in self.executor.run(tasks, self.progress):
             for job, layer in zip(done.jobs, done.layers, strict=True):
-                self.fits.put(job, layer, self.store, done.seconds / len(done.jobs))
+                self.fits.put(job, layer, self.store, self.device, done.seconds / len(done.jobs))
                 self.progress.layer(layer)
                 yield layer
 
+    def known(self, job: Job) -> tuple[FittedLayer, float] | None:
+        """Return the layer of a job that was fitted before, as it is fitted here, and the seconds that it took."""
+        return self.fits.get(job, self.store, self.device)
+
     def seconds(self, job: Job) -> float:
         """Return what fitting a job took, whenever that was; 0 for one that was not fitted."""
-        known = self.fits.get(job, self.store)
+        known = self.known(job)
         return 0.0 if known is None else known[1]

@@ -73,7 +73,7 @@ def forecast(fitter: Fitter, jobs: Sequence[Job], settings: CompressSettings) ->
         short = []
         for job in _next_rung(jobs, remaining):
             memory = max(memory, _working_bytes(job))
-            known = fitter.fits.get(job, fitter.store)
+            known = fitter.known(job)
             if known is not None:
                 found[job.names[0], job.fit.stages] = known[0]
             else:

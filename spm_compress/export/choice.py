@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import math
 import os
@@ -18,8 +17,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
+from spm_compress.cache_key import cache_key
 from spm_compress.checkpoint.artifact import FittedLayer
-from spm_compress.checkpoint.files import write_whole
+from spm_compress.checkpoint.files import sha256_of, write_whole
 from spm_compress.errors import SpmError
 from spm_compress.export.lowering import Dense, Layout, Lowering, lowerings
 from spm_compress.export.measuring.timing import interleaved
@@ -30,7 +30,7 @@ from spm_compress.export.splicing.matches import matches
 from spm_compress.export.trials import SIZES, Known, find_trial
 from spm_compress.export.verification import session
 
-__all__ = ["Choice", "plans", "processor", "remembered", "rows_of_layers"]
+__all__ = ["Choice", "layer_key", "model_key", "plans", "processor", "remembered", "rows_of_layers"]
 
 _REPEATS, _SECONDS = 40, 0.15
 # A lowering that is not this much faster than the dense product is not worth the risk that timing is noise.
@@ -105,7 +105,7 @@ def plans(
     """
     times = {
         layer.name: remembered(
-            (layer.spm.structure, rows[layer.name], settings.threads, settings.provider),
+            layer_key(layer, rows[layer.name], settings),
             functools.partial(_timed, layer, rows[layer.name], settings),
         )
         for layer in layers
@@ -159,13 +159,44 @@ def _timed(layer: FittedLayer, rows: tuple[int, ...], settings: ExportSettings) 
     return times
 
 
-def remembered(question: object, measure: Callable[[], Any]) -> Any:
-    """Return what was measured for a question on this machine before, or measure it and keep it (JSON values).
+def layer_key(layer: FittedLayer, rows: tuple[int, ...], settings: ExportSettings) -> str:
+    """Return the key of all that the times of a layer by itself depend on: its numbers' values are none of it."""
+    return _measured_here(
+        structure=layer.spm.structure, rows=rows, threads=settings.threads, provider=settings.provider
+    )
+
+
+def model_key(
+    graph: Path, layers: Sequence[FittedLayer], plans: Sequence[Sequence[str]], settings: ExportSettings, known: Known
+) -> str:
+    """Return the key of all that the times of whole models depend on.
+
+    graph: the dense one, its large tensors beside it; plans: names of lowerings, layer by layer.
+    """
+    return _measured_here(
+        graph=sha256_of(graph),
+        layers=[(layer.sha256, layer.spm.structure) for layer in layers],
+        plans=plans,
+        settings=settings,
+        known=known,
+    )
+
+
+def _measured_here(**depends_on: object) -> str:
+    return cache_key(
+        onnxruntime=onnxruntime.__version__,
+        processor=processor(),
+        processors=os.cpu_count(),
+        lowerings=[each.name for each in lowerings()],
+        **depends_on,
+    )
+
+
+def remembered(key: str, measure: Callable[[], Any]) -> Any:
+    """Return what was measured under a key before, or measure it and keep it (JSON values).
 
     Kept in the user's cache folder; a missing, damaged or read-only file only costs the time to measure again.
     """
-    machine = (onnxruntime.__version__, processor(), os.cpu_count(), [each.name for each in lowerings()])
-    key = hashlib.sha256(repr((question, machine)).encode()).hexdigest()
     path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spm-compress" / "lowerings.json"
     try:
         known = json.loads(path.read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from spm_compress.checkpoint.artifact import FittedLayer
 from spm_compress.checkpoint.onnx_source import all_tensors
 from spm_compress.errors import ExportError, VerificationError
-from spm_compress.export.choice import Choice, plans, remembered, rows_of_layers
+from spm_compress.export.choice import Choice, model_key, plans, remembered, rows_of_layers
 from spm_compress.export.live import Answers, Steps
 from spm_compress.export.lowering import Dense, Lowering
 from spm_compress.export.measuring.timing import interleaved
@@ -105,10 +105,9 @@ class Work:
 
     def speedups(self, lowerings: Sequence[Sequence[str]], paths: Sequence[Path]) -> list[dict[int, float]]:
         """Return `_speedups` of models with these lowerings, as they were when the same models were first timed."""
-        known = [(layer.sha256, layer.spm.structure) for layer in self.layers]
-        question = (known, lowerings, self.settings)
+        key = model_key(paths[0], self.layers, lowerings, self.settings, self.known)
         times = functools.partial(_speedups, paths, self.settings, self.known)
-        found = remembered(question, lambda: [list(each.items()) for each in times()])
+        found = remembered(key, lambda: [list(each.items()) for each in times()])
         return [dict(each) for each in found]
 
 
