@@ -1,6 +1,6 @@
 """spm-compress: replace dense weight matrices by Stagewise Pairwise Mixers.
 
-Names are imported on first use (PEP 562): torch alone takes longer than `spm-compress --help` may.
+Names are imported on first use (PEP 562): torch alone takes longer than the help of the command line may.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Every message says what is wrong, where, and what to do, in one line. The command line
 turns `UsageError` into exit code 2 and every other `SpmError` into exit code 1; anything
-else that escapes is a bug and keeps its traceback.
+else that escapes is a bug and keeps its traceback. Fields and functions stand in backticks, `seed`; the command line
+says the option or command in their place.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from spm_compress_cli.completion import weight_names
 from spm_compress_cli.config import from_option
 from spm_compress_cli.evaluation import evaluation_options, gate_of
 from spm_compress_cli.factory import factory_option
+from spm_compress_cli.flags import with_flags
 from spm_compress_cli.interruption import if_interrupted, written_since
 from spm_compress_cli.opening import key_option, open_model
 from spm_compress_cli.output import OutputFile
@@ -160,7 +161,10 @@ def fit(
         )
     cannot = outlook(source)
     if cannot is not None:
-        message(f"{source.path}: a fit of it can be expanded, but not exported: {cannot}", verbosity)
+        root = click.get_current_context().find_root().command
+        assert isinstance(root, click.Group)
+        reason = with_flags(cannot, root)
+        message(f"{source.path}: a fit of it can be expanded, but not exported: {reason}", verbosity)
     if_interrupted(lambda: found_out() and _FOUND_OUT)
     if dry_run:
         with follow(verbosity) as progress:

@@ -17,6 +17,7 @@ from spm_compress_cli.distill import distill
 from spm_compress_cli.expand import expand
 from spm_compress_cli.export import export
 from spm_compress_cli.fit import fit
+from spm_compress_cli.flags import with_flags
 from spm_compress_cli.init import init
 from spm_compress_cli.inspect import inspect
 from spm_compress_cli.report import report
@@ -80,9 +81,9 @@ def _code_of(call: Callable[[], int | None]) -> int:
     try:
         code = call()
     except UsageError as error:
-        code = _refuse(str(error), _WRONG_USAGE)
+        code = _refuse(with_flags(str(error), cli), _WRONG_USAGE)
     except SpmError as error:
-        code = _refuse(str(error), _FAILED)
+        code = _refuse(with_flags(str(error), cli), _FAILED)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         code = error.exit_code

@@ -49,5 +49,5 @@ def open_runner(source: Source, data: Path) -> Runner:
         return open_torch_runner(source, data)
     raise UsageError(
         f"{source.path}: holds weights without a model that can be run on {data}; "
-        "calibrate a Hugging Face folder, an .onnx model or what a --factory builds"
+        "calibrate a Hugging Face folder, an .onnx model or what a `factory` builds"
     )

@@ -179,7 +179,7 @@ def read_artifact(path: Path) -> Artifact:
     if path.is_dir():
         raise ArtifactError(f"{path}: is a folder; name an artifact in it, *{SUFFIX}")
     if not path.is_file():
-        raise ArtifactError(f"{path}: no such artifact; make one with: spm-compress fit MODEL")
+        raise ArtifactError(f"{path}: no such artifact; make one with: `fit_model`")
     metadata, tensors = _read_file(path)
     if ARTIFACT_KEY not in metadata:
         raise ArtifactError(f"{path}: is a safetensors file but not an spm-compress artifact; run fit on it first")
@@ -240,7 +240,7 @@ def find_artifact(folder: Path) -> Path:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise ArtifactError(f"{folder}: holds no *{SUFFIX}; make one with: spm-compress fit MODEL")
+        raise ArtifactError(f"{folder}: holds no *{SUFFIX}; make one with: `fit_model`")
     names = ", ".join(path.name for path in found)
     raise ArtifactError(f"{folder}: holds several artifacts ({names}); name the one that is meant")
 

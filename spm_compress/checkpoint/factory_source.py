@@ -1,4 +1,4 @@
-"""A model that a function of the user builds, `--factory module:function`."""
+"""A model that a function of the user, named module:function, builds."""
 
 from __future__ import annotations
 
@@ -51,25 +51,25 @@ class FactorySource:
 
     @cached_property
     def _built(self) -> tuple[nn.Module, Mapping[str, Tensor] | None]:
-        function = named_function("--factory", self.factory)
+        function = named_function("`factory`", self.factory)
         try:
             found = function()
         except Exception as error:  # the user's own code
             raise SourceError(
-                f"--factory {self.factory}: raises {type(error).__name__}: {first_line(error)}"
+                f"`factory` {self.factory}: raises {type(error).__name__}: {first_line(error)}"
             ) from error
         module, example = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
         if not isinstance(module, nn.Module):
             raise SourceError(
-                f"--factory {self.factory}: returns a {type(module).__name__}; return an nn.Module, or a pair of one "
+                f"`factory` {self.factory}: returns a {type(module).__name__}; return an nn.Module, or a pair of one "
                 "and its example inputs"
             )
         module = unwrapped(module)
         is_wide = any(each.dtype == torch.float64 for each in module.parameters())
         example = None if example is None else as_float32(_by_name(self.factory, module, example))
-        module = initialized(module.float().cpu(), example, f"--factory {self.factory}").eval()
+        module = initialized(module.float().cpu(), example, f"`factory` {self.factory}").eval()
         if is_wide and example is not None:
-            require_float32(module, example, f"--factory {self.factory}")
+            require_float32(module, example, f"`factory` {self.factory}")
         use_linears(module)
         if self.weights is not None:
             self._fill(module)
@@ -82,14 +82,14 @@ class FactorySource:
             module.load_state_dict(values)
         except RuntimeError as error:
             what = " ".join(str(error).split())[:300]
-            raise SourceError(f"{self.path}: does not fit what --factory {self.factory} builds ({what})") from error
+            raise SourceError(f"{self.path}: does not fit what `factory` {self.factory} builds ({what})") from error
 
     @cached_property
     def _values(self) -> dict[str, Tensor]:
         found = {name: x.detach() for name, x in self._built[0].state_dict().items() if isinstance(x, Tensor)}
         if not found:
             raise SourceError(
-                f"--factory {self.factory}: builds a module without tensors; there is nothing to compress"
+                f"`factory` {self.factory}: builds a module without tensors; there is nothing to compress"
             )
         return dict(sorted(found.items()))
 
@@ -133,7 +133,7 @@ def open_factory(factory: str, weights: Any = None) -> FactorySource:
     tensor or a tuple of them), which exporting needs. Raises UsageError if it cannot be imported, SourceError if it
     fails, does not build a module, or the weights do not fit it.
     """
-    file = inspect.getsourcefile(inspect.unwrap(named_function("--factory", factory)))
+    file = inspect.getsourcefile(inspect.unwrap(named_function("`factory`", factory)))
     source = FactorySource(weights.path if weights is not None else Path(file or factory), factory, weights)
     source.build()
     return source
@@ -148,5 +148,5 @@ def _by_name(factory: str, module: nn.Module, example: Any) -> Mapping[str, Tens
     if isinstance(example, Mapping):  # an optional input that is left out
         example = {name: x for name, x in example.items() if x is not None}
     if not isinstance(example, Mapping) or not all(isinstance(x, Tensor) for x in example.values()):
-        raise SourceError(f"--factory {factory}: its example inputs are no tensor, tuple or mapping of tensors")
+        raise SourceError(f"`factory` {factory}: its example inputs are no tensor, tuple or mapping of tensors")
     return example

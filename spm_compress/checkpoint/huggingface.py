@@ -78,7 +78,7 @@ def load_huggingface(source: Source) -> nn.Module:
         names = (source.config or {}).get("architectures") or []
         raise SourceError(
             f"{source.path / 'config.json'}: architectures {names!r} name no class of transformers "
-            f"{transformers.__version__}; give the dense graph with --graph dense.onnx, or fit that ONNX file"
+            f"{transformers.__version__}; give the dense graph with `graph` dense.onnx, or fit that ONNX file"
         )
     try:
         with quiet():

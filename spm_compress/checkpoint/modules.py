@@ -41,6 +41,6 @@ def load_module(source: Source) -> nn.Module:
     if source.config is None:
         raise SourceError(
             f"{source.path}: holds no model that torch can run; fit a Hugging Face folder, or name a function that "
-            "builds the model with --factory module:function"
+            "builds the model with `factory` module:function"
         )
     return load_huggingface(source)

@@ -65,9 +65,9 @@ def choose(path: Path, content: Any, key: str | None) -> tuple[str | None, Model
         raise SourceError(f"{path}: holds no tensors of a model; there is nothing to compress")
     if key is not None and key not in found:
         near = near_misses(key, found) or f"; there is: {_listed(found)}"
-        raise UsageError(f"{path}: holds no model under --key {key}{near}")
+        raise UsageError(f"{path}: holds no model under `key` {key}{near}")
     if key is None and len(found) > 1:
-        raise UsageError(f"{path}: holds several models: {_listed(found)}; choose one with --key NAME")
+        raise UsageError(f"{path}: holds several models: {_listed(found)}; choose one with `key` NAME")
     name = key if key is not None else next(iter(found))
     return (None if name == TOP and len(found) == 1 else name), found[name]
 

@@ -15,7 +15,7 @@ def told_apart(path: Path) -> str | None:
     if path.is_dir():
         if next(path.glob("*.onnx"), None) is not None:
             return "is a folder; name the .onnx file in it"
-        return "is a folder without an .onnx file; fit and export its model: spm-compress export --onnx out.onnx"
+        return "is a folder without an .onnx file; fit and export its model: `export_onnx`"
     with path.open("rb") as file:
         start = file.read(8)
         if start[:4] == b"PK\x03\x04":
@@ -30,5 +30,5 @@ def told_apart(path: Path) -> str | None:
         except (ValueError, RecursionError):
             return None
     if ARTIFACT_KEY in metadata:
-        return f"is an artifact; export it first: spm-compress export {path} --onnx out.onnx"
-    return "holds tensors without a graph; fit it and export what comes out: spm-compress export --onnx out.onnx"
+        return f"is an artifact; export it first: `export_onnx` {path}"
+    return "holds tensors without a graph; fit it and export what comes out: `export_onnx`"

@@ -34,14 +34,14 @@ def source_of(
     if recorded_factory and factory is None:
         raise ArtifactError(
             f"{artifact_path}: was fitted from what {recorded_factory} builds; to run that code again, say "
-            f"--factory {recorded_factory}"
+            f"`factory` {recorded_factory}"
         )
     path = given or artifact_path.parent / str(artifact.source["path"])
     built = recorded_factory in artifact.source["files"]
     if not built and not path.exists():
         raise ArtifactError(
-            f"{path}: the model that was fitted is not there; name it with --source, "
-            "or, to export, its graph with --graph dense.onnx"
+            f"{path}: the model that was fitted is not there; name it with `source`, "
+            "or, to export, its graph with `graph` dense.onnx"
         )
     source = open_source(None if built else path, factory, key or (None if built else artifact.source.get("key")))
     recorded = artifact.source["files"]

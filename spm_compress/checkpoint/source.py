@@ -89,7 +89,7 @@ def read_finite(source: Source, name: str) -> Tensor:
     if bad:
         raise SourceError(
             f"{source.place(name)}: tensor {name!r} holds {bad} NaN or infinite values; "
-            f"repair the model or leave it out with --exclude {name!r}"
+            f"repair the model or leave it out with `exclude` {name!r}"
         )
     return tensor
 
@@ -112,15 +112,15 @@ def open_source(path: Path | None, factory: str | None = None, key: str | None =
     """
     if factory is not None:
         if path is None and key is not None:
-            raise UsageError(f"--key {key}: is for a file of torch.save; what a factory builds is one model")
+            raise UsageError(f"`key` {key}: is for a file of torch.save; what a factory builds is one model")
         return open_factory(factory, None if path is None else open_source(path, key=key))
     if path is None:
-        raise UsageError("there is no model; name a file or folder, or a function with --factory module:function")
+        raise UsageError("there is no model; name a file or folder, or a function with `factory` module:function")
     if not path.exists():
         raise _missing(path)
     source = _opened(path, key)
     if key is not None and not isinstance(source, TorchSource):
-        raise UsageError(f"{path}: is no file of torch.save, so --key {key} chooses nothing in it; leave it out")
+        raise UsageError(f"{path}: is no file of torch.save, so `key` {key} chooses nothing in it; leave it out")
     return source
 
 

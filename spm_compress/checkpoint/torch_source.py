@@ -63,7 +63,7 @@ class TorchSource:
 
     @property
     def key(self) -> str | None:
-        """The way to the model in the files, `--key`; None if it is all that is in them."""
+        """The way to the model in the files, `key`; None if it is all that is in them."""
         return self._chosen[0]
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -30,7 +30,7 @@ class Gate:
     max_drop: float | None = None
 
     def __post_init__(self) -> None:
-        for option, value in (("--min-score", self.min_score), ("--max-drop", self.max_drop)):
+        for option, value in (("`min_score`", self.min_score), ("`max_drop`", self.max_drop)):
             if value is not None and math.isnan(value):
                 raise UsageError(f"{option} nan: is no number; give one")
 
@@ -46,13 +46,13 @@ class Gate:
         which, score = list(scores.items())[-1]
         if self.min_score is not None and not score >= self.min_score:
             raise VerificationError(
-                f"{self.name}: the {which} model's {score:.4g} is below --min-score {self.min_score}"
+                f"{self.name}: the {which} model's {score:.4g} is below `min_score` {self.min_score}"
             )
         drop = scores["original"] - score
         if self.max_drop is not None and not drop <= self.max_drop:
             raise VerificationError(
                 f"{self.name}: the {which} model's {score:.4g} is {drop:.4g} below the original's "
-                f"{scores['original']:.4g}, more than --max-drop {self.max_drop}"
+                f"{scores['original']:.4g}, more than `max_drop` {self.max_drop}"
             )
 
     def _score(self, which: str, model: nn.Module) -> float:
@@ -63,12 +63,12 @@ class Gate:
             raise
         except Exception as error:  # the user's own code
             raise UsageError(
-                f"--eval {self.name}: raises {type(error).__name__} on the {which} model: {first_line(error)}"
+                f"`evaluate` {self.name}: raises {type(error).__name__} on the {which} model: {first_line(error)}"
             ) from error
         try:
             score = float(found)
         except (TypeError, ValueError) as error:
-            raise UsageError(f"--eval {self.name}: fails on the {which} model ({first_line(error)})") from error
+            raise UsageError(f"`evaluate` {self.name}: fails on the {which} model ({first_line(error)})") from error
         if math.isnan(score):
-            raise UsageError(f"--eval {self.name}: returned NaN for the {which} model")
+            raise UsageError(f"`evaluate` {self.name}: returned NaN for the {which} model")
         return score

@@ -88,7 +88,7 @@ class Processes:
 
     def __init__(self, count: int) -> None:
         if count < 1:
-            raise UsageError(f"--jobs {count}: must be 1 or more")
+            raise UsageError(f"`jobs` {count}: must be 1 or more")
         self.count = count
 
     def run(self, tasks: Sequence[Task], progress: Progress) -> Iterator[Done]:
@@ -111,7 +111,7 @@ class Processes:
                     yield each.result()
         except BrokenProcessPool as error:
             raise FitError(
-                "a worker process died (out of memory?); use fewer --jobs; the same command goes on"
+                "a worker process died (out of memory?); use fewer `jobs`; the same command goes on"
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -34,10 +34,7 @@ def expand(artifact: Artifact) -> Expanded:
     orders in its file.
     """
     if artifact.source.get("onnx", str(artifact.source["path"]).endswith(".onnx")):
-        raise UsageError(
-            "the artifact is of an ONNX model; write a dense one with: "
-            "spm-compress export --lowering dense --onnx out.onnx"
-        )
+        raise UsageError("the artifact is of an ONNX model; write a dense one with: `export_onnx` `lowering` dense")
     tensors = dict(artifact.tensors)
     lost = []
     for layer in artifact.layers:

@@ -45,7 +45,7 @@ class Ledger:
             self._lock.acquire()
         except Timeout as error:
             raise SpmError(
-                f"{self.output}: another run is writing it; wait until it is done, or name another file with --output"
+                f"{self.output}: another run is writing it; wait until it is done, or name another file with `output`"
             ) from error
         except OSError as error:
             raise SpmError(

@@ -53,7 +53,7 @@ class Selected:
 def select_jobs(source: Source, settings: CompressSettings) -> Selected:
     """Choose the weights and say how each is fitted.
 
-    Raises UsageError if nothing is left to fit, unless --exclude asked for that; SourceError naming a tensor that holds
+    Raises UsageError if nothing is left to fit, unless `exclude` asked for that; SourceError naming a tensor that holds
     NaN.
     """
     infos = tensors_with_roles(source)
@@ -66,7 +66,7 @@ def select_jobs(source: Source, settings: CompressSettings) -> Selected:
         parts=known_parts,
     )
     require_model(source.path, infos, known_parts, selection)
-    check_patterns("--layer", [override.pattern for override in settings.overrides], selection.fitted)
+    check_patterns("`overrides`", [override.pattern for override in settings.overrides], selection.fitted)
     reasons = dict(selection.kept)
     smaller = []
     for name in selection.fitted:
@@ -147,7 +147,7 @@ def fit_model(
                 reasons.update(dict.fromkeys(by_name[choice.curve.name].names, choice.reason))
     elif settings.is_sequential:
         if data is None:
-            raise UsageError("--sequential fits each layer to the inputs that it gets: give them with --calibration")
+            raise UsageError("`is_sequential` fits each layer to the inputs that it gets: give them with `data`")
         layers = list(fit_sequential(fitter, selected.jobs, data))
     else:
         layers = list(fitter.fit(selected.jobs))
@@ -179,10 +179,10 @@ class Refit:
         been trained since: its weights go together.
         """
         if (self.before.source["files"], self.before.source.get("key")) != (files, key):
-            raise ArtifactError("--refit: the artifact belongs to another model; fit this one whole")
+            raise ArtifactError("`refit`: the artifact belongs to another model; fit this one whole")
         if self.before.recovery is not None:
-            raise ArtifactError("--refit: the artifact was trained after its fit; refit the one that it came from")
-        check_patterns("--refit", self.patterns, [name for job in selected.jobs for name in job.names])
+            raise ArtifactError("`refit`: the artifact was trained after its fit; refit the one that it came from")
+        check_patterns("`refit`", self.patterns, [name for job in selected.jobs for name in job.names])
         jobs = tuple(job for job in selected.jobs if any(map(self._is_meant, job.names)))
         return Selected(jobs, {**selected.kept, **{each.name: each.reason for each in self.before.kept}})
 
@@ -292,7 +292,7 @@ def check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {device}: cannot be used ({first_line(error)}); use --device cpu") from error
+        raise UsageError(f"`device` {device}: cannot be used ({first_line(error)}); use `device` cpu") from error
 
 
 def _why_not_smaller(name: str, info: TensorInfo, settings: CompressSettings) -> str | None:

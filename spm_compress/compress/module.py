@@ -188,7 +188,7 @@ def _raise_bias(bias: nn.Parameter, layer: FittedLayer, raised: dict[int, Fitted
     elif raised[id(bias)] is not layer:
         raise ArtifactError(
             f"{raised[id(bias)].name} and {layer.name}: share one bias, which calibration changes in two ways; leave "
-            "one of them out of the fit with --exclude"
+            "one of them out of the fit with `exclude`"
         )
 
 

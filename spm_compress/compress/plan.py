@@ -115,8 +115,8 @@ def check_budget(share: float, least: int, dense: int) -> None:
     """Raise UsageError if the smallest sizes together take more than the share of the dense bytes."""
     if least > math.floor(share * dense):
         raise UsageError(
-            f"--budget {share:g}: the smallest sizes together take {least / dense:.2%} of the dense bytes; "
-            f"give at least {least / dense + 1e-4:.4f}, or leave weights out with --exclude"
+            f"`budget` {share:g}: the smallest sizes together take {least / dense:.2%} of the dense bytes; "
+            f"give at least {least / dense + 1e-4:.4f}, or leave weights out with `exclude`"
         )
 
 

@@ -38,7 +38,7 @@ class OnRay:
         try:
             import ray
         except ImportError as error:
-            raise UsageError("--executor ray needs Ray; install it with: pip install 'spm-compress[ray]'") from error
+            raise UsageError("`executor` ray needs Ray; install it with: pip install 'spm-compress[ray]'") from error
         if not ray.is_initialized():
             try:
                 # Without an address this starts a cluster here, with a processor for each task.

@@ -50,8 +50,8 @@ def select(
     name -> reason for tensors that are a part of something else (`neighbours.parts`), which stay. Raises UsageError for
     a glob without a match.
     """
-    check_patterns("--include", include, tensors)
-    check_patterns("--exclude", exclude, tensors)
+    check_patterns("`include`", include, tensors)
+    check_patterns("`exclude`", exclude, tensors)
     fitted, kept = [], {}
     for name, info in tensors.items():
         is_excluded = any(fnmatchcase(name, pattern) for pattern in exclude)

@@ -32,7 +32,8 @@ def fit_sequential(fitter: Fitter, jobs: Sequence[Job], data: Path) -> Iterator[
     hidden = [job.names[0] for job in jobs if set(job.names) <= unseen]
     if hidden:
         raise UsageError(
-            f"{source.path}: the input of {hidden[0]} cannot be watched; leave it out with --exclude, or --sequential"
+            f"{source.path}: the input of {hidden[0]} cannot be watched; leave it out with `exclude`, or leave "
+            "`is_sequential` out"
         )
     done: set[str] = set()
     for group in order:

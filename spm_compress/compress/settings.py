@@ -31,16 +31,16 @@ def parse_override(text: str) -> LayerOverride:
     """Read 'GLOB:stages=20,mixer=rotation'. Raises UsageError for anything else."""
     pattern, colon, rest = text.rpartition(":")
     if not colon or not pattern or not rest:
-        raise UsageError(f"--layer {text!r}: write it as 'GLOB:stages=20,mixer=rotation'")
+        raise UsageError(f"`overrides` {text!r}: write it as 'GLOB:stages=20,mixer=rotation'")
     values: list[tuple[str, Any]] = []
     for part in rest.split(","):
         key, _, value = part.partition("=")
         if key not in _KEYS:
-            raise UsageError(f"--layer {text!r}: {key!r} is none of {', '.join(_KEYS)}")
+            raise UsageError(f"`overrides` {text!r}: {key!r} is none of {', '.join(_KEYS)}")
         try:
             values.append(_value(key, value))
         except ValueError as error:
-            raise UsageError(f"--layer {text!r}: {value!r} is no value for {key}") from error
+            raise UsageError(f"`overrides` {text!r}: {value!r} is no value for {key}") from error
     return LayerOverride(pattern, tuple(values))
 
 
@@ -81,15 +81,15 @@ class CompressSettings:
 
     def __post_init__(self) -> None:
         if self.budget is not None and self.max_error is not None:
-            raise UsageError("--budget and --max-error: give one target, the other follows from it")
+            raise UsageError("`budget` and `max_error`: give one target, the other follows from it")
         if self.is_sequential and self.is_planned:
             raise UsageError(
-                "--sequential: sizes are planned for all layers at once; give --stages instead of a target"
+                "`is_sequential`: sizes are planned for all layers at once; give `stages` instead of a target"
             )
         if self.budget is not None and not 0 < self.budget < 1:
-            raise UsageError(f"--budget {self.budget}: the share of the dense bytes lies between 0 and 1")
+            raise UsageError(f"`budget` {self.budget}: the share of the dense bytes lies between 0 and 1")
         if self.max_error is not None and not 0 < self.max_error < 1:
-            raise UsageError(f"--max-error {self.max_error}: a relative error lies between 0 and 1")
+            raise UsageError(f"`max_error` {self.max_error}: a relative error lies between 0 and 1")
 
     @property
     def is_planned(self) -> bool:

@@ -275,7 +275,7 @@ def _optimizer(parameters: list[nn.Parameter], settings: DistillSettings) -> tor
     takes = inspect.signature(kind).parameters
     if "lr" not in takes or kind in (torch.optim.LBFGS, torch.optim.SparseAdam):
         raise UsageError(
-            f"--optimizer {settings.optimizer!r}: does not step on one dense gradient at a time; use AdamW"
+            f"`optimizer` {settings.optimizer!r}: does not step on one dense gradient at a time; use AdamW"
         )
     wanted = {"weight_decay": settings.weight_decay, "betas": _BETAS}
     chosen: dict[str, Any] = {name: value for name, value in wanted.items() if name in takes}
@@ -284,7 +284,7 @@ def _optimizer(parameters: list[nn.Parameter], settings: DistillSettings) -> tor
     try:
         optimizer: torch.optim.Optimizer = kind(parameters, lr=settings.learning_rate, **chosen)
     except ValueError as error:  # Muon takes matrices only
-        raise UsageError(f"--optimizer {settings.optimizer!r}: {first_line(error)}; use AdamW") from error
+        raise UsageError(f"`optimizer` {settings.optimizer!r}: {first_line(error)}; use AdamW") from error
     return optimizer
 
 

@@ -49,7 +49,7 @@ def comparison(answer: Any, loss: Loss | None, temperature: float) -> Comparison
     name = _LOGITS if loss is Loss.LOGITS else next((each for each in _FEATURES if each in found), _FEATURES[0])
     if name not in found:
         raise UsageError(
-            f"the model answers with {', '.join(found) or 'no tensor'}, none of which --loss {loss.value} can compare"
+            f"the model answers with {', '.join(found) or 'no tensor'}, none of which `loss` {loss.value} can compare"
         )
     return _Logits(name, temperature) if loss is Loss.LOGITS else _Features(name)
 

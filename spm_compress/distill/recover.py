@@ -55,7 +55,7 @@ def recover(
     """
     if not is_live(source):
         raise UsageError(
-            f"{source.path}: has no model that torch can train; distill needs a Hugging Face folder or a --factory "
+            f"{source.path}: has no model that torch can train; distill needs a Hugging Face folder or a `factory` "
             "(in Python, spm_compress.distill.distill takes any two modules)"
         )
     teacher, student = load_module(source), load_model(artifact, source)

@@ -69,24 +69,24 @@ class DistillSettings:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {least} or more")
         if self.batch % self.accumulate or self.batch // self.accumulate < 2:
             raise UsageError(
-                f"--accumulate {self.accumulate}: must divide the batch of {self.batch} into parts of two or more"
+                f"`accumulate` {self.accumulate}: must divide the batch of {self.batch} into parts of two or more"
             )
         if not 0 < self.held_out < 1:
-            raise UsageError(f"--held-out {self.held_out}: must be a share between 0 and 1")
+            raise UsageError(f"`held_out` {self.held_out}: must be a share between 0 and 1")
         if not 0 <= self.block_share <= 1 or not 0 <= self.warm_up <= 1:
             raise UsageError(
-                f"--block-share {self.block_share}: this share and that of the warm-up lie between 0 and 1"
+                f"`block_share` {self.block_share}: this share and that of the warm-up lie between 0 and 1"
             )
         for name in ("learning_rate", "temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
         if not 0 <= self.weight_decay < math.inf:
-            raise UsageError(f"--weight-decay {self.weight_decay}: must be 0 or more")
+            raise UsageError(f"`weight_decay` {self.weight_decay}: must be 0 or more")
         if not 0 <= self.seed <= LARGEST_SEED:
-            raise UsageError(f"--seed {self.seed}: must be between 0 and {LARGEST_SEED}")
+            raise UsageError(f"`seed` {self.seed}: must be between 0 and {LARGEST_SEED}")
         kind = getattr(torch.optim, self.optimizer, None)
         if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)) or kind is torch.optim.Optimizer:
-            raise UsageError(f"--optimizer {self.optimizer!r}: is none of torch.optim; AdamW, Adam, SGD, ... are")
+            raise UsageError(f"`optimizer` {self.optimizer!r}: is none of torch.optim; AdamW, Adam, SGD, ... are")
 
     @property
     def block_steps(self) -> int:

@@ -32,7 +32,7 @@ def dense_graphs(
     the source's; with_past: as in `from_huggingface`. Raises ExportError where no graph can be had.
     """
     if with_past and (graph is not None or source is None or source.config is None or source.graph is not None):
-        raise ExportError("a key-value cache is made for Hugging Face folders only; leave --with-past out")
+        raise ExportError("a key-value cache is made for Hugging Face folders only; leave `with_past` out")
     if graph is not None:
         return [DenseGraph(open_graph(graph))]
     if source is None:

@@ -98,7 +98,7 @@ def export_onnx(
     if artifact.retrained and (graph is not None or source is None or not is_live(source)):
         raise ExportError(
             f"the artifact was trained after its fit, and a graph with its {len(artifact.retrained)} changed biases "
-            "and norms can be made from its Hugging Face folder or factory only; leave --graph out"
+            "and norms can be made from its Hugging Face folder or factory only; leave `graph` out"
         )
     if dense_path is not None and artifact.retrained:
         for each in dense_graphs(source, graph, activation, with_past=settings.with_past):
@@ -237,8 +237,8 @@ def _layers_of(
         others = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ExportError(
             f"{', '.join(missing[:3])}{others}: fitted, but the graph does not multiply by what the artifact has of it "
-            "(the exporter may have joined it with what stands beside it); leave it out of the fit with --exclude, or "
-            "export without it with --allow-missing"
+            "(the exporter may have joined it with what stands beside it); leave it out of the fit with `exclude`, or "
+            "export without it with `allow_missing`"
         )
     return [tuple(layer for layer in layers if layer.name in inside) for inside in names]
 

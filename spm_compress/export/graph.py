@@ -45,9 +45,9 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
 }
 
 WAYS = (
-    "give the dense model's graph with --graph dense.onnx; or fit a Hugging Face folder (config.json beside "
+    "give the dense model's graph with `graph` dense.onnx; or fit a Hugging Face folder (config.json beside "
     "the weights); or a plain nn.Sequential of linears (0.weight, 2.weight, ...); or write each layer by "
-    "itself with --layers"
+    "itself with `export_layers`"
 )
 
 
@@ -98,8 +98,8 @@ def from_factory(source: FactorySource, changed: Mapping[str, Tensor] | None = N
     example = source.example()
     if example is None:
         raise ExportError(
-            f"--factory {source.factory}: gives no example inputs to export with; return a pair of the module and "
-            "them, or give the dense model's graph with --graph dense.onnx"
+            f"`factory` {source.factory}: gives no example inputs to export with; return a pair of the module and "
+            "them, or give the dense model's graph with `graph` dense.onnx"
         )
     model = _copied(source.build())  # its layers are going to be replaced, and the function may return it again
     set_tensors(model, changed or {})
@@ -166,7 +166,7 @@ def _exported(model: Any, **options: Any) -> ir.Model:
             cause = cause.__cause__
         raise ExportError(
             f"torch.onnx.export cannot export the model ({first_line(cause)[:200]}); give the dense model's graph with "
-            "--graph dense.onnx"
+            "`graph` dense.onnx"
         ) from error
     return program.model
 

@@ -108,7 +108,7 @@ def _called(model: nn.Module, example: Mapping[str, Tensor]) -> Any:
         taken = ", ".join(example)
         raise ExportError(
             f"the model cannot be called with {taken} ({first_line(error)}); give the dense model's graph with "
-            "--graph dense.onnx"
+            "`graph` dense.onnx"
         ) from error
 
 
@@ -235,11 +235,11 @@ def _with_past(model: nn.Module, config: Mapping[str, Any]) -> DenseGraph:
     keyword = next((each for each in _CACHES if each in inspect.signature(model.forward).parameters), None)
     if is_encoder_decoder(model):
         raise ExportError(
-            "--with-past: is for decoders alone; an encoder-decoder is exported without a key-value cache, every step "
+            "`with_past`: is for decoders alone; an encoder-decoder is exported without a key-value cache, every step "
             "computes all tokens of its decoder anew; leave the option out"
         )
     if keyword is None:
-        raise ExportError("--with-past: the model takes no past_key_values; leave the option out")
+        raise ExportError("`with_past`: the model takes no past_key_values; leave the option out")
     tokens = example_inputs(model, config)["input_ids"]
     wrapped = _WithPast(model, keyword).eval()
     # What a first step, without a past, answers says how many layers, heads and features there are.
@@ -248,7 +248,7 @@ def _with_past(model: nn.Module, config: Mapping[str, Any]) -> DenseGraph:
         first = _called(wrapped, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), **nothing})
     except ExportError as error:  # a state-space model keeps its state in a cache of another kind
         raise ExportError(
-            f"--with-past: the model keeps no keys and values of earlier tokens as attention does ({error.__cause__}); "
+            f"`with_past`: the model keeps no keys and values of earlier tokens as attention does ({error.__cause__}); "
             "leave the option out"
         ) from error
     past = [torch.zeros_like(x[:, :, :3]) for x in first[1:]]

@@ -94,5 +94,5 @@ def _called(answer: Answer, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     except Exception as error:  # whatever the user's own module raises
         raise VerificationError(
             f"the torch module cannot be called with inputs that its graph takes ({first_line(error)}); give inputs "
-            "that it can take with --calibration"
+            "that it can take with `known`"
         ) from error

@@ -71,7 +71,7 @@ class Work:
         if spliced.missing:
             raise ExportError(
                 f"{', '.join(spliced.missing)}: not found in the graph any more after its conversion to "
-                f"{self.settings.precision.value}; export in float32, or leave it out of the fit with --exclude"
+                f"{self.settings.precision.value}; export in float32, or leave it out of the fit with `exclude`"
             )
         declare(model, self.said)
         save(model, self.path)

@@ -52,7 +52,9 @@ def run_file(path: Path, runtime: onnxruntime.InferenceSession, inputs: Mapping[
         return run(runtime, inputs)
     except SpmError as error:
         shapes = ", ".join(f"{name} {list(np.shape(array))}" for name, array in inputs.items())
-        raise VerificationError(f"{path}: {error} on {shapes}; choose other sizes with --batch, --sequence") from error
+        raise VerificationError(
+            f"{path}: {error} on {shapes}; choose other sizes with `batches`, `sequences`"
+        ) from error
 
 
 def trial_of(path: Path, runtime: onnxruntime.InferenceSession, graph: ir.Model, batch: int, size: int) -> Trial:

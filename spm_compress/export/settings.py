@@ -49,4 +49,4 @@ class ExportSettings:
                 return Blocks(layout)
             case "dense":
                 return Dense()
-        raise UsageError(f"--lowering {lowering}: choose one of auto, stages, blocks, dense")
+        raise UsageError(f"`lowering` {lowering}: choose one of auto, stages, blocks, dense")

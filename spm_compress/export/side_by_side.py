@@ -102,7 +102,7 @@ def require_below(found: SideBySide, limit: float) -> None:
     if not worst.error <= limit:
         raise VerificationError(
             f"{found.model}: output {worst.output} differs by {worst.error:.2g} from {found.against} at batch "
-            f"{worst.batch} on {worst.provider}, more than --max-error {limit}"
+            f"{worst.batch} on {worst.provider}, more than `max_error` {limit}"
         )
 
 

@@ -107,7 +107,7 @@ def find_trial(
     if first is None:
         raise VerificationError(
             f"the dense model runs at none of the sizes {', '.join(map(str, sizes))}: {last}; give inputs that it can "
-            "take with --calibration"
+            "take with `known`"
         )
     return first
 

@@ -68,7 +68,7 @@ def check_provider(provider: str) -> None:
     available = onnxruntime.get_available_providers()
     if provider not in available:
         raise UsageError(
-            f"--provider {provider}: this onnxruntime has {', '.join(available)}{near_misses(provider, available)}"
+            f"`provider` {provider}: this onnxruntime has {', '.join(available)}{near_misses(provider, available)}"
         )
 
 
@@ -152,7 +152,7 @@ def require(agreements: Sequence[Agreement], what: str, tolerance: float = TOLER
         if not each.finite:
             raise VerificationError(
                 f"{what}: the original model, too, answers with nothing but NaN or infinity on every input that was "
-                "tried, so there is nothing to compare; give inputs that it can take with --calibration"
+                "tried, so there is nothing to compare; give inputs that it can take with `known`"
             )
         if not each.error < tolerance:
             raise VerificationError(

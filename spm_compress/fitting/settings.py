@@ -40,9 +40,9 @@ class FitSettings:
         if self.mixer is Mixer.CANONICAL:
             raise UsageError("the canonical form is stored, not fitted: fit with the general mixer, which becomes it")
         if not 0 <= self.seed <= LARGEST_SEED:
-            raise UsageError(f"--seed {self.seed}: must be between 0 and {LARGEST_SEED}")
+            raise UsageError(f"`seed` {self.seed}: must be between 0 and {LARGEST_SEED}")
         if self.rank is not None and self.rank < 0:
-            raise UsageError(f"--low-rank {self.rank}: the rank of a companion is 0 or more")
+            raise UsageError(f"`rank` {self.rank}: the rank of a companion is 0 or more")
 
     def structure(self, out_features: int, in_features: int) -> Structure:
         """Return the structure in which a weight of this shape is fitted (not yet canonical).

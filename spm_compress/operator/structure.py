@@ -200,7 +200,7 @@ def build_structure(
     if in_features < 1 or out_features < 1 or stages < 1:
         raise UsageError(f"{out_features}x{in_features} in {stages} stages: an SPM needs 1 feature and 1 stage or more")
     if block < 2 or block & (block - 1):
-        raise UsageError(f"--block {block}: the block width must be a power of two, 2 or more")
+        raise UsageError(f"`block` {block}: the block width must be a power of two, 2 or more")
     if mixer is Mixer.CANONICAL:
         general = build_structure(in_features, out_features, stages=stages, schedule=schedule, block=block, seed=seed)
         return general.canonical()

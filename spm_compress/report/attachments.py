@@ -20,7 +20,7 @@ _LOG = ("step", "stage", "loss", "held_out")
 
 @dataclass(frozen=True)
 class Attachments:
-    """JSON values by what made them: `inspect`, `bench` (one a file), `bench --sweep`, the log of `distill`."""
+    """JSON values by what made them: an inspection, benches (one a file), a sweep, the log of a distillation."""
 
     inspection: Mapping[str, Any] | None = None
     benches: tuple[Mapping[str, Any], ...] = ()
@@ -29,7 +29,7 @@ class Attachments:
 
 
 def read_attachments(paths: Sequence[Path]) -> Attachments:
-    """Read files that `inspect --json`, `bench --json` and `distill --log` wrote.
+    """Read files with the JSON of inspections, benches and sweeps, and logs of distillations.
 
     Raises SourceError for a file that is missing or no JSON, UsageError for JSON of something else.
     """
@@ -50,8 +50,8 @@ def read_attachments(paths: Sequence[Path]) -> Attachments:
                 training = values
             case other:
                 raise UsageError(
-                    f"--with {path}: is {other or 'no known JSON'}; give what inspect --json, bench --json or "
-                    "distill --log wrote"
+                    f"`attached` {path}: is {other or 'no known JSON'}; give the JSON of an inspection or a bench, or "
+                    "the log of a training"
                 )
     return Attachments(inspection, tuple(benches), break_even, training)
 
@@ -60,12 +60,12 @@ def _values(path: Path) -> list[dict[str, Any]]:
     """Return the one JSON value of a file, or its JSON lines."""
     if not path.is_file():
         beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise SourceError(f"--with {path}: no such file{near_misses(path.name, beside)}")
+        raise SourceError(f"`attached` {path}: no such file{near_misses(path.name, beside)}")
     try:
         text = path.read_text(encoding="utf-8")
         values = [json.loads(text)] if text.lstrip().startswith("{\n") else list(map(json.loads, text.splitlines()))
     except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"--with {path}: is no JSON ({error}); write it again") from error
+        raise SourceError(f"`attached` {path}: is no JSON ({error}); write it again") from error
     if not values or not all(isinstance(value, dict) for value in values):
-        raise SourceError(f"--with {path}: holds no JSON object; write it again")
+        raise SourceError(f"`attached` {path}: holds no JSON object; write it again")
     return values

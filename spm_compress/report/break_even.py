@@ -110,9 +110,9 @@ def check_picture(path: Path) -> None:
 
     Raises UsageError for a name that is no .svg or .png or no file's, SpmError if matplotlib is missing.
     """
-    require_file_name("--picture", path)
+    require_file_name("`picture`", path)
     if path.suffix.lower() not in _FORMATS:
-        raise UsageError(f"--picture {path}: the name must end in {' or '.join(_FORMATS)}")
+        raise UsageError(f"`picture` {path}: the name must end in {' or '.join(_FORMATS)}")
     if importlib.util.find_spec("matplotlib") is None:
         raise SpmError(f"{path}: drawing needs matplotlib; install it with: pip install 'spm-compress[report]'")
 

@@ -52,7 +52,7 @@ class Difference:
 
 
 def compare(a: Path, b: Path) -> Difference:
-    """Compare two artifacts, two reports of `--json`, or one of each.
+    """Compare two artifacts, two reports as JSON, or one of each.
 
     Raises ArtifactError for a file that is neither.
     """
@@ -105,7 +105,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str] | None]:
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: cannot be read as JSON ({error}); give an artifact or a report") from error
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-        raise ArtifactError(f"{path}: is no {SCHEMA}; write one with: spm-compress report --json")
+        raise ArtifactError(f"{path}: is no {SCHEMA}; write one with: `to_json`")
     return value, None
 
 

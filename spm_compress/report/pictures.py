@@ -84,7 +84,7 @@ def training(log: Sequence[Mapping[str, Any]]) -> str:
 
 
 def break_even(found: BreakEven) -> str:
-    """Draw the map of `bench --sweep`; its colours carry figures, so they are the same in both themes."""
+    """Draw the map of a sweep; its colours carry figures, so they are the same in both themes."""
     return _svg("break-even", figure_of(found))
 
 

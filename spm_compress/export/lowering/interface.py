@@ -29,7 +29,7 @@ class Lowering(Protocol):
 
     @property
     def name(self) -> str:
-        """Name in reports; its first word is the one that `--lowering` takes."""
+        """Name in reports; its first word is the one that `lowering` takes."""
 
     @property
     def layout(self) -> Layout | None:

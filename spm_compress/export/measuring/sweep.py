@@ -70,7 +70,7 @@ def sweep(settings: SweepSettings | None = None) -> Iterator[SweepCell]:
     check_provider(settings.provider)
     for features in settings.features:
         if 4 * features**2 >= LIMIT:
-            raise UsageError(f"--features {features}: the dense layer would have 2 GB or more; choose smaller ones")
+            raise UsageError(f"`features` {features}: the dense layer would have 2 GB or more; choose smaller ones")
     return _cells(settings)
 
 
