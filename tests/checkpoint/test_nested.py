@@ -153,17 +153,17 @@ def test_several_are_listed_with_their_sizes_and_a_key_chooses(tmp_path: Path) -
     with pytest.raises(UsageError) as error:
         open_source(path)
     assert str(error.value) == (
-        f"{path}: holds several models: model (4 tensors), ema (4 tensors); choose one with --key NAME"
+        f"{path}: holds several models: model (4 tensors), ema (4 tensors); choose one with `key` NAME"
     )
     for key, seed in (("model", 0), ("ema", 1)):
         source = open_source(path, key=key)
         assert key_of(source) == key
         assert torch.equal(source.read("0.weight"), state(seed)["0.weight"])
-    with pytest.raises(UsageError, match=r"holds no model under --key modle; near misses: model$"):
+    with pytest.raises(UsageError, match=r"holds no model under `key` modle; near misses: model$"):
         open_source(path, key="modle")
-    with pytest.raises(UsageError, match=r"under --key 7; there is: model \(4 tensors\), ema \(4 tensors\)$"):
+    with pytest.raises(UsageError, match=r"under `key` 7; there is: model \(4 tensors\), ema \(4 tensors\)$"):
         open_source(path, key="7")
-    with pytest.raises(UsageError, match="holds no model under --key optimizer"):
+    with pytest.raises(UsageError, match="holds no model under `key` optimizer"):
         open_source(path, key="optimizer")
 
 
@@ -176,9 +176,9 @@ def test_the_top_is_a_model_too_beside_one_within(tmp_path: Path) -> None:
 
 def test_a_key_for_another_kind_of_file_is_refused(tmp_path: Path) -> None:
     save_file(state(), tmp_path / "m.safetensors")
-    with pytest.raises(UsageError, match=r"is no file of torch\.save, so --key ema chooses nothing in it"):
+    with pytest.raises(UsageError, match=r"is no file of torch\.save, so `key` ema chooses nothing in it"):
         open_source(tmp_path / "m.safetensors", key="ema")
-    with pytest.raises(UsageError, match=r"--key ema: is for a file of torch\.save"):
+    with pytest.raises(UsageError, match=r"`key` ema: is for a file of torch\.save"):
         open_source(None, "module:function", "ema")
 
 
@@ -262,7 +262,7 @@ def test_weights_of_wrapped_modules_are_loaded_into_what_a_factory_builds(prefix
 def test_a_prefix_that_some_names_lack_is_no_wrapper(tmp_path: Path) -> None:
     names = ["module.0.weight", "module.0.bias", "2.weight", "2.bias"]
     path = saved(tmp_path / "m.pt", dict(zip(names, state().values(), strict=True)))
-    with pytest.raises(SourceError, match="does not fit what --factory wrapped_builders:build builds"):
+    with pytest.raises(SourceError, match="does not fit what `factory` wrapped_builders:build builds"):
         open_source(path, "wrapped_builders:build")
 
 
@@ -280,7 +280,7 @@ def test_a_submodule_that_is_called_module_keeps_its_name(prefix: str, tmp_path:
 
 def test_the_listing_is_cut(tmp_path: Path) -> None:
     path = saved(tmp_path / "m.pt", {f"net{i}": {"w": torch.ones(2, 2)} for i in range(40)})
-    with pytest.raises(UsageError, match=re.escape("net19 (1 tensor), and 20 more; choose one with --key NAME")):
+    with pytest.raises(UsageError, match=re.escape("net19 (1 tensor), and 20 more; choose one with `key` NAME")):
         open_source(path)
 
 

@@ -136,7 +136,7 @@ def test_a_probe_is_the_fit_it_names(tmp_path: Path) -> None:
 def test_nan_and_an_empty_selection_are_one_line_each(tmp_path: Path) -> None:
     bad = random(64, 64)
     bad[0, 0] = math.nan
-    with pytest.raises(SourceError, match=r"tensor 'w' holds 1 NaN or infinite values.*--exclude 'w'"):
+    with pytest.raises(SourceError, match=r"tensor 'w' holds 1 NaN or infinite values.*`exclude` 'w'"):
         inspected(tmp_path, {"w": bad})
     with pytest.raises(UsageError, match=r"no weight to inspect \(bias: 1-D, not a matrix"):
         inspected(tmp_path, {"bias": random(64)})

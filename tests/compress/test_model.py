@@ -104,7 +104,7 @@ def test_a_weight_that_is_not_finite_is_named(value: float, tmp_path: Path) -> N
     weight = random(64, 64)
     weight[3, 4] = value
     with pytest.raises(
-        SourceError, match=r"tensor 'b\.weight' holds 1 NaN or infinite values; .*--exclude 'b\.weight'"
+        SourceError, match=r"tensor 'b\.weight' holds 1 NaN or infinite values; .*`exclude` 'b\.weight'"
     ):
         fitted(tmp_path, a__weight=random(64, 64), b__weight=weight)
 

@@ -84,7 +84,7 @@ def test_an_error_bound_leaves_what_does_not_reach_it_dense(model: Path) -> None
 
 
 def test_targets_that_cannot_be_met(model: Path) -> None:
-    with pytest.raises(UsageError, match=r"--budget 0\.01: the smallest sizes together take 6\.25%"):
+    with pytest.raises(UsageError, match=r"`budget` 0\.01: the smallest sizes together take 6\.25%"):
         fitted(model, replace(QUICK, budget=0.01))
     nothing = fitted(model, replace(QUICK, exclude=("easy*",), max_error=0.01))
     assert not nothing.layers
@@ -134,5 +134,5 @@ def test_overrides_that_say_nothing(text: str, line: str) -> None:
 
 
 def test_an_override_for_no_weight_is_a_mistake(model: Path) -> None:
-    with pytest.raises(UsageError, match=r"--layer 'heavy\*' matches no tensor"):
+    with pytest.raises(UsageError, match=r"`overrides` 'heavy\*' matches no tensor"):
         fitted(model, replace(QUICK, overrides=(parse_override("heavy*:stages=4"),)))

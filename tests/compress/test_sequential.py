@@ -98,9 +98,9 @@ def test_the_mean_output_of_a_calibrated_layer_is_kept(model: Path) -> None:
 
 
 def test_sequential_needs_data_and_a_fixed_size(model: Path) -> None:
-    with pytest.raises(UsageError, match="give them with --calibration"):
+    with pytest.raises(UsageError, match="give them with `data`"):
         fit_model(open_source(model), replace(SETTINGS, is_sequential=True), beside=model.parent)
-    with pytest.raises(UsageError, match="--sequential: sizes are planned for all layers at once"):
+    with pytest.raises(UsageError, match="`is_sequential`: sizes are planned for all layers at once"):
         replace(SETTINGS, is_sequential=True, budget=0.1)
     with pytest.raises(SpmError, match="no such calibration file"):
         fit_model(open_source(model), SETTINGS, beside=model.parent, data=model.parent / "absent.npz")

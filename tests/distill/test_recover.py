@@ -88,7 +88,7 @@ def test_the_export_has_the_new_biases_and_norms(recovered: Recovered, source: S
     with torch.no_grad():
         expected = recovered.student(**inputs).last_hidden_state.numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
-    with pytest.raises(ExportError, match=r"trained after its fit.*leave --graph out"):
+    with pytest.raises(ExportError, match=r"trained after its fit.*leave `graph` out"):
         export_onnx(recovered.artifact, tmp_path / "other.onnx", graph=out)
 
 

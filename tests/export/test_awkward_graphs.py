@@ -119,7 +119,7 @@ def test_a_layer_that_is_not_in_the_graph_is_an_error_unless_it_is_allowed(tmp_p
     _, artifact = fitted(graph([node("MatMul", ["x", "w"], "h"), node("MatMul", ["h", "v"])], OURS), tmp_path)
     onnx.save(graph([node("MatMul", ["x", "w"])], OURS), tmp_path / "less.onnx")
     given = {"graph": tmp_path / "less.onnx"}
-    with pytest.raises(ExportError, match=r"^v: fitted, but the graph does not multiply.*--allow-missing"):
+    with pytest.raises(ExportError, match=r"^v: fitted, but the graph does not multiply.*`allow_missing`"):
         export_onnx(artifact, tmp_path / "o.onnx", settings=ExportSettings(Blocks()), **given)
     assert not (tmp_path / "o.onnx").exists()
     allowed = ExportSettings(Dense(), allow_missing=True)

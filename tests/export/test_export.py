@@ -63,7 +63,7 @@ def test_every_activation_has_a_choice_in_the_command_line() -> None:
 def test_any_other_state_dict_lists_the_ways_to_supply_a_graph(names: list[str], tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({name: torch.randn(96, 64) for name in names}, path)
-    with pytest.raises(ExportError, match=r"--graph dense\.onnx.*--layers"):
+    with pytest.raises(ExportError, match=r"`graph` dense\.onnx.*`export_layers`"):
         export_onnx(fitted(path), tmp_path / "out.onnx", source=open_source(path))
     assert not (tmp_path / "out.onnx").exists()
 
@@ -112,7 +112,7 @@ def test_a_source_that_is_gone_or_changed_is_noticed(mlp_file: Path) -> None:
     artifact, beside = fitted(mlp_file), mlp_file.parent / "model.spm.safetensors"
     assert source_of(artifact, beside).path.name == "model.safetensors"
     moved = mlp_file.rename(mlp_file.with_name("moved.safetensors"))
-    with pytest.raises(ArtifactError, match="--source"):
+    with pytest.raises(ArtifactError, match="`source`"):
         source_of(artifact, beside)
     save_file({"0.weight": torch.zeros(64, 96)}, mlp_file)
     with pytest.raises(ArtifactError, match="changed since it was fitted"):

@@ -66,7 +66,7 @@ def test_a_fitted_weight_that_is_not_in_the_graph_is_an_error_unless_that_is_all
     other = tmp_path / "other"
     other.mkdir()
     graph = save(other, nodes, ["batch", N], w=WEIGHT, v=WEIGHT + 1)
-    with pytest.raises(ExportError, match=r"^v: fitted, but the graph does not multiply by .*--allow-missing"):
+    with pytest.raises(ExportError, match=r"^v: fitted, but the graph does not multiply by .*`allow_missing`"):
         export_onnx(artifact, tmp_path / "out.onnx", graph=graph, settings=ExportSettings(Blocks()))
     assert not (tmp_path / "out.onnx").exists()
     allowed = ExportSettings(Blocks(), allow_missing=True)

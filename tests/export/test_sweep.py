@@ -20,7 +20,7 @@ def test_every_cell_times_every_lowering_beside_float32_and_int8() -> None:
 
 
 def test_what_cannot_be_swept_is_refused_before_the_first_cell() -> None:
-    with pytest.raises(UsageError, match="--features 40000: the dense layer would have 2 GB"):
+    with pytest.raises(UsageError, match="`features` 40000: the dense layer would have 2 GB"):
         sweep(SweepSettings(features=(64, 40000)))
-    with pytest.raises(UsageError, match="--provider Nonsense"):
+    with pytest.raises(UsageError, match="`provider` Nonsense"):
         sweep(SweepSettings(provider="Nonsense"))

@@ -63,7 +63,7 @@ def test_a_png_can_be_had_too(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_drawn_is_known_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match=r"--picture .*map\.jpg: the name must end in \.svg or \.png"):
+    with pytest.raises(UsageError, match=r"`picture` .*map\.jpg: the name must end in \.svg or \.png"):
         check_picture(tmp_path / "map.jpg")
     with pytest.raises(SpmError, match="there is no folder"):
         check_picture(tmp_path / "absent" / "map.svg")
