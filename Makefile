@@ -7,8 +7,11 @@ TORCH := torch==2.13.0
 # onnxruntime-openvino installs the same package as onnxruntime, so it gets an environment of its own. Python 3.11 or later.
 OPENVINO_VENV := .venv-openvino
 OPENVINO := onnxruntime-openvino==1.24.1
+# The same of onnxruntime-gpu; torch's own libraries of CUDA serve both.
+CUDA_VENV := .venv-cuda
+CUDA := 'onnxruntime-gpu>=1.24'
 
-.PHONY: demo test test-openvino test-web docs package fuzz lint format bench clean
+.PHONY: demo test test-slow test-cuda test-openvino test-web docs package fuzz lint format bench clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +31,9 @@ lint: $(VENV)/ready
 test: lint  ## lint, types, floor plan, tests
 	$(BIN)/pytest
 
+test-slow: $(VENV)/ready  ## more cases of what `make test` tries
+	$(BIN)/pytest -m slow
+
 $(OPENVINO_VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv --clear $(OPENVINO_VENV)
 	$(OPENVINO_VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
@@ -38,6 +44,19 @@ $(OPENVINO_VENV)/ready: pyproject.toml
 
 test-openvino: $(OPENVINO_VENV)/ready  ## every lowering on ONNX Runtime's OpenVINO provider
 	$(OPENVINO_VENV)/bin/pytest tests/openvino
+
+$(CUDA_VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(CUDA_VENV)
+	$(CUDA_VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(CUDA_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(CUDA_VENV)/bin/pip uninstall --quiet --yes onnxruntime
+	$(CUDA_VENV)/bin/pip install --quiet --disable-pip-version-check $(CUDA)
+	touch $@
+
+test-cuda: $(CUDA_VENV)/ready  ## every lowering on ONNX Runtime's CUDA provider, and the compiled kernels; needs a GPU
+	$(CUDA_VENV)/bin/python -c "import onnxruntime, torch; torch.ones(1, device='cuda'); \
+		assert 'CUDAExecutionProvider' in onnxruntime.get_available_providers(), 'this onnxruntime has no CUDA'"
+	$(CUDA_VENV)/bin/pytest tests/export/test_providers.py tests/layers
 
 examples/browser/node_modules: examples/browser/package-lock.json
 	cd examples/browser && npm ci --ignore-scripts --no-audit --no-fund --silent
@@ -83,4 +102,4 @@ bench: $(VENV)/ready  ## the figures of docs/measurements.md
 	$(BIN)/python benchmarks/recovery.py --train all
 
 clean:
-	rm -rf $(VENV) $(OPENVINO_VENV) .venv-package examples/browser/node_modules build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OPENVINO_VENV) $(CUDA_VENV) .venv-package examples/browser/node_modules build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

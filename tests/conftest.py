@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import signal
@@ -14,7 +13,6 @@ import pytest
 import torch
 from hypothesis import settings
 from safetensors.torch import save_file
-from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,6 +36,7 @@ for room in ("operator", "layers", "export", "cli", "docs", "support"):
     sys.path.insert(0, str(Path(__file__).parent / room))
 
 import torchlib  # noqa: E402, F401
+from made import mlp  # noqa: E402
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -49,14 +48,6 @@ def pytest_xdist_auto_num_workers() -> int:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Times that exports remember are the tests' own."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-
-
-def mlp(*widths: int, seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    layers: list[nn.Module] = []
-    for into, out in itertools.pairwise(widths):
-        layers += [nn.Linear(into, out), nn.ReLU()]
-    return nn.Sequential(*layers[:-1]).eval()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import torch
 from draw import random_spm
 from hypothesis import given
 from hypothesis import strategies as st
+from made import fitted_layer
 from safetensors.torch import save_file
 
 from spm_compress import ExportSettings, FitSettings, cache_key, open_source
@@ -99,7 +100,7 @@ def test_a_fit_depends_on_dtype_and_device() -> None:
 
 def layer(stages: int = 6, sha256: str = "00") -> FittedLayer:
     spm = random_spm(build_structure(64, 64, stages=stages, block=8, mixer=Mixer.CANONICAL), dtype=torch.float32)
-    return FittedLayer(("a.weight",), spm.shape, "F32", sha256, 0.0, 0.0, 0, 0, "", spm)
+    return fitted_layer(spm, sha256=sha256)
 
 
 def test_times_of_a_layer_are_found_by_all_that_they_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:

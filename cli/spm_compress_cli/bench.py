@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -44,6 +46,7 @@ from spm_compress_cli.verbosity import Verbosity, verbosity_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @verbosity_options
 def bench(
+    *,
     model: Path | None,
     against: Path | None,
     batches: tuple[int, ...] | None,
@@ -65,68 +68,43 @@ def bench(
     With --against, both models run in turns, and a ratio above 1 means that MODEL is faster or takes less.
     With --sweep, the break-even map of this machine: random SPM layers against dense ones, by width and batch.
     """
+    said = {"batches": batches, "repeats": repeats, "seconds": seconds, "seed": seed}
     if sweep:
         if model or against or sequences:
             raise click.UsageError("--sweep makes its own layers; leave out MODEL, --against and --sequence")
         if len(providers) > 1 or len(threads) > 1:
             raise click.UsageError("--sweep makes one map; give one --provider and one number of --threads")
-        _sweep(features, batches, stages, providers[0], threads[0], repeats, seconds, seed, picture, as_json, verbosity)
+        more: dict[str, Any] = {"features": features, "stages": stages, "provider": providers[0], "threads": threads[0]}
+        _sweep({**more, **said}, picture, as_json, verbosity)
         return
     if features or stages or picture:
         raise click.UsageError("--features, --stages and --picture belong to --sweep")
     if model is None:
         raise click.UsageError("name an ONNX file to time, or give --sweep")
-    _measure(model, against, batches, sequences, providers, threads, repeats, seconds, seed, as_json, verbosity)
+    others = {"sequences": sequences, "providers": tuple(dict.fromkeys(providers)), "threads": threads}
+    _measure((model, against), {**others, **said}, as_json, verbosity)
 
 
-def _measure(
-    model: Path,
-    against: Path | None,
-    batches: tuple[int, ...] | None,
-    sequences: tuple[int, ...] | None,
-    providers: tuple[str, ...],
-    threads: tuple[int, ...],
-    repeats: int | None,
-    seconds: float | None,
-    seed: int,
-    as_json: bool,
-    verbosity: Verbosity,
-) -> None:
+def _given(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were given: settings have a value for each of the others."""
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _measure(models: tuple[Path, Path | None], said: Mapping[str, Any], as_json: bool, verbosity: Verbosity) -> None:
     from spm_compress.export.measuring.latency import BenchSettings, measure
     from spm_compress_cli.bench_tables import show_bench
     from spm_compress_cli.progress import message
 
-    default = BenchSettings()
-    settings = BenchSettings(
-        providers=tuple(dict.fromkeys(providers)),
-        threads=threads,
-        batches=batches or default.batches,
-        sequences=sequences or default.sequences,
-        repeats=repeats or default.repeats,
-        seconds=seconds or default.seconds,
-        seed=seed,
-    )
-    measured = measure(model, against, settings, lambda line: message(line, verbosity))
-    if sequences and measured.latencies[0].sequence is None:
+    model, against = models
+    measured = measure(model, against, BenchSettings(**_given(said)), lambda line: message(line, verbosity))
+    if said["sequences"] and measured.latencies[0].sequence is None:
         message(f"{model}: has no dynamic axis but the batch; --sequence is not used", verbosity)
-    if batches and measured.latencies[0].batch not in batches:
+    if said["batches"] and measured.latencies[0].batch not in said["batches"]:
         message(f"{model}: has a fixed batch of {measured.latencies[0].batch}; --batch is not used", verbosity)
     show_bench(measured, as_json)
 
 
-def _sweep(
-    features: tuple[int, ...] | None,
-    batches: tuple[int, ...] | None,
-    stages: int | None,
-    provider: str,
-    threads: int,
-    repeats: int | None,
-    seconds: float | None,
-    seed: int,
-    picture: Path | None,
-    as_json: bool,
-    verbosity: Verbosity,
-) -> None:
+def _sweep(said: Mapping[str, Any], picture: Path | None, as_json: bool, verbosity: Verbosity) -> None:
     from spm_compress.export.measuring.sweep import SweepSettings, machine, sweep
     from spm_compress.report.break_even import BreakEven, Cell, Setting, check_picture, draw
     from spm_compress_cli.progress import message
@@ -135,17 +113,7 @@ def _sweep(
     if_interrupted(written_since([picture]))
     if picture:
         check_picture(picture)  # a sweep takes a minute; say now what would fail at its end
-    default = SweepSettings()
-    settings = SweepSettings(
-        features=features or default.features,
-        batches=batches or default.batches,
-        stages=stages or default.stages,
-        provider=provider,
-        threads=threads,
-        repeats=repeats or default.repeats,
-        seconds=seconds or default.seconds,
-        seed=seed,
-    )
+    settings = SweepSettings(**_given(said))
     cells: list[Cell] = []
     for timed in sweep(settings):
         lowerings = {name: timing.median for name, timing in timed.lowerings.items()}
@@ -153,7 +121,7 @@ def _sweep(
         cells.append(cell)
         place = f"[{len(cells)}/{len(settings.features) * len(settings.batches)}] n {cell.features}, batch {cell.batch}"
         message(f"{place}: {cell.best} runs at {cell.ratio(cell.best):.2f}x of dense", verbosity)
-    found = BreakEven(Setting(settings.stages, provider, threads, *machine()), tuple(cells))
+    found = BreakEven(Setting(settings.stages, settings.provider, settings.threads, *machine()), tuple(cells))
     if picture:
         draw(found, picture)
         message(f"{picture}: written", verbosity)

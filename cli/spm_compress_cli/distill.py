@@ -70,6 +70,7 @@ from spm_compress_cli.verbosity import Verbosity, verbosity_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @verbosity_options
 def distill(
+    *,
     artifact: Path | None,
     calibration: Path,
     output: Path | None,

@@ -24,6 +24,7 @@ def expand(artifact: Path | None, output: Path | None, as_json: bool, verbosity:
     """
     from spm_compress.checkpoint import SUFFIX, find_artifact, keep_apart, origin_files, read_artifact, write_tensors
     from spm_compress.compress import expand as expanded
+    from spm_compress.report import expansion_json
     from spm_compress.units import bytes_text
     from spm_compress_cli.console import results_console
     from spm_compress_cli.progress import message
@@ -42,7 +43,6 @@ def expand(artifact: Path | None, output: Path | None, as_json: bool, verbosity:
         message(f"{len(found.decoded)} tensors were quantized ({types}); they are written as float32", verbosity)
     write_tensors(found.tensors, out)
     if as_json:
-        result = {"schema": "spm-compress/expand/1", "path": str(out), "bytes": out.stat().st_size}
-        print_json({**result, "tensors": len(found.tensors), "biases_left_out": list(found.lost)})
+        print_json(expansion_json(found, out))
         return
     results_console().print(f"{out}: {len(found.tensors)} tensors, {bytes_text(out.stat().st_size)}", soft_wrap=True)

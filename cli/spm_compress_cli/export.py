@@ -89,6 +89,7 @@ _ACTIVATIONS = ["relu", "gelu", "tanh", "sigmoid", "silu", "leaky-relu", "elu", 
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @verbosity_options
 def export(
+    *,
     artifact: Path | None,
     out: Path | None,
     ort_path: Path | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 def show_exported(written: Sequence[Exported], ort: Sequence[OrtFiles], as_json: bool, *, is_kept: bool) -> None:
     """Print what was written; is_kept: whether the ONNX files stay, or were only needed for those in ORT format."""
+    from spm_compress.export.exported_json import export_json
+
     if as_json:
-        files = [{**_json(each), "path": str(each.path) if is_kept else None} for each in written]
-        print_json({"schema": "spm-compress/export/3", "files": files, "ort": [_ort_json(each) for each in ort]})
+        print_json(export_json(written, ort, is_kept=is_kept))
         return
     console = results_console()
     choices = [choice for each in written for choice in each.choices]
@@ -84,40 +85,3 @@ def _show_choices(console: Console, choices: Sequence[Choice]) -> None:
         rows.append((named, counts, *times, f"{first.lowering.name}: {first.reason}"))
     title = "lowering of each layer, microseconds at its rows"
     show_table(console, ("layers", "rows", *names, "chosen, why"), rows, title=title, texts=("chosen, why",))
-
-
-def _ort_json(ort: OrtFiles) -> dict[str, Any]:
-    return {
-        "path": str(ort.path),
-        "bytes": ort.bytes,
-        "config_path": str(ort.config_path),
-        "config_bytes": ort.config_bytes,
-        "agreements": [{"batch": agreement.batch, "error": agreement.error} for agreement in ort.agreements],
-    }
-
-
-def _json(each: Exported) -> dict[str, Any]:
-    return {
-        "bytes": each.bytes,
-        "dense_bytes": each.dense_bytes,
-        "nodes": each.spliced.nodes,
-        "runs": each.spliced.runs,
-        "missing": each.spliced.missing,
-        "elsewhere": each.spliced.elsewhere,
-        "live_error": None if each.live is None else each.live.error,
-        "agreements": [
-            {"batch": agreement.batch, "error": agreement.error, "finite": agreement.finite}
-            for agreement in each.agreements
-        ],
-        "choices": [
-            {
-                "layer": choice.layer,
-                "lowering": choice.lowering.name,
-                "rows": choice.rows,
-                "microseconds": choice.microseconds,
-                "reason": choice.reason,
-            }
-            for choice in each.choices
-        ],
-        "speedups": [{"batch": batch, "ratio": ratio} for batch, ratio in each.speedups.items()],
-    }

@@ -105,6 +105,7 @@ _FOUND_OUT = f"; what it found out for its plan is kept in {_CACHE}, and the sam
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @verbosity_options
 def fit(
+    *,
     model: Path | None,
     factory: str | None,
     key: str | None,

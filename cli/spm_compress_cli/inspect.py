@@ -27,6 +27,7 @@ from spm_compress_cli.verbosity import Verbosity, verbosity_options
 @click.option("--json", "as_json", is_flag=True, help="Print the inspection as JSON.")
 @verbosity_options
 def inspect(
+    *,
     model: Path | None,
     factory: str | None,
     key: str | None,

@@ -16,27 +16,11 @@ if TYPE_CHECKING:
 
 def show_plan(selected: Selected, forecast: Forecast, as_json: bool) -> None:
     """Print the size that each weight would get, the totals, and what the fit would cost."""
+    from spm_compress.report import plan_json
+
     plan = forecast.plan
     if as_json:
-        print_json(
-            {
-                "schema": "spm-compress/plan/1",
-                "bytes": {"before": plan.dense_bytes, "after": plan.bytes},
-                "seconds": forecast.seconds,
-                "memory": forecast.bytes,
-                "layers": [
-                    {
-                        "name": choice.curve.name,
-                        "stages": choice.point and choice.point.stages,
-                        "bytes": {"before": choice.curve.dense_bytes, "after": choice.bytes},
-                        "error": choice.point.error if choice.point else 0.0,
-                        "reason": choice.reason,
-                    }
-                    for choice in plan.choices
-                ],
-                "kept": dict(selected.kept),
-            }
-        )
+        print_json(plan_json(selected, forecast))
         return
     console = results_console()
     rows = [(choice.curve.name, *_cells(choice), choice.reason) for choice in plan.choices]

@@ -32,6 +32,7 @@ from spm_compress_cli.verbosity import Verbosity, verbosity_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @verbosity_options
 def verify(
+    *,
     model: Path,
     against: Path,
     batches: tuple[int, ...] | None,

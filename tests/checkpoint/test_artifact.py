@@ -145,7 +145,7 @@ def test_foreign_and_broken_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_one_artifact_of_a_folder_is_found(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="spm-compress fit MODEL"):
+    with pytest.raises(ArtifactError, match="`fit_model`"):
         find_artifact(tmp_path)
     (tmp_path / "a.spm.safetensors").touch()
     assert find_artifact(tmp_path) == tmp_path / "a.spm.safetensors"

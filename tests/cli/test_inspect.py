@@ -60,6 +60,7 @@ def test_mistakes_are_one_line(mlp_file: Path, arguments: list[str], code: int, 
     assert torch.isnan(load_file(mlp_file)["2.weight"]).any()
 
 
+@pytest.mark.slow
 def test_all_of_minilm(minilm: Path) -> None:
     done = spm("inspect", str(minilm), "--json", "--quiet", "--probe-steps", "0", cwd=minilm.parent)
     told = json.loads(done.stdout)

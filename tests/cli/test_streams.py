@@ -94,8 +94,11 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     "environment",
-    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {}],
-    ids=["ascii", "C", "utf-8"],
+    [
+        pytest.param({"PYTHONIOENCODING": "ascii"}, id="ascii"),
+        pytest.param({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, id="C", marks=pytest.mark.slow),
+        pytest.param({}, id="utf-8", marks=pytest.mark.slow),
+    ],
 )
 def test_names_are_escaped_where_they_cannot_be_shown(
     folder: Path, command: str, environment: dict[str, str], tmp_path: Path

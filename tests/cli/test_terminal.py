@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from made import mlp
 from pseudo_terminal import in_pseudo_terminal
 from running import COMMAND
 from safetensors.torch import save_file
-from yard import mlp
+from yard import WIDTHS
 
 from spm_compress import CompressSettings, FitSettings, fit_model, open_source, write_artifact
 from spm_compress_cli.main import main
@@ -33,7 +34,7 @@ def in_terminal(*arguments: str, cwd: Path, columns: int = 80, **environment: st
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("terminal")
     names = {"0": "encoder.layer.11.attention.output.dense", "2": "encoder.layer.11.intermediate.dense", "4": "head"}
-    values = {f"{names[key.split('.')[0]]}.{key.split('.')[1]}": x for key, x in mlp().state_dict().items()}
+    values = {f"{names[key.split('.')[0]]}.{key.split('.')[1]}": x for key, x in mlp(*WIDTHS).state_dict().items()}
     save_file(values, folder / "model.safetensors")
     source = open_source(folder / "model.safetensors")
     for stages in (3, 4):

@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 import onnx
 import torch
+from made import mlp
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 from small_graphs import lookup, product
@@ -53,15 +54,13 @@ nothing = None
 """
 
 
-def mlp() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(96, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
+WIDTHS = (96, 64, 64, 10)
 
 
 def fill(folder: Path, bert: Path, texts: Path) -> None:
     """Write model.safetensors, its artifact and its .pt, dense.onnx, out.onnx, a BERT, its artifact and texts, code."""
-    save_file(mlp().state_dict(), folder / "model.safetensors")
-    torch.save(mlp().state_dict(), folder / "model.pt")
+    save_file(mlp(*WIDTHS).state_dict(), folder / "model.safetensors")
+    torch.save(mlp(*WIDTHS).state_dict(), folder / "model.pt")
     fit = FitSettings(stages=3, block=8, steps=1)
     artifact = fit_model(open_source(folder / "model.safetensors"), CompressSettings(fit), beside=folder)
     write_artifact(artifact, folder / "mlp.spm.safetensors")
@@ -266,7 +265,7 @@ def without_words(folder: Path) -> None:
 
 
 def two_models(folder: Path) -> None:
-    torch.save({"generator": mlp().state_dict(), "ema": mlp().state_dict()}, folder / "model.pt")
+    torch.save({"generator": mlp(*WIDTHS).state_dict(), "ema": mlp(*WIDTHS).state_dict()}, folder / "model.pt")
 
 
 def optimizer_alone(folder: Path) -> None:
@@ -276,7 +275,7 @@ def optimizer_alone(folder: Path) -> None:
 def torchscript(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.script(mlp()).save(folder / "model.pt")
+        torch.jit.script(mlp(*WIDTHS)).save(folder / "model.pt")
 
 
 def pointer(folder: Path) -> None:

@@ -82,7 +82,7 @@ def photographs(folder: Path) -> None:
                 image.fromarray(pixels).save(folder / part / name / f"{i}.png")
 
 
-@pytest.mark.parametrize("write", [idx, cifar, photographs])
+@pytest.mark.parametrize("write", [idx, *(pytest.param(each, marks=pytest.mark.slow) for each in (cifar, photographs))])
 def test_images(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     folder = tmp_path / "data"
     folder.mkdir()

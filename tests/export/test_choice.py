@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from draw import random_spm
+from made import fitted_layer
 from torch import nn
 
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
@@ -31,7 +32,7 @@ def layer(name: str = "a.weight", weight: torch.Tensor | None = None) -> FittedL
     out, into = weight.shape if weight is not None else (64, 64)
     spm = random_spm(build_structure(into, out, stages=6, block=8, mixer=Mixer.CANONICAL), dtype=torch.float32)
     known = digest(weight) if weight is not None else ""
-    return FittedLayer((name,), spm.shape, "F32", known, 0.0, 0.0, 0, 0, "", spm)
+    return fitted_layer(spm, name, known)
 
 
 def times(**given: list[float]) -> Mapping[str, list[float]]:

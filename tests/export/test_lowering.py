@@ -12,8 +12,8 @@ import torch
 from draw import random_spm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import fitted_layer
 
-from spm_compress.checkpoint import FittedLayer
 from spm_compress.export.lowering import Lowering, lowerings
 from spm_compress.export.splicing.layer_model import layer_model
 from spm_compress.operator import SPM, Mixer, Schedule, Structure, build_structure
@@ -24,7 +24,7 @@ SHAPES = [(48, 48), (100, 48), (48, 100), (7, 7), (1, 5), (5, 1), (1, 1), (37, 3
 
 
 def run(spm: SPM, lowering: Lowering, x: np.ndarray) -> np.ndarray:
-    layer = FittedLayer(("layer.weight",), spm.shape, "F32", "", 0.0, 0.0, 0, 0, "", spm)
+    layer = fitted_layer(spm)
     model = ir.serde.serialize_model(layer_model(layer, lowering)).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, {"x": x})[0])

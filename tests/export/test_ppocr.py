@@ -13,7 +13,15 @@ from spm_compress import CompressSettings, ExportSettings, FitSettings, export_o
 from spm_compress.export.lowering import Blocks, Dense, Lowering, Stages
 
 
-@pytest.mark.parametrize("lowering", [Stages(), Blocks(), Dense(), None], ids=["stages", "blocks", "dense", "auto"])
+@pytest.mark.parametrize(
+    "lowering",
+    [
+        pytest.param(Stages(), id="stages"),
+        pytest.param(Blocks(), id="blocks", marks=pytest.mark.slow),
+        pytest.param(Dense(), id="dense", marks=pytest.mark.slow),
+        pytest.param(None, id="auto", marks=pytest.mark.slow),
+    ],
+)
 def test_text_recognition_is_replaced_and_all_else_stays(
     ppocr: Path, lowering: Lowering | None, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ import onnxslim
 import pytest
 import torch
 from draw import random_spm
+from made import fitted_layer
 from torch import nn
 
 from spm_compress.checkpoint import FittedLayer
@@ -29,7 +30,7 @@ ORDER_ONLY = {"Reshape", "Flatten", "Transpose"}
 
 def layer_of(out: int, into: int, stages: int = 10, name: str = "layer.weight") -> FittedLayer:
     spm = random_spm(build_structure(into, out, stages=stages, mixer=Mixer.CANONICAL), dtype=torch.float32)
-    return FittedLayer((name,), spm.shape, "F32", "", 0.0, 0.0, 0, 0, "", spm)
+    return fitted_layer(spm, name)
 
 
 def run_time_nodes(model: ir.Model, folder: Path) -> Counter[str]:
@@ -113,7 +114,7 @@ def spliced_attention(lowering: Lowering) -> ir.Model:
         assert isinstance(linear, nn.Linear)
         layer = layer_of(*linear.weight.shape, name=f"{name}.weight")
         known = digest(linear.weight.detach())
-        layers.append(FittedLayer(layer.names, layer.shape, "F32", known, 0.0, 0.0, 0, 0, "", layer.spm))
+        layers.append(fitted_layer(layer.spm, layer.name, known))
     assert len(splice(model, layers, {layer.name: lowering for layer in layers}).nodes) == 5
     return model
 

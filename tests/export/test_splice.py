@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -9,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from draw import random_spm
+from made import fitted_layer
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
@@ -30,8 +33,7 @@ def layer() -> FittedLayer:
 
 def fitted(weight: Tensor) -> FittedLayer:
     (result,) = fit_matrices(weight[None], FitSettings(steps=20, block=8))
-    shape = (weight.shape[0], weight.shape[1])
-    return FittedLayer(("w.weight",), shape, "F32", digest(weight), result.error, 0.0, 20, 0, "random", result.spm)
+    return fitted_layer(result.spm, "w.weight", digest(weight), result.error)
 
 
 def graph(
@@ -115,7 +117,7 @@ def test_every_shape_runs_at_every_batch(kind: str, shape: tuple[int, int], lowe
     node, lead, is_gemm = KINDS[kind]
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     spm = random_spm(build_structure(shape[1], shape[0], stages=6, block=8, mixer=Mixer.CANONICAL), dtype=torch.float32)
-    layer = FittedLayer(("w.weight",), shape, "F32", digest(weight), 0.0, 0.0, 0, 0, "", spm)
+    layer = fitted_layer(spm, "w.weight", digest(weight))
     bias = np.linspace(-1, 1, shape[0]).astype(np.float32)
     stored = weight if is_gemm else weight.T
     model = graph(node, stored, [*lead, shape[1]], {"c": bias} if is_gemm else {})
@@ -168,7 +170,7 @@ def test_products_that_are_something_else_stay(layer: FittedLayer) -> None:
 
 def test_a_layer_that_the_graph_does_not_use_is_named(layer: FittedLayer) -> None:
     other = fitted(WEIGHT + 1)
-    other = FittedLayer(("other.weight",), *[getattr(other, f) for f in list(other.__dataclass_fields__)[1:]])
+    other = replace(other, names=("other.weight",))
     model = graph(*[CASES["MatMul"][i] for i in (0, 1, 2)])
     assert splice(model, [layer, other], dict.fromkeys((layer.name, other.name), Stages())).missing == ("other.weight",)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import gaussian
 
 from spm_compress.errors import FitError
 from spm_compress.fitting import FitSettings, StepReport, fit_matrices, svd_error
@@ -20,10 +21,6 @@ def planted(settings: FitSettings, n: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     numbers = [{name: torch.randn(s, generator=generator) for name, s in named.items()} for named in structure.shapes()]
     return SPM(structure, numbers).to_dense()
-
-
-def gaussian(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("n", [64, 256])

@@ -10,6 +10,7 @@ import torch
 from definition import dense_by_definition, dense_of, relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import gaussian
 from torch import Tensor
 
 from spm_compress.errors import FitError, SpmError
@@ -17,10 +18,6 @@ from spm_compress.fitting import FitResult, FitSettings, StepReport, fit_matrice
 from spm_compress.operator import SPM, Mixer, Schedule
 
 MIXERS = [Mixer.GENERAL, Mixer.ROTATION]
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def fit(weight: Tensor, **options: object) -> FitResult:

@@ -9,15 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import gaussian
 
 from spm_compress.fitting import svd_error
 
 # Squared singular values of float64 round at 1e-16 of the largest: the root of a rest of zero at 1e-8.
 TOLERANCE = 1e-7
-
-
-def gaussian(m: int, n: int, seed: int = 0) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).normal(size=(m, n)))
 
 
 def numpy_error(weight: torch.Tensor, rank: int) -> float:
@@ -31,7 +28,7 @@ def numpy_error(weight: torch.Tensor, rank: int) -> float:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 24), st.integers(1, 24), st.integers(0, 24), st.integers(0, 999))
 def test_whole_ranks_are_numpys(m: int, n: int, rank: int, seed: int) -> None:
-    weight = gaussian(m, n, seed)
+    weight = gaussian(m, n, seed=seed)
     assert svd_error(weight, rank * (m + n)) == pytest.approx(numpy_error(weight, rank), abs=TOLERANCE)
 
 
@@ -45,7 +42,7 @@ def test_the_tolerance_notices_a_thousandth_in_the_weight() -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 16), st.integers(1, 16), st.integers(0, 999))
 def test_more_numbers_never_cost_error(m: int, n: int, seed: int) -> None:
-    weight = gaussian(m, n, seed)
+    weight = gaussian(m, n, seed=seed)
     errors = [svd_error(weight, size) for size in range(0, (min(m, n) + 2) * (m + n), max(1, (m + n) // 5))]
     assert errors[0] == pytest.approx(1, abs=TOLERANCE)
     assert errors == sorted(errors, reverse=True)
@@ -67,7 +64,7 @@ def test_a_zero_matrix_has_no_error(shape: tuple[int, int], numbers: int) -> Non
 
 
 def test_low_rank_matrices_need_their_rank_alone() -> None:
-    weight = gaussian(20, 2) @ gaussian(2, 30, 1)
+    weight = gaussian(20, 2) @ gaussian(2, 30, seed=1)
     assert svd_error(weight, 2 * 50) <= TOLERANCE
     assert svd_error(weight, 1 * 50) > 0.1
 
@@ -75,7 +72,7 @@ def test_low_rank_matrices_need_their_rank_alone() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 999), st.sampled_from([1e-6, 3.0, 1e6]), st.integers(0, 200))
 def test_neither_scale_nor_transposing_matters(seed: int, scale: float, numbers: int) -> None:
-    weight = gaussian(8, 13, seed)
+    weight = gaussian(8, 13, seed=seed)
     expected = svd_error(weight, numbers)
     assert svd_error(weight.T, numbers) == pytest.approx(expected, abs=TOLERANCE)
     assert svd_error(weight * scale, numbers) == pytest.approx(expected, abs=TOLERANCE)

@@ -14,11 +14,11 @@ import onnxruntime
 import pytest
 import torch
 from draw import random_spm
+from made import fitted_layer
 from safetensors.torch import load_file
 from torch import nn
 
 from spm_compress import CompressSettings, FitSettings, apply_artifact, export_onnx, fit_model, open_source
-from spm_compress.checkpoint import FittedLayer
 from spm_compress.export import ExportSettings
 from spm_compress.export.lowering import Lowering, lowerings
 from spm_compress.export.splicing.layer_model import OPSET
@@ -73,7 +73,7 @@ def exported(spm: SPM, lowering: Lowering, lead: list[str]) -> bytes:
     node = ir.Node("", "MatMul", [x, stored], outputs=[y])
     graph = ir.Graph([x], [y], nodes=[node], initializers=[stored], opset_imports={"": OPSET}, name="layer")
     model = ir.Model(graph, ir_version=9)
-    layer = FittedLayer(("layer.weight",), spm.shape, "F32", digest_of(weight), 0.0, 0.0, 0, 0, "", spm)
+    layer = fitted_layer(spm, sha256=digest_of(weight))
     splice(model, [layer], {layer.name: lowering})
     return ir.serde.serialize_model(model).SerializeToString()
 

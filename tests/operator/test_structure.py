@@ -24,7 +24,7 @@ def test_sizes_below_one_are_refused(into: int, out: int, stages: int, mixer: Mi
 @pytest.mark.parametrize("mixer", list(Mixer))
 @pytest.mark.parametrize("schedule", list(Schedule))
 def test_blocks_that_are_no_power_of_two_are_refused(block: int, mixer: Mixer, schedule: Schedule) -> None:
-    with pytest.raises(UsageError, match=f"block {block}:"):
+    with pytest.raises(UsageError, match=f"`block` {block}:"):
         build_structure(8, 8, stages=2, block=block, mixer=mixer, schedule=schedule)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from spm_compress.checkpoint.artifact import FittedLayer
 from spm_compress.export.lowering import Lowering
-from spm_compress.export.splicing.writer import Writer, initializer
+from spm_compress.export.splicing.writer import Placed, Writer, initializer
 
 __all__ = ["OPSET", "dense_model", "layer_model"]
 
@@ -21,7 +21,7 @@ def layer_model(layer: FittedLayer, lowering: Lowering) -> ir.Model:
     x = ir.Value(name="x", type=float32, shape=ir.Shape(["rows", layer.shape[1]]))
     graph = ir.Graph([x], [], nodes=[], opset_imports={"": OPSET}, name=layer.name)
     model = ir.Model(graph, ir_version=IR_VERSION)
-    nodes = Writer(model, OPSET).layer(layer, layer.name, layer.spm, lowering, x, ir.DataType.FLOAT, graph)
+    nodes = Writer(model, OPSET).layer(Placed.of(layer, lowering), x, ir.DataType.FLOAT, graph)
     graph.extend(nodes)
     y = nodes[-1].outputs[0]
     y.name, y.type, y.shape = "y", float32, ir.Shape(["rows", layer.shape[0]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +21,24 @@ from spm_compress.operator.canonical import to_canonical, transpose
 from spm_compress.operator.spm import SPM
 from spm_compress.operator.structure import Mixer, Structure
 
-__all__ = ["Writer", "initializer"]
+__all__ = ["Placed", "Writer", "initializer"]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A layer at one product: how it runs there, and its operator or the transposed one under a name of its own."""
+
+    layer: FittedLayer
+    lowering: Lowering
+    name: str
+    spm: SPM
+
+    @staticmethod
+    def of(layer: FittedLayer, lowering: Lowering, *, transposed: bool = False) -> Placed:
+        """Return the layer as it is, or transposed."""
+        if transposed:
+            return Placed(layer, lowering, f"{layer.name}.transposed", _transposed(layer.spm))
+        return Placed(layer, lowering, layer.name, layer.spm)
 
 
 def _value_names(model: ir.Model) -> set[str]:
@@ -48,14 +66,14 @@ class Writer:
         old, layer = match.product.node, match.layer
         x, dense, graph = old.inputs[0], old.outputs[0], old.graph
         assert x is not None and isinstance(graph, ir.Graph)
-        spm, suffix = (_transposed(layer.spm), ".transposed") if match.transposed else (layer.spm, "")
+        placed = Placed.of(layer, lowering, transposed=match.transposed)
         dtype = dense.dtype or x.dtype or ir.DataType.FLOAT
         new: list[ir.Node] = []
         rank = len(match.product.tensor.shape)
         if old.op_type == "Conv":
             new.append(ir.Node("", "Transpose", [x], [ir.AttrInt64s("perm", [0, *range(2, rank), 1])]))
             x = new[-1].outputs[0]
-        new += self.layer(layer, layer.name + suffix, spm, lowering, x, dtype, graph)
+        new += self.layer(placed, x, dtype, graph)
         call = next(node for node in new if node.op_type in self.functions.values())
         bias = old.inputs[2] if len(old.inputs) > 2 else None
         if bias is not None:
@@ -127,7 +145,7 @@ class Writer:
         key = (layer.name, dtype, is_turned, sizes)
         if key not in self.matrices:
             name = self._free_name(layer.name)
-            new = [self._call(layer, layer.name, layer.spm, Dense(), [], dtype, name)]
+            new = [self._call(Placed.of(layer, Dense()), [], dtype, name)]
             if is_turned:
                 new.append(ir.Node("", "Transpose", [new[-1].outputs[0]], [ir.AttrInt64s("perm", [1, 0])]))
             if sizes:
@@ -150,47 +168,29 @@ class Writer:
             )
         return self.prefixes[wanted]
 
-    def layer(
-        self,
-        layer: FittedLayer,
-        name: str,
-        spm: SPM,
-        lowering: Lowering,
-        x: ir.Value,
-        dtype: ir.DataType,
-        graph: ir.Graph,
-    ) -> list[ir.Node]:
+    def layer(self, placed: Placed, x: ir.Value, dtype: ir.DataType, graph: ir.Graph) -> list[ir.Node]:
         """Return the call of the operator's function on x, named after the layer, between the turns that it needs.
 
-        name, spm: of the layer, or of its transposed operator. The nodes are not in a graph yet. A lowering that makes
-        the matrix gets the product with it.
+        The nodes are not in a graph yet. A lowering that makes the matrix gets the product with it.
         """
-        free = self._free_name(name)
-        if lowering.layout is None:
-            call = self._call(layer, name, spm, lowering, [], dtype, free)
+        free, layout = self._free_name(placed.name), placed.lowering.layout
+        if layout is None:
+            call = self._call(placed, [], dtype, free)
             turned = ir.Node("", "Transpose", [call.outputs[0]], [ir.AttrInt64s("perm", [1, 0])])
             return [call, turned, ir.Node("", "MatMul", [x, turned.outputs[0]])]
         turns = self.turns.setdefault(graph, Turns(self.model, self.opset))
-        before = turns.into(lowering.layout, x)
-        call = self._call(layer, name, spm, lowering, [before[-1].outputs[0] if before else x], dtype, free)
-        return [*before, call, *turns.back(lowering.layout, call.outputs[0], x, spm.shape[0])]
+        before = turns.into(layout, x)
+        call = self._call(placed, [before[-1].outputs[0] if before else x], dtype, free)
+        return [*before, call, *turns.back(layout, call.outputs[0], x, placed.spm.shape[0])]
 
-    def _call(
-        self,
-        layer: FittedLayer,
-        name: str,
-        spm: SPM,
-        lowering: Lowering,
-        x: list[ir.Value],
-        dtype: ir.DataType,
-        free: str,
-    ) -> ir.Node:
+    def _call(self, placed: Placed, x: list[ir.Value], dtype: ir.DataType, free: str) -> ir.Node:
+        prefix = self._prefix(f"{placed.name}.spm")
         arrays = [
-            initializer(self.model.graph, f"{self._prefix(f'{name}.spm')}.{array}", values)
-            for array, values in number_arrays(spm).items()
+            initializer(self.model.graph, f"{prefix}.{array}", values)
+            for array, values in number_arrays(placed.spm).items()
         ]
-        function = self._function(spm, lowering, dtype)
-        return ir.Node(DOMAIN, function, [*x, *arrays], name=free, doc_string=_describe(layer, spm, lowering))
+        function = self._function(placed.spm, placed.lowering, dtype)
+        return ir.Node(DOMAIN, function, [*x, *arrays], name=free, doc_string=_describe(placed))
 
     def _free_name(self, name: str) -> str:
         free = free_name(name.removesuffix(".weight"), self.taken)
@@ -222,10 +222,11 @@ def _name_around(call: ir.Node, nodes: Sequence[ir.Node], prefix: str) -> None:
             node.outputs[0].name = f"{prefix}." + {at - 1: "x", at: "y"}.get(i, str(i))
 
 
-def _describe(layer: FittedLayer, spm: SPM, lowering: Lowering) -> str:
+def _describe(placed: Placed) -> str:
+    layer, spm = placed.layer, placed.spm
     (out, into), structure = spm.shape, spm.structure
     groups = sum(len(chain.groups) for chain in structure.chains)
-    lines = [f"{layer.name}: {out}x{into}, run as {lowering.name}"]
+    lines = [f"{layer.name}: {out}x{into}, run as {placed.lowering.name}"]
     if groups:
         lines.append(f"{structure.stages} pairwise mixing stages in {groups} groups ({structure.mixer.value})")
     if structure.rank:

@@ -1,0 +1,31 @@
+"""What many tests are made of: a Gaussian matrix, a plain MLP, a fitted layer around an operator."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from spm_compress.checkpoint import FittedLayer
+from spm_compress.operator import SPM
+
+__all__ = ["fitted_layer", "gaussian", "mlp"]
+
+
+def gaussian(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def mlp(*widths: int, seed: int = 0) -> nn.Sequential:
+    """Return linear layers with ReLU between them, 0, 2, 4, ..., of random numbers."""
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for into, out in itertools.pairwise(widths):
+        layers += [nn.Linear(into, out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1]).eval()
+
+
+def fitted_layer(spm: SPM, name: str = "layer.weight", sha256: str = "", error: float = 0.0) -> FittedLayer:
+    """Return a layer as a fit of a weight with that digest would have left it."""
+    return FittedLayer((name,), spm.shape, "F32", sha256, error, 0.0, 0, 0, "", spm)
