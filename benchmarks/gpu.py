@@ -30,7 +30,7 @@ from spm_compress import CompressSettings, FitSettings, SPMLinear, fit_matrices,
 from spm_compress.checkpoint.artifact import Artifact
 from spm_compress.checkpoint.huggingface import load_huggingface
 from spm_compress.compress import load_model
-from spm_compress.distill import DistillSettings, Progress, Trained, distill
+from spm_compress.distill import DistillSettings, Trained, TrainingReport, distill
 from spm_compress.distill.samples import samples
 from spm_compress.layers import linear
 
@@ -145,7 +145,7 @@ def recovery(steps: int = 100) -> None:
         student = load_model(artifact, source).cuda()
         moments: list[float] = []
 
-        def watch(report: Progress, moments: list[float] = moments) -> None:
+        def watch(report: TrainingReport, moments: list[float] = moments) -> None:
             del report
             torch.cuda.synchronize()
             moments.append(time.perf_counter())

@@ -34,7 +34,7 @@ from spm_compress.calibration import collect, open_runner
 from spm_compress.checkpoint import Source
 from spm_compress.checkpoint.huggingface import load_huggingface
 from spm_compress.compress import LayerOverride, load_model
-from spm_compress.distill import DistillSettings, Progress, Trained, distill
+from spm_compress.distill import DistillSettings, Trained, TrainingReport, distill
 from spm_compress.distill.samples import samples
 from spm_compress.fitting.objective import regularized
 from spm_compress.fitting.truncated_svd import low_rank_factors
@@ -59,12 +59,12 @@ def spm(source: Source, layers: str, share: float, data: Path) -> nn.Module:
     path = HOME / f"{layers}-{share:g}.spm.safetensors"
     if not path.exists():
         fit = FitSettings(stages=min(_MOST_STAGES, _stages(share)), steps=200)
-        companions = []
+        low_rank_terms = []
         for name in _names(source, layers):
             m, n = source.tensors()[name].shape
             rest = _count(share, m, n) - fit.stored_structure(m, n).parameter_count
-            companions.append(LayerOverride(name, (("rank", rest // (m + n)),)))
-        settings = CompressSettings(fit=fit, include=LAYERS[layers], overrides=tuple(companions))
+            low_rank_terms.append(LayerOverride(name, (("rank", rest // (m + n)),)))
+        settings = CompressSettings(fit=fit, include=LAYERS[layers], overrides=tuple(low_rank_terms))
         write_artifact(fit_model(source, settings, beside=HOME, data=data), path)
     return load_model(read_artifact(path), source)
 
@@ -232,7 +232,7 @@ class Spent:
         self.cpu_seconds += self.began[1] - began[1]
 
 
-def note(path: Path, before: Scores, spent: Spent, every: int, report: Progress) -> None:
+def note(path: Path, before: Scores, spent: Spent, every: int, report: TrainingReport) -> None:
     """Keep beside the state what the next part has to know, whenever the state is written."""
     if report.held_out is not None:
         print(f"  [{report.step}/{report.steps}] loss {report.loss:.4f}, held out {report.held_out:.4f}", flush=True)

@@ -100,7 +100,7 @@ def distill(
         write_artifact,
     )
     from spm_compress.compress import check_device, load_model
-    from spm_compress.distill import DistillSettings, Loss, Progress, Trained, recover
+    from spm_compress.distill import DistillSettings, Loss, Trained, TrainingReport, recover
     from spm_compress.distill.state import kept_step
     from spm_compress.report import summarize
     from spm_compress_cli.progress import message
@@ -134,7 +134,7 @@ def distill(
     if_interrupted(told)
     with follow_training(verbosity, log) as show:
 
-        def watch(report: Progress) -> None:
+        def watch(report: TrainingReport) -> None:
             nonlocal reached
             reached = report.step
             show(report)

@@ -36,7 +36,7 @@ def gate_of(evaluate: str | None, min_score: float | None, max_drop: float | Non
         if min_score is not None or max_drop is not None:
             raise click.UsageError("--min-score and --max-drop judge a score; say how to get it with --eval")
         return None
-    from spm_compress.checkpoint import named_function
+    from spm_compress.checkpoint import import_function
     from spm_compress.compress import Gate
 
-    return Gate(evaluate, named_function("--eval", evaluate), min_score, max_drop)
+    return Gate(evaluate, import_function("--eval", evaluate), min_score, max_drop)

@@ -22,7 +22,7 @@ def expand(artifact: Path | None, output: Path | None, as_json: bool, verbosity:
     What was not replaced comes back bit for bit; quantized tensors of a GGUF file come back as float32. Without
     ARTIFACT, the one *.spm.safetensors in the working directory is taken.
     """
-    from spm_compress.checkpoint import SUFFIX, find_artifact, keep_apart, origin_files, read_artifact, write_tensors
+    from spm_compress.checkpoint import SUFFIX, find_artifact, keep_apart, read_artifact, source_files, write_tensors
     from spm_compress.compress import expand as expanded
     from spm_compress.report import expansion_json
     from spm_compress.units import bytes_text
@@ -33,7 +33,7 @@ def expand(artifact: Path | None, output: Path | None, as_json: bool, verbosity:
     path = artifact or find_artifact(Path())
     fitted = read_artifact(path)
     out = output or Path(f"{path.name.removesuffix(SUFFIX)}.dense.safetensors")
-    keep_apart("--output", out, [path, *origin_files(fitted, path)])
+    keep_apart("--output", out, [path, *source_files(fitted, path)])
     if_interrupted(written_since([out]))
     found = expanded(fitted)
     for name in found.lost:

@@ -129,7 +129,7 @@ def export(
         raise click.UsageError("--layers writes ONNX files; give --onnx FOLDER, and leave --ort out")
     if quantize and dtype != "float32":
         raise click.UsageError("--quantize int8 and --dtype float16 exclude each other; choose one")
-    from spm_compress.checkpoint import find_artifact, is_bare, keep_apart, origin_files, read_artifact, source_of
+    from spm_compress.checkpoint import find_artifact, is_bare, keep_apart, read_artifact, source_files, source_of
     from spm_compress.export import (
         ExportSettings,
         Layout,
@@ -153,7 +153,7 @@ def export(
     onnx_path = out or Path(click.get_current_context().with_resource(tempfile.TemporaryDirectory())) / "model.onnx"
     path = artifact or find_artifact(Path())
     fitted = read_artifact(path)
-    needed = [path, *origin_files(fitted, path), *filter(None, (graph, source_path))]
+    needed = [path, *source_files(fitted, path), *filter(None, (graph, source_path))]
     for option, written_to in (("--onnx", out), ("--ort", ort_path), ("--dense", dense_path)):
         if written_to is not None and not (layers and written_to is out):
             keep_apart(option, written_to, needed)

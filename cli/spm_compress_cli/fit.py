@@ -41,7 +41,7 @@ _FOUND_OUT = f"; what it found out for its plan is kept in {_CACHE}, and the sam
     type=click.Choice(["general", "rotation", "auto"]),
     help="What a stage does to a pair; auto: the better one at the same size.  [default: general]",
 )
-@click.option("--low-rank", metavar="R|auto", help="Low-rank companion; auto: a share of the size.  [default: 0]")
+@click.option("--low-rank", metavar="R|auto", help="Low-rank term; auto: a share of the size.  [default: 0]")
 @click.option(
     "--effort",
     type=click.Choice(["fast", "balanced", "best"]),

@@ -69,8 +69,8 @@ def main() -> None:
     with guarded_streams():
         code = _code_of(lambda: cli.main(prog_name="spm-compress", standalone_mode=False))
         code = _code_of(sys.stdout.flush) or code
-    # Python ends `-m` by SIGINT, whatever code is asked for here, if its last exec() of a string was left by a Ctrl-C
-    # (making a dataclass, as an import does, is one): so there is another one.
+    # After a Ctrl-C during an exec() of a string, `python -m` ends by SIGINT instead of with this exit code; imports
+    # call exec() to make dataclasses. Python forgets the Ctrl-C at the next exec() that ends well, which is this one.
     exec("")
     sys.exit(code)
 

@@ -31,7 +31,7 @@ def report(
 
     Without ARTIFACT, the one *.spm.safetensors in the working directory is taken.
     """
-    from spm_compress.checkpoint import find_artifact, keep_apart, origin_files, read_artifact
+    from spm_compress.checkpoint import find_artifact, keep_apart, read_artifact, source_files
     from spm_compress.report import read_attachments, summarize, write_page
     from spm_compress_cli.progress import message
     from spm_compress_cli.tables import show_report
@@ -42,7 +42,7 @@ def report(
     found = read_artifact(path)
     savings = summarize(found, path)
     if html is not None:
-        keep_apart("--html", html, [path, *origin_files(found, path), *attached])
+        keep_apart("--html", html, [path, *source_files(found, path), *attached])
         if_interrupted(written_since([html]))
         write_page(found, savings, path.name, html, read_attachments(attached))
         message(f"{html}: written", verbosity)

@@ -15,7 +15,7 @@ from spm_compress_cli.progress import bars_on
 from spm_compress_cli.verbosity import Verbosity
 
 if TYPE_CHECKING:
-    from spm_compress.distill import Progress as Training
+    from spm_compress.distill import TrainingReport as Training
 
 _Show = Callable[["Training"], None]
 

@@ -21,10 +21,10 @@ __all__ = ["collect", "load_or_collect", "moments_key", "paired_moments"]
 _FORMAT = 1
 _KEY = "spm_compress_calibration"
 
-Watch = Callable[[int, int], None]
+OnBatch = Callable[[int, int], None]
 
 
-def collect(runner: Runner, names: Sequence[str], watch: Watch | None = None) -> dict[str, Moments]:
+def collect(runner: Runner, names: Sequence[str], watch: OnBatch | None = None) -> dict[str, Moments]:
     """Return name -> moments of what each weight is multiplied with; a name that cannot be watched is missing.
 
     Names of one input share what was found. watch: told the batches done, and how many there are.
@@ -75,7 +75,7 @@ def paired_moments(original: Runner, now: Runner, names: Sequence[str]) -> dict[
 
 
 def load_or_collect(
-    source: Source, data: Path, names: Sequence[str], cache: Path, watch: Watch | None = None
+    source: Source, data: Path, names: Sequence[str], cache: Path, watch: OnBatch | None = None
 ) -> dict[str, Moments]:
     """Return what `collect` finds, from the file `cache` where it has it of this model, this data and these names.
 

@@ -9,10 +9,10 @@ from spm_compress.checkpoint.artifact import (
     read_artifact,
     write_artifact,
 )
+from spm_compress.checkpoint.artifact_source import source_files, source_of
 from spm_compress.checkpoint.files import write_tensors
+from spm_compress.checkpoint.importing import import_function
 from spm_compress.checkpoint.modules import is_bare, is_live, load_module
-from spm_compress.checkpoint.named import named_function
-from spm_compress.checkpoint.origin import origin_files, source_of
 from spm_compress.checkpoint.outputs import keep_apart, require_file_name
 from spm_compress.checkpoint.source import Source, files_of, key_of, open_source
 from spm_compress.checkpoint.tensor_info import TensorInfo
@@ -26,16 +26,16 @@ __all__ = [
     "TensorInfo",
     "files_of",
     "find_artifact",
+    "import_function",
     "is_bare",
     "is_live",
     "keep_apart",
     "key_of",
     "load_module",
-    "named_function",
     "open_source",
-    "origin_files",
     "read_artifact",
     "require_file_name",
+    "source_files",
     "source_of",
     "write_artifact",
     "write_tensors",

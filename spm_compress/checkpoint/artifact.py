@@ -4,7 +4,7 @@ One safetensors file. Its metadata has one entry, `spm_compress`, a JSON manifes
 `source` (path, files and their SHA-256, key, factory), `settings`, `versions`, `layers`, `kept`, `recovery`, `curves`
 and `shards`: names of the files beside it, `NAME.spm-<digest>.safetensors`, that hold the tensors where they are too
 many for one.
-A fitted weight W has its numbers under `W.spm.<chain>.<array>` (a low-rank companion counts as one more chain),
+A fitted weight W has its numbers under `W.spm.<chain>.<array>` (a low-rank term counts as one more chain),
 orders that follow no formula under `W.spm.<chain>.order.<group>` and what its bias is to be raised by under
 `W.spm.shift`; a kept tensor has its own name. Where two of these would meet, an entry of the manifest says which name
 was taken instead: `stem` of a layer, `key` of a kept tensor (`keys.py`).
@@ -42,7 +42,7 @@ __all__ = [
     "write_artifact",
 ]
 
-# 2: orders can be shuffles; 3: companions, shifts and errors of outputs; 4: what a recovery changed; 5: shards, curves
+# 2: orders can be shuffles; 3: low-rank terms, shifts, errors of outputs; 4: what a recovery changed; 5: shards, curves
 MANIFEST_VERSION = 5
 # Of one of the files that a large artifact is made of; saving takes twice as much memory for a moment.
 SHARD_BYTES = 1 << 29

@@ -47,7 +47,7 @@ class FittedLayer:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of everything stored for the layer: mixers, diagonals, companion, index tables and shift."""
+        """Bytes of everything stored for the layer: mixers, diagonals, low-rank term, index tables and shift."""
         numbers = sum(array.nbytes for named in self.spm.numbers for array in named.values())
         shift = 0 if self.shift is None else self.shift.nbytes
         return numbers + self.spm.structure.index_bytes + shift

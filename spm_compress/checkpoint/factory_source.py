@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spm_compress.checkpoint.importing import import_function
 from spm_compress.checkpoint.linears import use_linears
-from spm_compress.checkpoint.named import named_function
 from spm_compress.checkpoint.tensor_info import TensorInfo, dtype_name
 from spm_compress.checkpoint.unwrapping import as_float32, initialized, require_float32, unwrapped
 from spm_compress.checkpoint.wrapped import unwrapped_names
@@ -51,7 +51,7 @@ class FactorySource:
 
     @cached_property
     def _built(self) -> tuple[nn.Module, Mapping[str, Tensor] | None]:
-        function = named_function("`factory`", self.factory)
+        function = import_function("`factory`", self.factory)
         try:
             found = function()
         except Exception as error:  # the user's own code
@@ -133,7 +133,7 @@ def open_factory(factory: str, weights: Any = None) -> FactorySource:
     tensor or a tuple of them), which exporting needs. Raises UsageError if it cannot be imported, SourceError if it
     fails, does not build a module, or the weights do not fit it.
     """
-    file = inspect.getsourcefile(inspect.unwrap(named_function("`factory`", factory)))
+    file = inspect.getsourcefile(inspect.unwrap(import_function("`factory`", factory)))
     source = FactorySource(weights.path if weights is not None else Path(file or factory), factory, weights)
     source.build()
     return source

@@ -71,7 +71,7 @@ def read_structure(entry: Mapping[str, Any], name: str, stem: str, tensors: Mapp
         chains.append(Chain(width, groups, diagonals))
     into, out, rank = int(entry["in_features"]), int(entry["out_features"]), int(entry.get("rank", 0))
     if not 0 <= rank <= min(into, out) or not (chains or rank):
-        raise ValueError(f"{name}: a companion of rank {rank} beside {len(chains)} chains")
+        raise ValueError(f"{name}: a low-rank term of rank {rank} beside {len(chains)} chains")
     return Structure(Mixer(entry["mixer"]), into, out, tuple(chains), rank)
 
 

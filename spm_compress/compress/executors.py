@@ -20,7 +20,7 @@ from spm_compress.compress.job import Job, digest
 from spm_compress.compress.layers import fit_batch
 from spm_compress.compress.progress import Progress
 from spm_compress.errors import FitError, SourceError, UsageError
-from spm_compress.fitting.settings import Watch
+from spm_compress.fitting.settings import OnStep
 
 __all__ = ["Done", "Executor", "Here", "Processes", "Task"]
 
@@ -44,7 +44,7 @@ class Task:
             return self.weights
         return [self.weights.read(job.names[0]) for job in self.jobs]
 
-    def run(self, watch: Watch | None = None) -> Done:
+    def run(self, watch: OnStep | None = None) -> Done:
         """Fit. Raises FitError, and SourceError for a weight that is no longer what it was when it was selected."""
         began = time.perf_counter()
         weights = self._read()

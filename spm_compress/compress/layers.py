@@ -12,7 +12,7 @@ from spm_compress.compress.job import Job
 from spm_compress.errors import FitError
 from spm_compress.fitting.fit import fit_matrices, relative_error
 from spm_compress.fitting.objective import regularized
-from spm_compress.fitting.settings import FitResult, Watch
+from spm_compress.fitting.settings import FitResult, OnStep
 from spm_compress.fitting.truncated_svd import svd_error
 from spm_compress.operator.canonical import to_canonical
 from spm_compress.operator.spm import SPM
@@ -40,7 +40,7 @@ def batches(shapes: Mapping[str, tuple[int, int]], kinds: Mapping[str, object] |
 
 
 def fit_batch(
-    jobs: Sequence[Job], originals: Sequence[Tensor], store: torch.dtype, device: str, watch: Watch | None = None
+    jobs: Sequence[Job], originals: Sequence[Tensor], store: torch.dtype, device: str, watch: OnStep | None = None
 ) -> list[FittedLayer]:
     """Fit jobs of one shape and kind to their weights (out, in) and return them as they are stored, in their order.
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer, read_artifact, write_artifact
+from spm_compress.checkpoint.artifact_source import source_of
 from spm_compress.checkpoint.huggingface import member_of, module_of
 from spm_compress.checkpoint.modules import load_module
-from spm_compress.checkpoint.origin import source_of
 from spm_compress.checkpoint.source import Source
 from spm_compress.checkpoint.tensor_info import bias_of
 from spm_compress.checkpoint.trace import own_tensors

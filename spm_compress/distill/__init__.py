@@ -2,6 +2,6 @@
 
 from spm_compress.distill.loop import Distilled, distill
 from spm_compress.distill.recover import Recovered, recover
-from spm_compress.distill.settings import DistillSettings, Loss, Progress, Trained
+from spm_compress.distill.settings import DistillSettings, Loss, Trained, TrainingReport
 
-__all__ = ["DistillSettings", "Distilled", "Loss", "Progress", "Recovered", "Trained", "distill", "recover"]
+__all__ = ["DistillSettings", "Distilled", "Loss", "Recovered", "Trained", "TrainingReport", "distill", "recover"]

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from spm_compress.distill.answers import Answers
-from spm_compress.distill.blocks import Blocks
 from spm_compress.distill.outputs import Batch, Comparison, comparison
-from spm_compress.distill.settings import DistillSettings, Progress, Watch
+from spm_compress.distill.settings import DistillSettings, OnReport, TrainingReport
 from spm_compress.distill.shared import shared_changes
 from spm_compress.distill.state import State, load_optimizer, optimizer_tensors, read_state, write_state
 from spm_compress.distill.trainable import choose_trainable
+from spm_compress.distill.transformer_blocks import Blocks
 from spm_compress.errors import FitError, SourceError, UsageError, first_line
 
 __all__ = ["Distilled", "Loader", "distill"]
@@ -51,7 +51,7 @@ def distill(
     held: Sequence[Any],
     settings: DistillSettings | None = None,
     *,
-    watch: Watch | None = None,
+    watch: OnReport | None = None,
     state: Path | None = None,
     recipe: Mapping[str, Any] | None = None,
     storable: Sequence[str] | None = None,
@@ -79,7 +79,7 @@ def distill(
 
 
 def _run_through(
-    training: _Training, loader: Loader, watch: Watch | None, state: Path | None, recipe: Mapping[str, Any]
+    training: _Training, loader: Loader, watch: OnReport | None, state: Path | None, recipe: Mapping[str, Any]
 ) -> None:
     settings = training.settings
     whole = {**recipe, **settings.to_json(), "parameters": len(training.parameters)}
@@ -184,11 +184,11 @@ class _Training:
         rise = min(1.0, (done + 1) / (settings.warm_up * steps + 1))
         return settings.learning_rate * rise * (1 + math.cos(math.pi * done / max(1, steps))) / 2
 
-    def progress(self, rows: float, looked: float | None) -> Progress:
+    def progress(self, rows: float, looked: float | None) -> TrainingReport:
         """Say where the training stands."""
         stage = "blocks" if self.step <= self.settings.block_steps else "outputs"
         loss = sum(self.losses) / len(self.losses)
-        return Progress(
+        return TrainingReport(
             self.step, self.settings.steps, stage, loss, self.learning_rate, rows, looked, self.best_agreement
         )
 

@@ -16,7 +16,7 @@ from spm_compress.checkpoint.source import Source
 from spm_compress.compress.live import frozen, load_model, refreshed, storable
 from spm_compress.distill.loop import Distilled, distill
 from spm_compress.distill.samples import samples
-from spm_compress.distill.settings import DistillSettings, Watch
+from spm_compress.distill.settings import DistillSettings, OnReport
 from spm_compress.errors import UsageError
 
 __all__ = ["Recovered", "recover"]
@@ -44,7 +44,7 @@ def recover(
     *,
     beside: Path,
     device: str = "cpu",
-    watch: Watch | None = None,
+    watch: OnReport | None = None,
     state: Path | None = None,
 ) -> Recovered:
     """Train the SPM layers of an artifact to answer as the model it was fitted from does on data; no labels.

@@ -13,7 +13,7 @@ import torch
 from spm_compress.errors import UsageError
 from spm_compress.fitting.settings import LARGEST_SEED
 
-__all__ = ["DistillSettings", "Loss", "Progress", "Trained"]
+__all__ = ["DistillSettings", "Loss", "Trained", "TrainingReport"]
 
 
 class Loss(enum.Enum):
@@ -99,7 +99,7 @@ class DistillSettings:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingReport:
     """Where a training stands after a step.
 
     loss: mean since the last look; held_out: agreement with the teacher on the held-out data (higher is better), where
@@ -116,4 +116,4 @@ class Progress:
     best: float
 
 
-Watch = Callable[[Progress], None]
+OnReport = Callable[[TrainingReport], None]

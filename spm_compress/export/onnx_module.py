@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spm_compress.calibration.onnx_runner import declared_dtype
 from spm_compress.errors import UsageError, near_misses
-from spm_compress.export.pair import open_file, run_file
+from spm_compress.export.same_inputs import open_file, run_file
 
 __all__ = ["Answer", "OnnxModule"]
 

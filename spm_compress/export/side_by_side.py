@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 
 from spm_compress.errors import VerificationError
-from spm_compress.export.pair import open_alike, open_file, run_file, sizes, trial_of
+from spm_compress.export.same_inputs import open_alike, open_file, run_file, sizes, trial_of
 from spm_compress.export.verification import Outputs, check_provider, compare
 
 __all__ = ["SCHEMA", "Difference", "SideBySide", "VerifySettings", "require_below", "side_by_side", "side_by_side_json"]

@@ -12,11 +12,11 @@ from torch.optim.adam import adam
 
 from spm_compress.fitting import hierarchical
 from spm_compress.fitting.objective import Objective, energies
-from spm_compress.fitting.settings import FitSettings, StepReport, Watch
+from spm_compress.fitting.settings import FitSettings, OnStep, StepReport
 from spm_compress.fitting.target import Target
 from spm_compress.fitting.threads import inner
 from spm_compress.fitting.workspace import Workspace
-from spm_compress.operator.blocks import coefficients
+from spm_compress.operator.block_products import coefficients
 from spm_compress.operator.structure import Chain, Mixer, Structure
 
 __all__ = ["Descended", "descend", "scaled"]
@@ -47,8 +47,8 @@ _SHALLOW = 20
 # Fewer steps a stage than these do not recover from the roughest ones, and want a lower rate: 45 stages in 100 steps
 # are best at 0.75 of it (0.788 against 0.800 at 1.0 and 0.794 at 0.5).
 _STEPS_PER_STAGE = 10
-# Subspace iterations of the low-rank companion before and after the descent; during it, one a step.
-_COMPANION_SWEEPS = 16
+# Subspace iterations of the low-rank term before and after the descent; during it, one a step.
+_LOW_RANK_SWEEPS = 16
 
 Numbers = list[dict[str, Tensor]]
 
@@ -65,7 +65,7 @@ class Descended:
 
 
 def descend(
-    objective: Objective, structure: Structure, settings: FitSettings, watch: Watch | None = None
+    objective: Objective, structure: Structure, settings: FitSettings, watch: OnStep | None = None
 ) -> list[Descended]:
     """Fit one structure, which has a chain, to each matrix of the objective; begin again smaller where it diverges."""
     start = "random"
@@ -110,13 +110,13 @@ class _Ended:
 
 
 def _descend(
-    target: Target, structure: Structure, begin: Numbers, settings: FitSettings, watch: Watch | None
+    target: Target, structure: Structure, begin: Numbers, settings: FitSettings, watch: OnStep | None
 ) -> _Ended:
     objective = target.objective
     numbers = [{name: array.clone().requires_grad_() for name, array in named.items()} for named in begin]
     parameters = [array for named in numbers for array in named.values()]
-    companion = _companion_start(objective, structure.rank, settings.seed)
-    best = [array.detach().clone() for array in (*parameters, *companion)]
+    term = _low_rank_start(objective, structure.rank, settings.seed)
+    best = [array.detach().clone() for array in (*parameters, *term)]
     norms = objective.norms()
     slope = (2 / norms**2)[:, None, None]
     errors = torch.full_like(norms, math.inf)
@@ -132,11 +132,11 @@ def _descend(
         with torch.set_grad_enabled(step < settings.steps):  # the last step's numbers only have to be judged
             entries = target.entries(numbers, workspace)
         chain = entries.detach()
-        for _ in range((1 if step < settings.steps else _COMPANION_SWEEPS) if companion else 0):
-            companion = objective.companion(chain, *companion)
+        for _ in range((1 if step < settings.steps else _LOW_RANK_SWEEPS) if term else 0):
+            term = objective.low_rank_step(chain, *term)
         difference = chain.sub_(objective.weights)  # in place: no gradient on the way back needs what it was
-        if companion:
-            difference += companion[0] @ companion[1]
+        if term:
+            difference += term[0] @ term[1]
         if step % _CHECK_EVERY == 0 or step == settings.steps:
             energy, gradient = energies(objective, difference)
             now = energy.sqrt() / norms
@@ -145,7 +145,7 @@ def _descend(
             broken |= ~now.isfinite() & ~over
             better = (now < errors) & ~over
             errors = torch.where(better, now, errors)
-            for kept, array in zip(best, (*parameters, *companion), strict=True):
+            for kept, array in zip(best, (*parameters, *term), strict=True):
                 kept.copy_(torch.where(better.reshape(-1, *[1] * (array.dim() - 1)), array.detach(), kept))
             history.append(errors)
             if watch:
@@ -199,7 +199,7 @@ class _Adam:
         )
 
 
-def _companion_start(objective: Objective, rank: int, seed: int) -> tuple[Tensor, Tensor] | tuple[()]:
+def _low_rank_start(objective: Objective, rank: int, seed: int) -> tuple[Tensor, Tensor] | tuple[()]:
     """Return left (k, out, rank) and right (k, rank, in) near the truncated SVD of the weights; () for rank 0."""
     if not rank:
         return ()
@@ -207,8 +207,8 @@ def _companion_start(objective: Objective, rank: int, seed: int) -> tuple[Tensor
     batch, out, into = objective.weights.shape
     left = torch.randn(out, rank, generator=generator).expand(batch, -1, -1).to(objective.weights.device)
     right = torch.randn(rank, into, generator=generator).expand(batch, -1, -1).to(objective.weights.device)
-    for _ in range(_COMPANION_SWEEPS):
-        left, right = objective.companion(None, left, right)
+    for _ in range(_LOW_RANK_SWEEPS):
+        left, right = objective.low_rank_step(None, left, right)
     return left, right
 
 

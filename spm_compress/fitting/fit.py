@@ -13,7 +13,7 @@ from spm_compress.errors import FitError
 from spm_compress.fitting.descent import Descended, descend, scaled
 from spm_compress.fitting.forms import forms
 from spm_compress.fitting.objective import Objective, energies, output_error
-from spm_compress.fitting.settings import FitResult, FitSettings, Watch
+from spm_compress.fitting.settings import FitResult, FitSettings, OnStep
 from spm_compress.fitting.target import Target
 from spm_compress.fitting.truncated_svd import low_rank_factors
 from spm_compress.operator.canonical import to_canonical, transpose
@@ -42,7 +42,7 @@ def relative_error(weight: Tensor, spm: SPM) -> float:
 
 
 def fit_matrices(
-    weights: Tensor, settings: FitSettings, watch: Watch | None = None, *, covariances: Tensor | None = None
+    weights: Tensor, settings: FitSettings, watch: OnStep | None = None, *, covariances: Tensor | None = None
 ) -> list[FitResult]:
     """Fit one SPM to each of weights (k, out_features, in_features).
 
@@ -89,7 +89,7 @@ def fit_matrices(
 
 
 def _best_of(
-    objective: Objective, structures: Sequence[Structure], settings: FitSettings, watch: Watch | None
+    objective: Objective, structures: Sequence[Structure], settings: FitSettings, watch: OnStep | None
 ) -> list[tuple[Structure, Descended]]:
     """Fit each matrix in the structure that a short trial finds best for it; structures as of the untransposed map."""
     turned = [structure.transposed() if objective.is_transposed else structure for structure in structures]
@@ -114,7 +114,7 @@ def _best_of(
     return [found[row] for row in range(len(chosen))]
 
 
-def _fit(objective: Objective, structure: Structure, settings: FitSettings, watch: Watch | None) -> list[Descended]:
+def _fit(objective: Objective, structure: Structure, settings: FitSettings, watch: OnStep | None) -> list[Descended]:
     if structure.chains:
         return descend(objective, structure, settings, watch)
     done = []

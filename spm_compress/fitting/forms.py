@@ -9,7 +9,7 @@ from spm_compress.operator.structure import Mixer, Structure
 
 __all__ = ["forms"]
 
-# Shares of the numbers that `rank=None` gives to the low-rank companion, besides all of them.
+# Shares of the numbers that `rank=None` gives to the low-rank term, besides all of them.
 _SHARES = (0.0, 0.25, 0.5, 0.75)
 
 
@@ -17,7 +17,7 @@ def forms(settings: FitSettings, out_features: int, in_features: int) -> list[St
     """Return the structures that settings allow for a weight of this shape, the plainest first.
 
     Where the mixer or the rank is left open, all take at most as many stored numbers as `settings.stages` stages
-    (of the general mixer, if it is open) do without companion.
+    (of the general mixer, if it is open) do without low-rank term.
     """
     if settings.mixer is not None and settings.rank is not None:
         return [settings.structure(out_features, in_features)]

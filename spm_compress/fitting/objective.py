@@ -93,10 +93,10 @@ class Objective:
         missed = self.frobenius().square() - found.frobenius().square()
         return replace(found, beyond=missed.clamp(min=0))
 
-    def companion(self, chain: Tensor | None, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """Return left (k, out, r) and right (k, r, in) nearer to the best companion of the chain's matrix.
+    def low_rank_step(self, chain: Tensor | None, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Return left (k, out, r) and right (k, r, in) nearer to the best low-rank term of the chain's matrix.
 
-        One step of subspace iteration on W - S. For a fixed chain the best companion is the truncated SVD of what
+        One step of subspace iteration on W - S. For a fixed chain the best low-rank term is the truncated SVD of what
         the chain leaves (Eckart and Young 1936; weighted: of its product with the metric's root).
         """
         rest = self.weights if chain is None else self.weights - chain

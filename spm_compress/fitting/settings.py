@@ -11,7 +11,7 @@ from spm_compress.operator.pairing import Schedule
 from spm_compress.operator.spm import SPM
 from spm_compress.operator.structure import Mixer, Structure, build_structure
 
-__all__ = ["EFFORTS", "LARGEST_SEED", "FitResult", "FitSettings", "StepReport", "Watch"]
+__all__ = ["EFFORTS", "LARGEST_SEED", "FitResult", "FitSettings", "OnStep", "StepReport"]
 
 # What torch takes.
 LARGEST_SEED = 2**63 - 1
@@ -24,7 +24,7 @@ class FitSettings:
     stages: total number of mixing stages; steps: most gradient steps; learning_rate: Adam's step at
     the start, for a weight scaled to the norm of an orthogonal matrix; seed: of pairings and of the random start.
     mixer: None tries general stages and rotations at the same size and keeps the better ones, matrix by matrix.
-    rank: of a low-rank companion beside the stages; None tries several shares of the size for it, up to all of it.
+    rank: of a low-rank term beside the stages; None tries several shares of the size for it, up to all of it.
     """
 
     stages: int = 10
@@ -42,12 +42,12 @@ class FitSettings:
         if not 0 <= self.seed <= LARGEST_SEED:
             raise UsageError(f"`seed` {self.seed}: must be between 0 and {LARGEST_SEED}")
         if self.rank is not None and self.rank < 0:
-            raise UsageError(f"`rank` {self.rank}: the rank of a companion is 0 or more")
+            raise UsageError(f"`rank` {self.rank}: the rank of a low-rank term is 0 or more")
 
     def structure(self, out_features: int, in_features: int) -> Structure:
         """Return the structure in which a weight of this shape is fitted (not yet canonical).
 
-        Where mixer or rank are open, the one whose size all others keep to: general stages, no companion.
+        Where mixer or rank are open, the one whose size all others keep to: general stages, no low-rank term.
         """
         structure = build_structure(
             in_features,
@@ -83,7 +83,7 @@ class StepReport:
     error: float
 
 
-Watch = Callable[[StepReport], None]
+OnStep = Callable[[StepReport], None]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a descent multiplies out at every step, with the gradient written out, in buffers that are made once.
 
-A group, as `operator.blocks.group_blocks`: a stage makes Q = d P + c P' of the product P so far, P' being P with the
-halves of every pair of runs exchanged, and with G the gradient with respect to Q
+A group, as `operator.block_products.group_blocks`: a stage makes Q = d P + c P' of the product P so far, P' being P
+with the halves of every pair of runs exchanged, and with G the gradient with respect to Q
 
     dL/dd = <G, P>, dL/dc = <G, P'>, dL/dP = d G + (c G)'        (inner products along the rows)
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from spm_compress.operator.blocks import chain_blocks
+from spm_compress.operator.block_products import chain_blocks
 from spm_compress.operator.pairing import Group
 from spm_compress.operator.paths import Paths
 from spm_compress.operator.structure import Chain

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from spm_compress.operator.blocks import coefficients
+from spm_compress.operator.block_products import coefficients
 from spm_compress.operator.pairing import IDENTITY, Group
 from spm_compress.operator.spm import GroupMap, Numbers, low_rank
 from spm_compress.operator.structure import Structure
@@ -62,8 +62,8 @@ class GroupKernels:
             stages = [group.stages for group in chain.groups]
             parts = (each.split(stages, -2) for each in coefficients(chain, self._structure.mixer, named))
             maps.append([functools.partial(group, *part) for group, *part in zip(groups, *parts, strict=True)])
-        companion = low_rank(self._structure, numbers)
-        return maps if companion is None else [*maps, [*companion]]
+        term = low_rank(self._structure, numbers)
+        return maps if term is None else [*maps, [*term]]
 
 
 class _Group:

@@ -16,7 +16,7 @@ from spm_compress.errors import UsageError, first_line
 from spm_compress.fitting.fit import fit_matrices
 from spm_compress.fitting.settings import FitSettings
 from spm_compress.operator.balance import balanced
-from spm_compress.operator.blocks import coefficients
+from spm_compress.operator.block_products import coefficients
 from spm_compress.operator.pairing import Schedule
 from spm_compress.operator.spm import SPM, FusedPlan, GroupMap, apply_stages, low_rank
 from spm_compress.operator.structure import Mixer, Structure, build_structure
@@ -162,9 +162,9 @@ class SPMLinear(nn.Module):
                     named["cross"].uniform_(-0.5, 0.5)
                 if "diagonals" in named:
                     named["diagonals"].fill_(1.0)
-            companion = low_rank(self.structure, self._named())
-            if companion is not None:
-                left, right = companion
+            term = low_rank(self.structure, self._named())
+            if term is not None:
+                left, right = term
                 nn.init.orthogonal_(right)
                 # Beside a chain it begins as nothing, as in LoRA; alone it has to pass something on.
                 nn.init.zeros_(left) if self.structure.chains else nn.init.orthogonal_(left)

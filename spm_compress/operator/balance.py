@@ -70,7 +70,7 @@ def balanced(spm: SPM) -> SPM:
         direct, cross = torch.stack([s.direct for s in own]), torch.stack([s.cross for s in own])
         numbers.append({"direct": direct, "cross": cross})
     structure = replace(spm.structure, mixer=Mixer.GENERAL, chains=chains)
-    return SPM(structure, [*numbers, *general.companion]).to(dtype)
+    return SPM(structure, [*numbers, *general.low_rank_numbers]).to(dtype)
 
 
 def _stages(general: SPM) -> list[_Stage]:

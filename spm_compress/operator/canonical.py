@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from spm_compress.errors import FitError
-from spm_compress.operator.blocks import coefficients
+from spm_compress.operator.block_products import coefficients
 from spm_compress.operator.pairing import pair_count, partner
 from spm_compress.operator.spm import SPM, resize
 from spm_compress.operator.structure import Chain, Mixer
@@ -64,7 +64,7 @@ def to_canonical(spm: SPM, *, half: bool = False) -> SPM:
             numbers[-1]["diagonals"] = torch.stack(put_down)
     if numbers and not half:
         numbers[-1]["diagonals"] = scale[None]
-    exact = SPM(structure.canonical(half=half), [*numbers, *spm.to(torch.float64).companion])
+    exact = SPM(structure.canonical(half=half), [*numbers, *spm.to(torch.float64).low_rank_numbers])
     if not _in_range(exact, dtype):
         raise FitError(f"the canonical form of this chain leaves the range of {dtype}; store the general form")
     return exact.to(dtype)
@@ -126,7 +126,7 @@ def to_general(spm: SPM) -> SPM:
         direct, cross = coefficients(chain, spm.structure.mixer, named)
         diagonals = {name: array for name, array in named.items() if name == "diagonals"}
         numbers.append({"direct": direct, "cross": cross, **diagonals})
-    return SPM(replace(spm.structure, mixer=Mixer.GENERAL), [*numbers, *spm.companion])
+    return SPM(replace(spm.structure, mixer=Mixer.GENERAL), [*numbers, *spm.low_rank_numbers])
 
 
 def transpose(spm: SPM) -> SPM:
@@ -140,8 +140,8 @@ def transpose(spm: SPM) -> SPM:
     numbers = [
         _transpose_numbers(chain, named) for chain, named in zip(spm.structure.chains, spm.numbers, strict=False)
     ]
-    companion = [{"left": named["right"].mT, "right": named["left"].mT} for named in spm.companion]
-    return SPM(spm.structure.transposed(), [*numbers[::-1], *companion])
+    term = [{"left": named["right"].mT, "right": named["left"].mT} for named in spm.low_rank_numbers]
+    return SPM(spm.structure.transposed(), [*numbers[::-1], *term])
 
 
 def _transpose_numbers(chain: Chain, named: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,10 +1,11 @@
-"""The matrix of two groups in a row, from the few paths that lead through both.
+"""The matrix of two consecutive groups of stages, computed only where it is not zero.
 
-A group is block-diagonal. Between the two, the order sends each output of the first group (a slot of `first`) to one
-input of the second. So the tile of the matrix that leads from one block of input features to one block of outputs is
-the sum, over the slots between them, of a column of the second group's block times a row of the first one's: a matrix
-of rank about b * b / n. n * n * b multiply-adds for a product on the dense state become b * b * n, and where
-the rank is below one most tiles are zero and need no work at all.
+Each group is block-diagonal, and the order between them sends every output slot of the first group to one input slot
+of the second. A tile is the part of the matrix from one block of input features to one block of outputs. Its value is
+a sum over the slots that connect these two blocks, each a column of the second group's block times a row of the first
+one's; there are about b * b / n such slots, which is the rank of the tile. Computed tile by tile the matrix takes
+b * b * n multiply-adds, as a product on the dense state n * n * b. Where no slot connects two blocks, as for most
+pairs once b * b is below n, the tile is zero and is left out.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spm_compress.operator.blocks import Products, chain_blocks, coefficients
+from spm_compress.operator.block_products import Products, chain_blocks, coefficients
 from spm_compress.operator.pairing import partner
 from spm_compress.operator.paths import Paths
 from spm_compress.operator.structure import Structure
@@ -54,15 +54,15 @@ def apply_stages(structure: Structure, numbers: Numbers, x: Tensor) -> Tensor:
                 stage += 1
         if len(chain.groups) in scale:
             x = scale[len(chain.groups)].unsqueeze(-1) * x
-    companion = low_rank(structure, numbers)
-    if companion is None:
+    term = low_rank(structure, numbers)
+    if term is None:
         return resize(x, structure.out_features)
-    added = companion[0] @ (companion[1] @ begin)
+    added = term[0] @ (term[1] @ begin)
     return added + resize(x, structure.out_features) if structure.chains else added
 
 
 def low_rank(structure: Structure, numbers: Numbers) -> tuple[Tensor, Tensor] | None:
-    """Return the companion's left (..., out, rank) and right (..., rank, in), None where there is none."""
+    """Return the low-rank term's left (..., out, rank) and right (..., rank, in), None where there is none."""
     return (numbers[-1]["left"], numbers[-1]["right"]) if structure.rank else None
 
 
@@ -120,7 +120,7 @@ class FusedPlan:
         return self
 
     def blocks(self, numbers: Numbers, products: Products = chain_blocks) -> list[list[Tensor]]:
-        """Return, chain by chain, the groups' (..., blocks, block, block), diagonals included; the companion last.
+        """Return, chain by chain, the groups' (..., blocks, block, block), diagonals included; the low-rank term last.
 
         products: how the stages of a chain's groups are multiplied out.
         """
@@ -141,8 +141,8 @@ class FusedPlan:
                         product = product * diagonal[..., members].unsqueeze(-1)
                 groups.append(product)
             fused.append(groups)
-        companion = low_rank(self.structure, numbers)
-        return fused if companion is None else [*fused, [*companion]]
+        term = low_rank(self.structure, numbers)
+        return fused if term is None else [*fused, [*term]]
 
     def apply(
         self, fused: Sequence[Sequence[Tensor | GroupMap]], x: Tensor, moved: Sequence[Tensor | None] | None = None
@@ -246,8 +246,8 @@ class SPM:
         return self.structure.parameter_count
 
     @property
-    def companion(self) -> list[Mapping[str, Tensor]]:
-        """The numbers that follow those of the chains: the low-rank companion's, if there is one."""
+    def low_rank_numbers(self) -> list[Mapping[str, Tensor]]:
+        """The numbers that follow those of the chains: the low-rank term's, if there is one."""
         return list(self.numbers[len(self.structure.chains) :])
 
     def matmul(self, x: Tensor) -> Tensor:

@@ -87,11 +87,11 @@ class Chain:
 
 @dataclass(frozen=True)
 class Structure:
-    """A linear map as one chain, or as two of different width, and a low-rank companion that is added.
+    """A linear map as one chain, or as two of different width, and a low-rank term that is added.
 
     Wherever the width changes from n to m (into the first chain, between chains, out of the last),
     feature j takes feature j mod n (m > n), or the sum of all features equal to j modulo m (m < n).
-    rank: of the companion `left @ right`, 0 for none. Without chains the companion is the whole map.
+    rank: of the low-rank term `left @ right`, 0 for none. Without chains the low-rank term is the whole map.
     """
 
     mixer: Mixer
@@ -111,7 +111,7 @@ class Structure:
         return sum(chain.stages for chain in self.chains)
 
     def shapes(self) -> tuple[dict[str, tuple[int, ...]], ...]:
-        """Return name -> shape of the stored numbers, chain by chain, then of the companion if there is one."""
+        """Return name -> shape of the stored numbers, chain by chain, then of the low-rank term if there is one."""
         chains = tuple(chain.shapes(self.mixer) for chain in self.chains)
         if not self.rank:
             return chains
@@ -119,7 +119,7 @@ class Structure:
 
     @property
     def parameter_count(self) -> int:
-        """Numbers stored: mixers, diagonals and the companion. Bias and index tables are not among them."""
+        """Numbers stored: mixers, diagonals and the low-rank term. Bias and index tables are not among them."""
         return sum(math.prod(shape) for named in self.shapes() for shape in named.values())
 
     @property

@@ -28,7 +28,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Layer:
-    """What one weight became: stages, rank of a companion, stored bytes, relative error (of the weight, of outputs)."""
+    """What one weight became: stages, rank of a low-rank term, stored bytes, relative error (weight, outputs)."""
 
     stages: int
     rank: int

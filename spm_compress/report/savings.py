@@ -46,7 +46,7 @@ class LayerSavings:
     """One fitted weight. multiply_adds: for one row; error, svd_error: relative Frobenius error.
 
     output_error, svd_output_error: the same of the outputs on calibration data, where there was any.
-    rank: of the low-rank companion; a weight of no stages is that companion alone, a truncated SVD.
+    rank: of the low-rank term; a weight of no stages is that low-rank term alone, a truncated SVD.
     """
 
     name: str

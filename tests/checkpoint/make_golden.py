@@ -2,7 +2,7 @@
 
     python tests/checkpoint/make_golden.py
 
-It holds canonical, rotation and random-schedule layers, a wide and a tall one, low-rank companions with and without a
+It holds canonical, rotation and random-schedule layers, a wide and a tall one, low-rank terms with and without a
 chain, shifts, tied names and kept tensors.
 `v<N>.expected.safetensors` has the dense matrices that those layers were on the day.
 """

@@ -63,10 +63,10 @@ def test_stored_bytes_are_those_in_the_file() -> None:
     assert random.spm.structure.index_bytes == 3 * 18 * 4
 
 
-def test_companions_shifts_and_errors_of_outputs_are_read_back() -> None:
+def test_low_rank_terms_shifts_and_errors_of_outputs_are_read_back() -> None:
     layers = {layer.name: layer for layer in read_artifact(GOLDEN).layers}
-    companion, alone, plain = layers["companion.weight"], layers["svd.weight"], layers["canonical.weight"]
-    assert (companion.spm.structure.rank, alone.spm.structure.chains) == (3, ())
+    term, alone, plain = layers["companion.weight"], layers["svd.weight"], layers["canonical.weight"]
+    assert (term.spm.structure.rank, alone.spm.structure.chains) == (3, ())
     assert alone.shift is not None and alone.shift.tolist() == list(range(40))
     assert (alone.output_error, alone.svd_output_error) == (0.4, 0.5)
     assert (plain.output_error, plain.svd_output_error, plain.shift) == (None, None, None)

@@ -18,7 +18,7 @@ from spm_compress.errors import ArtifactError, SpmError
 
 GOLDEN = read_artifact(Path(__file__).parent / "golden" / "v5.spm.safetensors")
 LAYERS = {layer.name: layer for layer in GOLDEN.layers}
-# Of a table, a plain one, one with a companion, one with a shift and no chain.
+# Of a table, a plain one, one with a low-rank term, one with a shift and no chain.
 KINDS = [LAYERS[name] for name in ("random.weight", "canonical.weight", "companion.weight", "svd.weight")]
 PIECES = [".spm", ".0", ".1", ".cross", ".direct", ".diagonals", ".order", ".shift", "_1", ".companion"]
 NAMES = st.builds(lambda first, rest: first + "".join(rest), st.sampled_from("Wab"), st.lists(st.sampled_from(PIECES)))

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+import mistake_folders
 import pytest
-import yard
 
 from spm_compress import read_artifact
 from spm_compress.compress import CompressSettings
@@ -26,7 +26,7 @@ Run = Callable[[str], str]
 @pytest.fixture(scope="module")
 def filled(bert: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("yard")
-    yard.fill(folder, bert, texts)
+    mistake_folders.fill(folder, bert, texts)
     return folder
 
 

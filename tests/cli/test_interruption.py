@@ -15,9 +15,9 @@ import pytest
 import torch
 from killing import ARGUMENTS, digest, kill_at_random, write_model
 from made import mlp
+from mistake_folders import WIDTHS
 from running import COMMAND, spm
 from safetensors.torch import save_file
-from yard import WIDTHS
 
 from spm_compress import read_artifact
 

@@ -6,8 +6,8 @@ import re
 import shutil
 from pathlib import Path
 
+import mistake_folders
 import pytest
-import yard
 
 from spm_compress_cli.main import main
 
@@ -18,7 +18,7 @@ MISTAKES = re.findall(r"^\$ (.*?)(?:  # (.*))?\n(\d): (.*)$", TABLE, re.MULTILIN
 @pytest.fixture(scope="session")
 def filled(bert: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("yard")
-    yard.fill(folder, bert, texts)
+    mistake_folders.fill(folder, bert, texts)
     return folder
 
 
@@ -40,7 +40,7 @@ def test_a_mistake_is_one_line_and_an_exit_code(
     folder = tmp_path / "here"
     shutil.copytree(filled, folder)
     changes, has_results = notes.replace("results", "").strip(), "results" in notes
-    getattr(yard, changes or "nothing")(folder)
+    getattr(mistake_folders, changes or "nothing")(folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     monkeypatch.chdir(folder)
     monkeypatch.setattr("sys.argv", ["spm-compress", *arguments.split()])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import mistake_folders
 import pytest
-import yard
 from running import spm
 
 from spm_compress_cli.main import cli
@@ -38,7 +38,7 @@ COMMANDS = {
 @pytest.fixture(scope="module")
 def folder(bert: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quiet")
-    yard.fill(folder, bert, texts)
+    mistake_folders.fill(folder, bert, texts)
     (folder / "noisy.py").write_text(NOISY)
     return folder
 

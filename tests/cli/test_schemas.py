@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import mistake_folders
 import pytest
-import yard
 
 from spm_compress_cli.main import main
 
@@ -39,7 +39,7 @@ COMMANDS = [
 @pytest.fixture(scope="module")
 def filled(bert: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("yard")
-    yard.fill(folder, bert, texts)
+    mistake_folders.fill(folder, bert, texts)
     return folder
 
 

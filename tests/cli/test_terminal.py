@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from made import mlp
+from mistake_folders import WIDTHS
 from pseudo_terminal import in_pseudo_terminal
 from running import COMMAND
 from safetensors.torch import save_file
-from yard import WIDTHS
 
 from spm_compress import CompressSettings, FitSettings, fit_model, open_source, write_artifact
 from spm_compress_cli.main import main

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from spm_compress import FitSettings, SPMLinear, compress_model
-from spm_compress.distill import Distilled, DistillSettings, Loss, Progress, distill
-from spm_compress.distill.blocks import Blocks
+from spm_compress.distill import Distilled, DistillSettings, Loss, TrainingReport, distill
 from spm_compress.distill.outputs import comparison
+from spm_compress.distill.transformer_blocks import Blocks
 from spm_compress.errors import FitError, UsageError
 
 QUICK = DistillSettings(steps=30, batch=8, check_every=10, learning_rate=1e-2, block_share=0.3)
@@ -100,7 +100,7 @@ def test_tuples_of_a_data_set_and_keyword_batches_are_taken() -> None:
 
 
 def test_the_best_numbers_are_kept() -> None:
-    seen: list[Progress] = []
+    seen: list[TrainingReport] = []
     result, student = run(Encoder, replace(QUICK, learning_rate=3.0, steps=40), watch=seen.append)
     assert min(each.held_out for each in seen if each.held_out is not None) < result.after
     assert result.after == seen[-1].best

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from spm_compress import export_onnx, read_artifact, summarize, write_artifact
 from spm_compress.checkpoint import Artifact, Source
 from spm_compress.compress import load_model
-from spm_compress.distill import DistillSettings, Progress, Recovered, Trained, recover
+from spm_compress.distill import DistillSettings, Recovered, Trained, TrainingReport, recover
 from spm_compress.errors import ArtifactError, ExportError, UsageError
 from spm_compress.fitting import relative_error
 
@@ -102,7 +102,7 @@ def test_a_resumed_training_ends_with_the_same_bytes(
 ) -> None:
     state = tmp_path / "state"
 
-    def stop(report: Progress) -> None:
+    def stop(report: TrainingReport) -> None:
         if report.step == at:
             raise _StoppedError
 
@@ -126,7 +126,7 @@ def test_a_state_of_another_training_is_refused(
     state = tmp_path / "state"
 
     def run(settings: DistillSettings, stop: bool) -> None:
-        def watch(report: Progress) -> None:
+        def watch(report: TrainingReport) -> None:
             if stop and report.step == 6:
                 raise _StoppedError
 

@@ -61,7 +61,7 @@ def test_a_lowering_equals_the_dense_product(
 
 @pytest.mark.parametrize("lowering", lowerings(), ids=lambda lowering: lowering.name)
 @pytest.mark.parametrize("shape", [(24, 48), (48, 24), (5, 1)])
-def test_a_companion_without_a_chain_is_lowered_too(shape: tuple[int, int], lowering: Lowering) -> None:
+def test_a_low_rank_term_without_a_chain_is_lowered_too(shape: tuple[int, int], lowering: Lowering) -> None:
     spm = random_spm(Structure(Mixer.CANONICAL, shape[1], shape[0], (), 1), dtype=torch.float32)
     assert relative_error(spm, lowering, 5) < TOLERANCE
 

@@ -81,7 +81,7 @@ def test_what_stands_around_a_layer_is_named_after_it(fitted: Artifact) -> None:
     assert {"widen.spm.x", "widen.spm.y", "mix.spm.y", "narrow.spm.y"} <= values
 
 
-def test_two_chains_and_a_companion_are_told_apart(tmp_path: Path) -> None:
+def test_two_chains_and_a_low_rank_term_are_told_apart(tmp_path: Path) -> None:
     torch.manual_seed(0)
     from safetensors.torch import save_file
 
@@ -96,4 +96,4 @@ def test_two_chains_and_a_companion_are_told_apart(tmp_path: Path) -> None:
     assert list(function.input) == ["x", "chain0_cross", "chain1_cross", "chain1_diagonals", "left", "right"]
     assert "plus left (right x) of rank 2" in function.doc_string
     (call,) = [node for node in model.graph.node if node.op_type.startswith("SPM_")]
-    assert "a low-rank companion of rank 2" in call.doc_string
+    assert "a low-rank term of rank 2" in call.doc_string

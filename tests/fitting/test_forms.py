@@ -60,7 +60,7 @@ def test_forms_of_one_size() -> None:
     assert forms(FitSettings(stages=7, rank=3), 96, 64) == [FitSettings(stages=7, rank=3).structure(96, 64)]
 
 
-def test_a_companion_of_given_rank_comes_on_top() -> None:
+def test_a_low_rank_term_of_given_rank_comes_on_top() -> None:
     weight = matrix((48, 48), 1.0, 0)
     plain, joined = (fit_matrices(weight[None], FitSettings(stages=6, rank=r, block=8))[0] for r in (0, 4))
     assert joined.spm.parameter_count == plain.spm.parameter_count + 4 * 96

@@ -44,7 +44,7 @@ def dense_matrix(
 ) -> np.ndarray:
     """chains: (width, groups of (order, strides), diagonal boundaries)."""
     total, width = np.eye(in_features), in_features
-    companion = numbers[len(chains) :]
+    term = numbers[len(chains) :]
     for (chain_width, groups, boundaries), named in zip(chains, numbers[: len(chains)], strict=True):
         total, width = resize_matrix(width, chain_width) @ total, chain_width
         diagonals = dict(zip(boundaries, named.get("diagonals", []), strict=True))
@@ -63,4 +63,4 @@ def dense_matrix(
                 stage += 1
         total = np.diag(diagonals.get(len(groups), np.ones(width))) @ total
     total = resize_matrix(width, out_features) @ total if chains else np.zeros((out_features, in_features))
-    return total + sum(named["left"] @ named["right"] for named in companion)
+    return total + sum(named["left"] @ named["right"] for named in term)

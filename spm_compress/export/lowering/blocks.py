@@ -15,7 +15,7 @@ from onnxscript import OpBuilder
 
 from spm_compress.export.lowering.emitter import Emitter
 from spm_compress.export.lowering.interface import Layout, write_function
-from spm_compress.export.lowering.low_rank import with_companion
+from spm_compress.export.lowering.low_rank import with_low_rank
 from spm_compress.operator.pairing import IDENTITY, Group, Shuffle
 from spm_compress.operator.spm import FusedPlan
 from spm_compress.operator.structure import Structure
@@ -44,7 +44,7 @@ class Blocks:
         def body(op: OpBuilder, x: ir.Value | None, arrays: Mapping[str, ir.Value]) -> ir.Value:
             assert x is not None
             emit = Emitter(op, structure, arrays, dtype, opset)
-            return with_companion(emit, x, self.layout, lambda: BlocksBody(emit, self.layout).map(x))
+            return with_low_rank(emit, x, self.layout, lambda: BlocksBody(emit, self.layout).map(x))
 
         return write_function(structure, body, opset, name)
 
@@ -247,7 +247,7 @@ class BlocksBody:
         return slot
 
     def product(self, i: int, stage: int, group: Group) -> ir.Value:
-        """Multiply the stages of a group out, as `operator.blocks.group_blocks` does: (blocks, b, b)."""
+        """Multiply the stages of a group out, as `operator.block_products.group_blocks` does: (blocks, b, b)."""
         op, emit = self.op, self.emit
         chain = emit.structure.chains[i]
         slots = group.members(chain.width).numel()

@@ -11,7 +11,7 @@ from onnxscript import OpBuilder
 from spm_compress.export.lowering.blocks import BlocksBody
 from spm_compress.export.lowering.emitter import Emitter
 from spm_compress.export.lowering.interface import Layout, write_function
-from spm_compress.export.lowering.low_rank import with_companion
+from spm_compress.export.lowering.low_rank import with_low_rank
 from spm_compress.operator.structure import Structure
 
 __all__ = ["Dense"]
@@ -38,6 +38,6 @@ class Dense:
                 identity = op.Equal(op.Reshape(position, emit.integers(-1, 1)), position)
                 return BlocksBody(emit, Layout.FEATURE_MAJOR).map(op.Cast(identity, to=precision))
 
-            return op.Cast(with_companion(emit, None, None, chains), to=dtype)
+            return op.Cast(with_low_rank(emit, None, None, chains), to=dtype)
 
         return write_function(structure, body, opset, name, takes_x=False)

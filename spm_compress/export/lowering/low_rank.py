@@ -1,4 +1,4 @@
-"""The low-rank companion beside a chain: two thin products."""
+"""The low-rank term beside a chain: two thin products."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import onnx_ir as ir
 from spm_compress.export.lowering.emitter import Emitter
 from spm_compress.export.lowering.interface import Layout
 
-__all__ = ["with_companion"]
+__all__ = ["with_low_rank"]
 
 
-def with_companion(
-    emit: Emitter, x: ir.Value | None, layout: Layout | None, chains: Callable[[], ir.Value]
-) -> ir.Value:
+def with_low_rank(emit: Emitter, x: ir.Value | None, layout: Layout | None, chains: Callable[[], ir.Value]) -> ir.Value:
     """Return what `chains` emits plus left (right x), each where the structure has it.
 
     layout: of x and of the result; None: the result is the matrix (out, in) and there is no x.

@@ -10,7 +10,7 @@ from onnxscript import OpBuilder
 
 from spm_compress.export.lowering.emitter import Emitter
 from spm_compress.export.lowering.interface import Layout, write_function
-from spm_compress.export.lowering.low_rank import with_companion
+from spm_compress.export.lowering.low_rank import with_low_rank
 from spm_compress.operator.pairing import IDENTITY, Shuffle
 from spm_compress.operator.structure import Structure
 
@@ -34,7 +34,7 @@ class Stages:
         def body(op: OpBuilder, x: ir.Value | None, arrays: Mapping[str, ir.Value]) -> ir.Value:
             assert x is not None
             emit = Emitter(op, structure, arrays, dtype, opset)
-            return with_companion(emit, x, self.layout, lambda: _Body(emit, self.layout).map(x))
+            return with_low_rank(emit, x, self.layout, lambda: _Body(emit, self.layout).map(x))
 
         return write_function(structure, body, opset, name)
 

@@ -14,7 +14,7 @@ import onnxruntime
 
 from spm_compress.export.measuring.footprint import Footprint, footprint
 from spm_compress.export.measuring.timing import Timing, interleaved
-from spm_compress.export.pair import open_alike, open_file, run_file, sizes, trial_of
+from spm_compress.export.same_inputs import open_alike, open_file, run_file, sizes, trial_of
 from spm_compress.export.verification import check_provider
 
 __all__ = ["SCHEMA", "Bench", "BenchSettings", "Latency", "Load", "bench_json", "measure"]

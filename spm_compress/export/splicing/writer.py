@@ -230,7 +230,7 @@ def _describe(placed: Placed) -> str:
     if groups:
         lines.append(f"{structure.stages} pairwise mixing stages in {groups} groups ({structure.mixer.value})")
     if structure.rank:
-        lines.append(f"a low-rank companion of rank {structure.rank}")
+        lines.append(f"a low-rank term of rank {structure.rank}")
     count = spm.parameter_count
     lines.append(f"{count:,} numbers instead of {out * into:,} ({count / (out * into):.1%})")
     lines.append(f"relative error of the weight {layer.error:.3f}, of an SVD of equal size {layer.svd_error:.3f}")

@@ -10,10 +10,10 @@ from typing import Any
 
 from spm_compress.errors import UsageError, first_line
 
-__all__ = ["named_function"]
+__all__ = ["import_function"]
 
 
-def named_function(option: str, name: str) -> Callable[..., Any]:
+def import_function(option: str, name: str) -> Callable[..., Any]:
     """Import `module:function`; the working directory is searched first, as by `python -m`.
 
     This runs the module's code. option: that it was given with. Raises UsageError if there is none of that name.

@@ -8,10 +8,10 @@ from spm_compress.checkpoint.artifact import Artifact
 from spm_compress.checkpoint.source import Source, open_source
 from spm_compress.errors import ArtifactError
 
-__all__ = ["origin_files", "source_of"]
+__all__ = ["source_files", "source_of"]
 
 
-def origin_files(artifact: Artifact, artifact_path: Path) -> list[Path]:
+def source_files(artifact: Artifact, artifact_path: Path) -> list[Path]:
     """Return where the files of the model that was fitted were then, whether they are still there or not."""
     path = artifact_path.parent / str(artifact.source["path"])
     folder = path if path.is_dir() else path.parent
