@@ -21,7 +21,7 @@ _HOMES = {
     "read_artifact": "spm_compress.checkpoint",
     "write_artifact": "spm_compress.checkpoint",
     "CompressSettings": "spm_compress.compress",
-    "compress_model": "spm_compress.compress",
+    "compress_model": "spm_compress.pipeline",
     "fit_model": "spm_compress.compress",
     "apply_artifact": "spm_compress.compress",
     "load": "spm_compress.compress",
@@ -61,12 +61,13 @@ __all__ = [
 
 if TYPE_CHECKING:
     from spm_compress.checkpoint import open_source, read_artifact, write_artifact
-    from spm_compress.compress import CompressSettings, apply_artifact, compress_model, expand, fit_model, load, save
+    from spm_compress.compress import CompressSettings, apply_artifact, expand, fit_model, load, save
     from spm_compress.distill import DistillSettings, recover
     from spm_compress.export import ExportSettings, export_onnx
     from spm_compress.fitting import FitSettings, fit_matrices
     from spm_compress.layers import SPMLinear
     from spm_compress.operator import SPM, Mixer, Schedule
+    from spm_compress.pipeline import compress_model
     from spm_compress.report import summarize
 
 

@@ -38,8 +38,8 @@ _KINDS = {"integer": "N", "integer range": "N", "float": "X", "float range": "X"
 @click.pass_context
 @verbosity_options
 def init(
-    *,
     context: click.Context,
+    *,
     model: Path | None,
     factory: str | None,
     key: str | None,

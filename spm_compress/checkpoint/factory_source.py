@@ -20,7 +20,7 @@ from spm_compress.checkpoint.unwrapping import as_float32, initialized, require_
 from spm_compress.checkpoint.wrapped import unwrapped_names
 from spm_compress.errors import SourceError, first_line
 
-__all__ = ["FactorySource", "open_factory"]
+__all__ = ["FactorySource", "digest_of_tensors", "inputs_by_name", "open_factory"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class FactorySource:
             )
         module = unwrapped(module)
         is_wide = any(each.dtype == torch.float64 for each in module.parameters())
-        example = None if example is None else as_float32(_by_name(self.factory, module, example))
+        example = None if example is None else as_float32(inputs_by_name(f"`factory` {self.factory}", module, example))
         module = initialized(module.float().cpu(), example, f"`factory` {self.factory}").eval()
         if is_wide and example is not None:
             require_float32(module, example, f"`factory` {self.factory}")
@@ -119,11 +119,7 @@ class FactorySource:
         """Return what the model consists of -> SHA-256: the weights' files, or else the values that were built."""
         if self.weights is not None:
             return self.weights.hashes()  # type: ignore[no-any-return]
-        digest = hashlib.sha256()
-        for name, x in self._values.items():
-            digest.update(f"{name} {tuple(x.shape)} {x.dtype}".encode())
-            digest.update(x.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return {self.factory: digest.hexdigest()}
+        return {self.factory: digest_of_tensors(self._values)}
 
 
 def open_factory(factory: str, weights: Any = None) -> FactorySource:
@@ -139,8 +135,17 @@ def open_factory(factory: str, weights: Any = None) -> FactorySource:
     return source
 
 
-def _by_name(factory: str, module: nn.Module, example: Any) -> Mapping[str, Tensor]:
-    """Return example inputs as keyword arguments of the module's forward."""
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of names, shapes, dtypes and values."""
+    digest = hashlib.sha256()
+    for name, x in tensors.items():
+        digest.update(f"{name} {tuple(x.shape)} {x.dtype}".encode())
+        digest.update(x.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def inputs_by_name(what: str, module: nn.Module, example: Any) -> Mapping[str, Tensor]:
+    """Return example inputs as keyword arguments of the module's forward; what: where they were given, for messages."""
     if isinstance(example, Tensor):
         example = (example,)
     if isinstance(example, (tuple, list)):
@@ -148,5 +153,5 @@ def _by_name(factory: str, module: nn.Module, example: Any) -> Mapping[str, Tens
     if isinstance(example, Mapping):  # an optional input that is left out
         example = {name: x for name, x in example.items() if x is not None}
     if not isinstance(example, Mapping) or not all(isinstance(x, Tensor) for x in example.values()):
-        raise SourceError(f"`factory` {factory}: its example inputs are no tensor, tuple or mapping of tensors")
+        raise SourceError(f"{what}: its example inputs are no tensor, tuple or mapping of tensors")
     return example

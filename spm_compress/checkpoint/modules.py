@@ -6,6 +6,7 @@ from torch import nn
 
 from spm_compress.checkpoint.factory_source import FactorySource
 from spm_compress.checkpoint.huggingface import has_class, load_huggingface
+from spm_compress.checkpoint.module_source import BuiltSource
 from spm_compress.checkpoint.program_source import ProgramSource
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import SourceError
@@ -14,12 +15,12 @@ __all__ = ["is_bare", "is_live", "is_trainable", "load_module"]
 
 
 def is_live(source: Source) -> bool:
-    """Whether `load_module` has something to load: a Hugging Face folder, or what a factory builds."""
-    return isinstance(source, FactorySource) or source.config is not None
+    """Whether `load_module` has something to load: a Hugging Face folder, what a factory builds, a module."""
+    return isinstance(source, BuiltSource) or source.config is not None
 
 
 def is_trainable(source: Source) -> bool:
-    """Whether torch has the live model of a source: what a factory builds, or a folder whose class transformers knows.
+    """Whether torch can have the model of a source again: a factory builds it, or transformers knows a folder's class.
 
     Without transformers nothing is known of a folder, and it is taken at its word.
     """
@@ -36,7 +37,7 @@ def load_module(source: Source) -> nn.Module:
 
     Raises SourceError for a source that is no live model, or one that cannot be loaded.
     """
-    if isinstance(source, FactorySource):
+    if isinstance(source, BuiltSource):
         return source.build()
     if source.config is None:
         raise SourceError(

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from spm_compress.checkpoint.examples import example_inputs
-from spm_compress.checkpoint.factory_source import FactorySource
 from spm_compress.checkpoint.huggingface import member_of, outline
+from spm_compress.checkpoint.module_source import BuiltSource
 from spm_compress.checkpoint.program_source import ProgramSource
 from spm_compress.checkpoint.source import Source
 from spm_compress.checkpoint.tensor_info import Role, TensorInfo
@@ -46,7 +46,7 @@ def tensors_with_roles(source: Source) -> dict[str, TensorInfo]:
 
 
 def _traced(source: Source) -> tuple[nn.Module, Callable[[nn.Module], Any] | None] | None:
-    if isinstance(source, FactorySource):
+    if isinstance(source, BuiltSource):
         example = source.example()
         return source.build(), None if example is None else lambda module: module(**example)
     if isinstance(source, ProgramSource):

@@ -7,7 +7,7 @@ from spm_compress.compress.inspection import Inspection, inspect_model
 from spm_compress.compress.ledger import Ledger
 from spm_compress.compress.live import load, load_model, refreshed, save, storable
 from spm_compress.compress.model import Refit, Selected, check_device, fit_model, plan_model
-from spm_compress.compress.module import Compressed, apply_artifact, compress_model
+from spm_compress.compress.module import apply_artifact
 from spm_compress.compress.planned import Forecast
 from spm_compress.compress.progress import Progress, Silent
 from spm_compress.compress.ray_executor import OnRay
@@ -15,7 +15,6 @@ from spm_compress.compress.settings import CompressSettings, LayerOverride, pars
 
 __all__ = [
     "CompressSettings",
-    "Compressed",
     "Executor",
     "Expanded",
     "Forecast",
@@ -32,7 +31,6 @@ __all__ = [
     "Silent",
     "apply_artifact",
     "check_device",
-    "compress_model",
     "expand",
     "fit_model",
     "inspect_model",

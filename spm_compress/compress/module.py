@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,82 +10,12 @@ from torch import Tensor, nn
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer
 from spm_compress.checkpoint.huggingface import member_of, module_of
 from spm_compress.checkpoint.linears import use_linears
-from spm_compress.checkpoint.tensor_info import TensorInfo, bias_of, dtype_name
+from spm_compress.checkpoint.tensor_info import bias_of
 from spm_compress.checkpoint.trace import own_tensors
-from spm_compress.compress.layers import batches
-from spm_compress.compress.selection import select
-from spm_compress.errors import ArtifactError, FitError, UsageError
-from spm_compress.fitting.fit import fit_matrices
-from spm_compress.fitting.settings import FitSettings
+from spm_compress.errors import ArtifactError, UsageError
 from spm_compress.layers.linear import SPMLinear
 
-__all__ = ["Compressed", "apply_artifact", "compress_model", "set_tensors"]
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """What `compress_model` did: name -> relative error of each replaced layer, name -> reason of each kept one."""
-
-    replaced: Mapping[str, float]
-    kept: Mapping[str, str] = field(default_factory=dict)
-
-
-def compress_model(
-    model: nn.Module,
-    stages: int = 10,
-    *,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    min_features: int = 32,
-    settings: FitSettings | None = None,
-) -> Compressed:
-    """Replace every `nn.Linear` (and Conv1D of transformers) of a module by an SPMLinear fitted to it, in place.
-
-    include, exclude: globs on module names ("encoder.*"); settings takes the place of `stages`. Layers
-    that share a weight go on sharing it; a linear layer whose weight something else uses too (an
-    embedding) stays, as does a layer that would not get smaller. The output projection of
-    `nn.MultiheadAttention` is replaced as well: that module reads `.weight`, so it saves memory there, not time.
-
-    Raises UsageError for a glob without a match, FitError naming a layer that cannot be fitted.
-    """
-    settings = settings or FitSettings(stages=stages)
-    use_linears(model)
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    infos = {
-        name: TensorInfo(tuple(module.weight.shape), dtype_name(module.weight.dtype))
-        for name, module in linears.items()
-    }
-    selection = select(infos, include=tuple(include), exclude=tuple(exclude), min_features=min_features)
-    kept = dict(selection.kept)
-    owners = _owners(model)
-    first_of: dict[int, str] = {}
-    twins: dict[str, list[str]] = {}
-    for name in selection.fitted:
-        module = linears[name]
-        structure = settings.stored_structure(module.out_features, module.in_features)
-        if structure.parameter_count >= module.weight.numel():
-            kept[name] = f"would not get smaller: {structure.parameter_count} numbers for {module.weight.numel()}"
-        elif owners[id(module.weight)] - {id(linear) for linear in linears.values()}:
-            kept[name] = "its weight is shared with a module that is no linear layer"
-        else:
-            twins.setdefault(first_of.setdefault(id(module.weight), name), []).append(name)
-    replaced: dict[str, float] = {}
-    for batch in batches({name: (linears[name].out_features, linears[name].in_features) for name in twins}):
-        weights = torch.stack([linears[name].weight.detach().float() for name in batch])
-        try:
-            results = fit_matrices(weights, settings)
-        except FitError as error:
-            raise FitError(f"{', '.join(batch)}: {error}") from error
-        for first, result in zip(batch, results, strict=True):
-            shared: SPMLinear | None = None
-            for name in twins[first]:
-                layer = SPMLinear.in_place_of(linears[name], result.spm)
-                if shared is not None:
-                    layer.chains = shared.chains
-                shared = layer
-                _replace(model, name, layer)
-                replaced[name] = result.error
-    return Compressed(replaced, kept)
+__all__ = ["apply_artifact", "set_tensors"]
 
 
 def apply_artifact(model: nn.Module, artifact: Artifact) -> None:

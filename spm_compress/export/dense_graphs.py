@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from spm_compress.checkpoint.factory_source import FactorySource
+from spm_compress.checkpoint.module_source import BuiltSource
 from spm_compress.checkpoint.onnx_source import open_graph
 from spm_compress.checkpoint.program_source import ProgramSource
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import ExportError
-from spm_compress.export.graph import WAYS, DenseGraph, from_chain, from_factory, from_program
+from spm_compress.export.graph import WAYS, DenseGraph, from_built, from_chain, from_program
 from spm_compress.export.huggingface_graphs import from_huggingface
 
 __all__ = ["dense_graphs"]
@@ -41,8 +41,8 @@ def dense_graphs(
         return [DenseGraph(open_graph(source.graph))]
     if isinstance(source, ProgramSource):
         return [DenseGraph(from_program(source.program))]
-    if isinstance(source, FactorySource):
-        return [from_factory(source, changed)]
+    if isinstance(source, BuiltSource):
+        return [from_built(source, changed)]
     if source.config is not None:
         return from_huggingface(source, changed, with_past=with_past)
     return [from_chain(source, activation)]

@@ -14,7 +14,7 @@ import torch
 from onnxscript.rewriter import onnx_fusions
 from torch import Tensor, nn
 
-from spm_compress.checkpoint.factory_source import FactorySource
+from spm_compress.checkpoint.module_source import BuiltSource, ModuleSource
 from spm_compress.checkpoint.source import Source
 from spm_compress.compress.module import set_tensors
 from spm_compress.errors import ExportError, first_line
@@ -27,8 +27,8 @@ __all__ = [
     "DenseGraph",
     "Live",
     "chain_of_linears",
+    "from_built",
     "from_chain",
-    "from_factory",
     "from_module",
     "from_program",
 ]
@@ -90,13 +90,15 @@ def known_of(model: ir.Model, example: Mapping[str, Tensor]) -> Known:
     return Known(sizes=tuple(sizes)) if sizes else Known({name: each.numpy() for name, each in named.items()})
 
 
-def from_factory(source: FactorySource, changed: Mapping[str, Tensor] | None = None) -> DenseGraph:
-    """Export the module that a function of the user builds; the first axis of every input is dynamic.
+def from_built(source: BuiltSource, changed: Mapping[str, Tensor] | None = None) -> DenseGraph:
+    """Export a module of the user; the first axis of every input is dynamic.
 
-    Raises ExportError if the function gives no example inputs.
+    Raises ExportError if there are no example inputs.
     """
     example = source.example()
     if example is None:
+        if isinstance(source, ModuleSource):
+            raise ExportError(f"{source.path}: there are no example inputs to export with; give some")
         raise ExportError(
             f"`factory` {source.factory}: gives no example inputs to export with; return a pair of the module and "
             "them, or give the dense model's graph with `graph` dense.onnx"
