@@ -133,7 +133,7 @@ COMPLETED = {
 }
 
 
-@pytest.mark.parametrize("shell", COMPLETED)
+@pytest.mark.parametrize("shell", ["bash", *(pytest.param(each, marks=pytest.mark.slow) for each in ("zsh", "fish"))])
 def test_shells_complete_names_out_of_the_file(shell: str, here: Path) -> None:
     place, line = COMPLETED[shell]
     done = subprocess.run(

@@ -76,7 +76,7 @@ def interrupted(*arguments: str, cwd: Path, when: str) -> str:
 
 
 def test_an_interrupted_plan_says_that_its_fits_are_kept(folder: Path) -> None:
-    arguments = ("fit", "model.safetensors", "--budget", "0.5", "--steps", "100000")
+    arguments = ("fit", "model.safetensors", "--budget", "0.5", "--steps", "5000")
     assert interrupted(*arguments, cwd=folder, when=".spm-compress/*.spm.safetensors") == (
         "error: interrupted; what it found out for its plan is kept in .spm-compress, and the same command goes on "
         "from there"
@@ -217,7 +217,8 @@ def ray_workers(mark: str) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds workers through /proc")
-@pytest.mark.parametrize("ship", [pytest.param([], marks=pytest.mark.slow), ["--ship-weights"]])
+@pytest.mark.slow
+@pytest.mark.parametrize("ship", [[], ["--ship-weights"]])
 def test_workers_of_ray_give_the_same_bytes_though_one_is_killed(folder: Path, ship: list[str]) -> None:
     pytest.importorskip("ray")
     steps = ("--steps", "500")

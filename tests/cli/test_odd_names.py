@@ -39,7 +39,9 @@ def fitted(folder: Path, names: list[str]) -> None:
     assert (run.returncode, run.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("names", [NAMES, [*NAMES, *FORBIDDEN]], ids=["allowed", "all"])
+@pytest.mark.parametrize(
+    "names", [pytest.param(NAMES, id="allowed", marks=pytest.mark.slow), pytest.param([*NAMES, *FORBIDDEN], id="all")]
+)
 def test_every_command_takes_weights_of_any_name(tmp_path: Path, names: list[str]) -> None:
     fitted(tmp_path, names)
     assert {layer.name for layer in read_artifact(tmp_path / "m.spm.safetensors").layers} == set(names)

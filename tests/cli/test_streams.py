@@ -51,7 +51,7 @@ def in_shell(line: str, cwd: Path, **environment: str) -> subprocess.CompletedPr
         ("--version", "1"),
         ("--version", ""),
         ("report m.spm.safetensors", ""),
-        ("report m.spm.safetensors --json", "1"),
+        pytest.param("report m.spm.safetensors --json", "1", marks=pytest.mark.slow),
     ],
 )
 def test_a_full_or_closed_stdout_is_one_line_and_an_unread_one_is_none(

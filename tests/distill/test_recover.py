@@ -96,7 +96,7 @@ class _StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("at", [3, 7, 13, 22])
+@pytest.mark.parametrize("at", [3, *(pytest.param(each, marks=pytest.mark.slow) for each in (7, 13)), 22])
 def test_a_resumed_training_ends_with_the_same_bytes(
     recovered: Recovered, artifact: Artifact, source: Source, texts: Path, tmp_path: Path, at: int
 ) -> None:

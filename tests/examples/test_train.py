@@ -37,6 +37,7 @@ def test_the_teacher_of_stages(tmp_path: Path) -> None:
     assert {each["study"] for each in found} == {f"compositional teacher, n = {n}" for n in (64, 128)}
 
 
+@pytest.mark.slow
 def test_characters_of_a_file_and_the_experiment(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 400)
     options = ["--width", "32", "--length", "16", "--stages", "4", "--steps", "3", "--adaptive", "1"]

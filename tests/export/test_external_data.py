@@ -48,7 +48,7 @@ def answer(path: Path) -> np.ndarray:
     return np.asarray(runtime.run(None, {"i": np.arange(7)})[0])
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     threshold=st.sampled_from([0, 100, 1024, 1 << 20]),
     one_file=st.booleans(),

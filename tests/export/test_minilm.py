@@ -25,11 +25,13 @@ def command(*arguments: str | Path, cwd: Path) -> dict[str, object]:
 
 @pytest.mark.xdist_group("minilm")
 def test_minilm_in_onnx_runtime_equals_minilm_in_torch_with_spm_layers(minilm: Path, tmp_path: Path) -> None:
-    report = command("fit", minilm, "--include", "encoder.*", "--steps", "4", "-o", "m.spm.safetensors", cwd=tmp_path)
-    assert report["fitted"]["layers"] == 36  # type: ignore[index]
+    report = command(
+        "fit", minilm, "--include", "encoder.layer.[05].*", "--steps", "4", "-o", "m.spm.safetensors", cwd=tmp_path
+    )
+    assert report["fitted"]["layers"] == 12  # type: ignore[index]
     exported = command("export", "--onnx", "out.onnx", cwd=tmp_path)
     (file,) = exported["files"]  # type: ignore[misc]
-    assert len(file["nodes"]) == 36
+    assert len(file["nodes"]) == 12
     assert file["missing"] == []
 
     transformers = pytest.importorskip("transformers")

@@ -15,7 +15,7 @@ from running import spm
 from spm_compress import CompressSettings, FitSettings, export_onnx, fit_model, open_source
 from spm_compress.errors import ExportError, SpmError, UsageError, VerificationError
 from spm_compress.export import ExportSettings, ort_format, write_ort
-from spm_compress.export.lowering import Lowering, Stages, lowerings
+from spm_compress.export.lowering import Blocks, Lowering, Stages, lowerings
 
 
 def exported(mlp_file: Path, settings: ExportSettings) -> Path:
@@ -40,7 +40,11 @@ def operators(config: Path) -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.parametrize("lowering", lowerings(), ids=lambda lowering: lowering.name)
+@pytest.mark.parametrize(
+    "lowering",
+    [Blocks(), *(pytest.param(each, marks=pytest.mark.slow) for each in lowerings() if each != Blocks())],
+    ids=lambda lowering: lowering.name,
+)
 def test_the_ort_file_computes_the_same_with_onnx_operators_alone(lowering: Lowering, mlp_file: Path) -> None:
     onnx_path = exported(mlp_file, ExportSettings(lowering))
     before = set(mlp_file.parent.iterdir())

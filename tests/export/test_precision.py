@@ -16,10 +16,14 @@ from spm_compress import CompressSettings, ExportSettings, FitSettings, export_o
 from spm_compress.checkpoint import Artifact
 from spm_compress.errors import VerificationError
 from spm_compress.export import Precision, one_file, saving
-from spm_compress.export.lowering import Lowering, lowerings
+from spm_compress.export.lowering import Layout, Lowering, lowerings
 from spm_compress.export.verification import Agreement
 
-every_lowering = pytest.mark.parametrize("lowering", lowerings(), ids=lambda lowering: lowering.name)
+every_lowering = pytest.mark.parametrize(
+    "lowering",
+    [pytest.param(each, marks=[pytest.mark.slow] * (each.layout is Layout.BATCH_MAJOR)) for each in lowerings()],
+    ids=lambda lowering: lowering.name,
+)
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def fits(draw: st.DrawFn) -> tuple[int, int, FitSettings]:
     )
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(fits(), st.integers(0, 999))
 def test_no_fit_goes_below_the_bound(drawn: tuple[int, int, FitSettings], seed: int) -> None:
     out, into, fit = drawn

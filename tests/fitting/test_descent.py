@@ -68,7 +68,7 @@ def test_descent_alone_ends_early_where_it_has_arrived() -> None:
     rank=st.sampled_from([0, 2, None]),
     weighted=st.booleans(),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_a_matrix_ends_the_same_whatever_else_is_in_its_batch(
     shape: tuple[int, int], order: list[int], stages: int, mixer: Mixer | None, rank: int | None, weighted: bool
 ) -> None:

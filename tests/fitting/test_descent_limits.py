@@ -35,7 +35,7 @@ def is_finite(result: FitResult) -> bool:
 
 @pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("schedule", [Schedule.GROUPED, Schedule.BUTTERFLY])
-@pytest.mark.parametrize("n", [16, 64, 256])
+@pytest.mark.parametrize("n", [16, 64, pytest.param(256, marks=pytest.mark.slow)])
 def test_a_planted_chain_is_recovered_whatever_the_pairs_hold(schedule: Schedule, mixer: Mixer, n: int) -> None:
     asked = FitSettings(stages=n.bit_length() - 1, mixer=mixer, schedule=schedule)
     structure = asked.structure(n, n)
@@ -147,7 +147,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-@pytest.mark.parametrize("stages", [1, 3, 8])
+@pytest.mark.parametrize("stages", [1, pytest.param(3, marks=pytest.mark.slow), 8])
 @pytest.mark.parametrize("name", list(ODD))
 def test_odd_weights_give_finite_numbers_and_a_true_error(name: str, stages: int, mixer: Mixer) -> None:
     weight = ODD[name]

@@ -59,7 +59,7 @@ def test_the_two_paths_are_one_map(into: int, out: int, stages: int, mixer: str)
 
 @pytest.mark.parametrize("path", ["blocks", "stages"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("into", "out"), [(6, 6), (5, 9), (9, 4)])
+@pytest.mark.parametrize(("into", "out"), [pytest.param(6, 6, marks=pytest.mark.slow), (5, 9), (9, 4)])
 def test_gradients(into: int, out: int, kind: dict[str, object], path: str) -> None:
     layer = SPMLinear(into, out, block=4, dtype=torch.float64, path=path, **kind)
     names = [name for name, _ in layer.named_parameters()]
