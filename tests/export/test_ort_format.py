@@ -103,6 +103,7 @@ def test_a_file_that_differs_is_not_kept(mlp_file: Path, monkeypatch: pytest.Mon
     assert set(mlp_file.parent.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_the_command_line_writes_it_with_and_without_the_onnx_file(mlp_file: Path) -> None:
     folder = mlp_file.parent
 

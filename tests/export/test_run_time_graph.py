@@ -129,6 +129,7 @@ def test_layers_share_turns_and_stay_features_first_between_them(lowering: Lower
     assert kinds["LeadingDimensions"] == 1, "all have the same batch and sequence"
 
 
+@pytest.mark.slow
 def test_features_first_or_last_computes_the_same() -> None:
     x = {"x": np.random.default_rng(0).standard_normal((2, 5, 64)).astype(np.float32)}
     (expected,) = session(ir.serde.serialize_model(spliced_attention(Dense())).SerializeToString()).run(None, x)
