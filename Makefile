@@ -34,24 +34,24 @@ test: lint  ## lint, types, floor plan, tests
 test-slow: $(VENV)/ready  ## more cases of what `make test` tries
 	$(BIN)/pytest -m slow
 
+# $(1): the environment; $(2): what takes the place of onnxruntime in it.
+define venv_of_runtime
+	$(PYTHON) -m venv --clear $(1)
+	$(1)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(1)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(1)/bin/pip uninstall --quiet --yes onnxruntime
+	$(1)/bin/pip install --quiet --disable-pip-version-check $(2)
+	touch $(1)/ready
+endef
+
 $(OPENVINO_VENV)/ready: pyproject.toml
-	$(PYTHON) -m venv --clear $(OPENVINO_VENV)
-	$(OPENVINO_VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(OPENVINO_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
-	$(OPENVINO_VENV)/bin/pip uninstall --quiet --yes onnxruntime
-	$(OPENVINO_VENV)/bin/pip install --quiet --disable-pip-version-check $(OPENVINO)
-	touch $@
+	$(call venv_of_runtime,$(OPENVINO_VENV),$(OPENVINO))
 
 test-openvino: $(OPENVINO_VENV)/ready  ## every lowering on ONNX Runtime's OpenVINO provider
 	$(OPENVINO_VENV)/bin/pytest tests/openvino
 
 $(CUDA_VENV)/ready: pyproject.toml
-	$(PYTHON) -m venv --clear $(CUDA_VENV)
-	$(CUDA_VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(CUDA_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
-	$(CUDA_VENV)/bin/pip uninstall --quiet --yes onnxruntime
-	$(CUDA_VENV)/bin/pip install --quiet --disable-pip-version-check $(CUDA)
-	touch $@
+	$(call venv_of_runtime,$(CUDA_VENV),$(CUDA))
 
 test-cuda: $(CUDA_VENV)/ready  ## every lowering on ONNX Runtime's CUDA provider, and the compiled kernels; needs a GPU
 	$(CUDA_VENV)/bin/python -c "import onnxruntime, torch; torch.ones(1, device='cuda'); \

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spm_compress.checkpoint.factory_source import FactorySource, digest_of_tensors, inputs_by_name
 from spm_compress.checkpoint.linears import use_linears
 from spm_compress.checkpoint.tensor_info import TensorInfo, dtype_name
-from spm_compress.checkpoint.unwrapping import as_float32
+from spm_compress.checkpoint.unwrapping import as_float32, copied
 
 __all__ = ["BuiltSource", "ModuleSource", "open_module"]
 
@@ -46,18 +46,22 @@ class ModuleSource:
         """No weight is held as (in_features, out_features)."""
         return ()
 
-    @property
+    @cached_property
     def _values(self) -> dict[str, Tensor]:
         found = {name: x.detach() for name, x in self.module.state_dict().items() if isinstance(x, Tensor)}
         return dict(sorted(found.items()))
 
     def build(self) -> nn.Module:
         """Return a copy of the module, float32, on the CPU, in evaluation mode."""
-        return copy.deepcopy(self.module).float().cpu().eval()
+        return copied(self.module).float().cpu().eval()
 
     def example(self) -> Mapping[str, Tensor] | None:
         """Return the example inputs by name, if there are some."""
         return self.inputs
+
+    def called_with(self, example_inputs: Any) -> ModuleSource:
+        """Return the same source with other example inputs. Raises SourceError as `open_module`."""
+        return replace(self, inputs=as_float32(inputs_by_name("`example_inputs`", self.module, example_inputs)))
 
     def tensors(self) -> dict[str, TensorInfo]:
         """Return name -> shape and dtype, in the order of the names."""
@@ -86,8 +90,7 @@ def open_module(module: nn.Module, example_inputs: Any = None) -> ModuleSource:
     example_inputs: a tensor, a tuple of them or a mapping of keyword arguments; None for none.
     Raises SourceError for inputs of another kind.
     """
-    held = copy.deepcopy(module)
+    held = copied(module)
     use_linears(held)
-    if example_inputs is None:
-        return ModuleSource(held)
-    return ModuleSource(held, as_float32(inputs_by_name("`example_inputs`", held, example_inputs)))
+    source = ModuleSource(held)
+    return source if example_inputs is None else source.called_with(example_inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from spm_compress.errors import SourceError, first_line
 from spm_compress.quiet import quiet
 
-__all__ = ["as_float32", "initialized", "require_float32", "unwrapped"]
+__all__ = ["as_float32", "copied", "initialized", "require_float32", "unwrapped"]
 
 # The class of a wrapper and the attribute that it has its module in.
 _WRAPPERS = {
@@ -32,6 +33,13 @@ def unwrapped(module: nn.Module) -> nn.Module:
     for each in module.modules():
         each._compiled_call_impl = None  # module.compile() compiles in place
     return module
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """Return a deep copy. torch copies no tensor that was computed, which is what pruning leaves as a weight."""
+    held = (value for each in module.modules() for value in vars(each).values())
+    computed = [each for each in held if isinstance(each, Tensor) and not each.is_leaf]
+    return copy.deepcopy(module, {id(each): each.detach().clone() for each in computed})
 
 
 def initialized(module: nn.Module, example: Mapping[str, Tensor] | None, what: str) -> nn.Module:

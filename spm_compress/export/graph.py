@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from spm_compress.checkpoint.module_source import BuiltSource, ModuleSource
 from spm_compress.checkpoint.source import Source
+from spm_compress.checkpoint.unwrapping import copied
 from spm_compress.compress.module import set_tensors
 from spm_compress.errors import ExportError, first_line
 from spm_compress.export.trials import Known
@@ -103,18 +103,11 @@ def from_built(source: BuiltSource, changed: Mapping[str, Tensor] | None = None)
             f"`factory` {source.factory}: gives no example inputs to export with; return a pair of the module and "
             "them, or give the dense model's graph with `graph` dense.onnx"
         )
-    model = _copied(source.build())  # its layers are going to be replaced, and the function may return it again
+    model = copied(source.build())  # its layers are going to be replaced, and the function may return it again
     set_tensors(model, changed or {})
     graph = from_module(model, example, {name: {0: "batch"} for name in example}, None)
     live = Live(model, lambda inputs: _flat(model(**inputs)))
     return DenseGraph(graph, live, example=example, known=known_of(graph, example))
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    """Return a deep copy. torch copies no tensor that was computed, which is what pruning leaves as a weight."""
-    held = (value for module in model.modules() for value in vars(module).values())
-    computed = [each for each in held if isinstance(each, Tensor) and not each.is_leaf]
-    return copy.deepcopy(model, {id(each): each.detach().clone() for each in computed})
 
 
 def from_chain(source: Source, activation: str) -> DenseGraph:

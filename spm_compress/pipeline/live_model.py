@@ -48,7 +48,8 @@ class Compressed:
     @property
     def kept(self) -> dict[str, str]:
         """Name of a linear layer that stays -> why."""
-        return {_layer_of(kept.name): kept.reason for kept in self.fitted.kept if kept.name in _linears(self.source)}
+        linears = _linears(self.source)
+        return {_layer_of(kept.name): kept.reason for kept in self.fitted.kept if kept.name in linears}
 
     def artifact(self, beside: Path | None = None) -> Artifact:
         """Return the artifact with the numbers that the module has now. beside: the folder that it is going to lie in.
@@ -72,9 +73,7 @@ class Compressed:
         example_inputs: a tensor, a tuple of them or a mapping of keyword arguments, of two samples or more; those that
         `compress_model` was given, if None. Raises what `export_onnx` raises.
         """
-        source = self.source
-        if example_inputs is not None:
-            source = replace(source, inputs=open_module(source.module, example_inputs).inputs)
+        source = self.source if example_inputs is None else self.source.called_with(example_inputs)
         return export_onnx(self.artifact(Path(path).parent), Path(path), source=source, settings=settings)
 
 

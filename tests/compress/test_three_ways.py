@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from made import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
@@ -25,15 +26,6 @@ QUICK = FitSettings(stages=4, block=8, steps=5)
 X = {"x": torch.randn(3, 64, generator=torch.Generator().manual_seed(1))}
 ROWS = {"x": torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(1))}
 IDS = {"x": torch.arange(12).reshape(3, 4)}
-
-
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.f = nn.MultiheadAttention(64, 4, batch_first=True), nn.Linear(64, 48)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.f(self.a(x, x, x, need_weights=False)[0])  # type: ignore[no-any-return]
 
 
 class Recurrent(nn.Module):

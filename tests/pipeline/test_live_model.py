@@ -9,8 +9,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from made import gaussian, mlp
+from made import Attention, gaussian, mlp
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from spm_compress import (
     CompressSettings,
@@ -28,15 +29,6 @@ from spm_compress.export.lowering import Blocks
 
 QUICK = FitSettings(stages=4, block=8, steps=5)
 EXPORT = ExportSettings(Blocks())
-
-
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.f = nn.MultiheadAttention(64, 4, batch_first=True), nn.Linear(64, 48)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.f(self.a(x, x, x, need_weights=False)[0])  # type: ignore[no-any-return]
 
 
 BUILD: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
@@ -104,3 +96,11 @@ def test_without_example_inputs_it_is_not_exported(tmp_path: Path) -> None:
     result = compress_model(mlp(64, 64), settings=QUICK)
     with pytest.raises(ExportError, match="Sequential: there are no example inputs to export with"):
         result.export_onnx(tmp_path / "m.onnx")
+
+
+def test_a_pruned_module_is_compressed_but_for_what_is_computed() -> None:
+    model = mlp(64, 64, 64, 64)
+    prune.l1_unstructured(model[2], "weight", 0.5)
+    result = compress_model(model, settings=QUICK)
+    assert set(result.replaced) == {"0", "4"}
+    assert model(gaussian(2, 64)).shape == (2, 64)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spm_compress.checkpoint import FittedLayer
 from spm_compress.operator import SPM
 
-__all__ = ["fitted_layer", "gaussian", "mlp"]
+__all__ = ["Attention", "fitted_layer", "gaussian", "mlp"]
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -24,6 +24,15 @@ def mlp(*widths: int, seed: int = 0) -> nn.Sequential:
     for into, out in itertools.pairwise(widths):
         layers += [nn.Linear(into, out), nn.ReLU()]
     return nn.Sequential(*layers[:-1]).eval()
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.f = nn.MultiheadAttention(64, 4, batch_first=True), nn.Linear(64, 48)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(self.a(x, x, x, need_weights=False)[0])  # type: ignore[no-any-return]
 
 
 def fitted_layer(spm: SPM, name: str = "layer.weight", sha256: str = "", error: float = 0.0) -> FittedLayer:
