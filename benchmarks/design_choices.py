@@ -9,9 +9,9 @@ import torch
 from fit_minilm import minilm
 from torch import nn
 
-from spm_compress import FitSettings, SPMLinear, fit_matrices, open_source
-from spm_compress.fitting import descent, svd_error
-from spm_compress.operator import pairing, structure
+from spm_compress import FitSettings, FormLinear, fit_matrices, open_source
+from spm_compress.fitting import svd_error
+from spm_compress.forms.spm import begin, form, pairing
 
 SQUARE = ["encoder.layer.0.attention.self.query.weight", "encoder.layer.3.attention.output.dense.weight"]
 WIDE = ["encoder.layer.2.intermediate.dense.weight"]
@@ -29,11 +29,11 @@ def mean_error(batch: torch.Tensor, settings: FitSettings) -> float:
 
 def start_gain() -> None:
     print("\n## Norm of the random start, relative to the weight's (384x384, 20 stages)\n\n| gain | error |\n|---|---|")
-    chosen = descent._START_GAIN
+    chosen = begin._START_GAIN
     for gain in (1.0, 0.5, chosen, 0.05):
-        descent._START_GAIN = gain
+        begin._START_GAIN = gain
         print(f"| {gain} | {mean_error(weights(SQUARE), FitSettings(stages=20)):.4f} |")
-    descent._START_GAIN = chosen
+    begin._START_GAIN = chosen
 
 
 def orders() -> None:
@@ -61,19 +61,19 @@ def rectangles() -> None:
     print("\n## Where the stages of a 1536x384 weight stand\n")
     print("| at width 384 | at width 1536 | kept | error | SVD of equal size |\n|---|---|---|---|---|")
     batch = weights(WIDE)
-    chosen = structure._wide_stages
+    chosen = form._wide_stages
     for narrow, wide in ((5, 5), (0, 10), (5, 10), (10, 5), (10, 10), (0, 15)):
-        structure._wide_stages = lambda stages, group, wide=wide: wide
+        form._wide_stages = lambda stages, group, wide=wide: wide
         (result,) = fit_matrices(batch, FitSettings(stages=narrow + wide))
-        count = result.spm.parameter_count
+        count = result.operator.parameter_count
         svd = svd_error(batch[0], count)
         print(f"| {narrow} | {wide} | {count / batch[0].numel():.2%} | {result.error:.4f} | {svd:.4f} |")
-    structure._wide_stages = chosen
+    form._wide_stages = chosen
 
 
-def trainable_forms() -> None:
+def trainable_numbers() -> None:
     print("\n## Training a fitted network on: canonical numbers or balanced ones (Adam, 300 steps of 256)\n")
-    print("| form | accuracy before | after |\n|---|---|---|")
+    print("| numbers | accuracy before | after |\n|---|---|---|")
     torch.manual_seed(0)
     centers = torch.randn(10, 256)
 
@@ -96,19 +96,20 @@ def trainable_forms() -> None:
 
     dense = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
     train(dense)
-    fitted = {i: fit_matrices(dense[i].weight.detach()[None], FitSettings())[0].spm for i in (0, 2)}
-    for form in ("canonical", "balanced"):
+    fitted = {i: fit_matrices(dense[i].weight.detach()[None], FitSettings())[0].operator for i in (0, 2)}
+    for numbers in ("canonical", "balanced"):
         model = copy.deepcopy(dense)
-        for i, spm in fitted.items():
-            make = SPMLinear.in_place_of
-            model[i] = make(dense[i], spm) if form == "balanced" else SPMLinear.from_spm(spm, dense[i].bias.detach())
+        for i, operator in fitted.items():
+            plain, bias = dense[i], dense[i].bias.detach()
+            balanced = numbers == "balanced"
+            model[i] = FormLinear.in_place_of(plain, operator) if balanced else FormLinear.of(operator, bias)
         before = accuracy(model)
         train(model)
-        print(f"| {form} | {before:.3f} | {accuracy(model):.3f} |")
+        print(f"| {numbers} | {before:.3f} | {accuracy(model):.3f} |")
 
 
 if __name__ == "__main__":
     start_gain()
     orders()
     rectangles()
-    trainable_forms()
+    trainable_numbers()

@@ -35,7 +35,7 @@ def main(stages: list[int]) -> None:
         for layer in artifact.layers:
             by_shape[layer.shape].append(layer)
         for (out, into), layers in by_shape.items():
-            kept = layers[0].spm.parameter_count / (out * into)
+            kept = layers[0].operator.parameter_count / (out * into)
             error = statistics.mean(layer.error for layer in layers)
             svd = statistics.mean(layer.svd_error for layer in layers)
             ratio = statistics.median(layer.error / layer.svd_error for layer in layers)

@@ -44,14 +44,16 @@ from real_models import DENSE_WEIGHTS, ROOT, covariances, dense_weights
 from torch import Tensor
 
 from spm_compress import FitSettings, fit_matrices
-from spm_compress.fitting import EFFORTS, svd_error
+from spm_compress.fitting import svd_error
 from spm_compress.fitting.objective import output_error
+from spm_compress.forms import EFFORTS, StoredOperator
+from spm_compress.forms.form import stored_bytes
 
 FLOAT, INDEX = 4, 2  # bytes
 SIZES = (0.03, 0.06, 0.12)
 KEPT = ROOT / "build" / "fit_quality"
 # What a fit depends on besides the weight and the settings.
-CODE = ("fitting", "operator")
+CODE = ("fitting", "forms")
 # Values that are fitted in one batch.
 BATCH_VALUES = 1 << 20
 
@@ -124,8 +126,7 @@ def spm(matrices: Sequence[Matrix], settings: FitSettings, size: float) -> list[
     m, n = matrices[0].weight.shape
 
     def fits(stages: int) -> bool:
-        structure = FitSettings(stages=stages).stored_structure(m, n)
-        return structure.stored_bytes(FLOAT) <= size * FLOAT * m * n
+        return stored_bytes(FitSettings(stages=stages).reference(m, n)) <= size * FLOAT * m * n
 
     stages = sum(1 for _ in itertools.takewhile(fits, itertools.count(1)))
     if not stages:
@@ -135,7 +136,7 @@ def spm(matrices: Sequence[Matrix], settings: FitSettings, size: float) -> list[
     covariances = torch.stack(known) if known else None
     results = fit_matrices(weights, replace(settings, stages=stages), covariances=covariances)
     return [
-        Fitted(result.spm.structure.stored_bytes(FLOAT), matrix.error(result.spm.to(torch.float64).to_dense()))
+        Fitted(StoredOperator.of(result.operator).nbytes, matrix.error(result.operator.to(torch.float64).to_dense()))
         for matrix, result in zip(matrices, results, strict=True)
     ]
 
@@ -160,7 +161,7 @@ class Kept:
     """Rows of this run and of earlier ones with the same settings, data and code, a file each."""
 
     def __init__(self, settings: FitSettings, data: Path | None) -> None:
-        files = sorted(path for room in CODE for path in (ROOT / "spm_compress" / room).glob("*.py"))
+        files = sorted(path for room in CODE for path in (ROOT / "spm_compress" / room).rglob("*.py"))
         digest = hashlib.sha256(repr(settings).encode())
         for path in (*files, data):
             digest.update(path.read_bytes() if path else b"")

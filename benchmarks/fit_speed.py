@@ -119,15 +119,11 @@ ALIKE = {SQUARE: 24, WIDE: 6, LONG: 6}
 def naive(case: Case, settings: FitSettings, selects: bool) -> Run:
     weight = case.load()
     tiny = torch.ones(64, 64)
-    list(
-        naive_fit(tiny, settings.structure(64, 64), 2, 2, selects=selects)
-    )  # the library's own memory is not the fit's
+    list(naive_fit(tiny, settings.spm(64, 64), 2, 2, selects=selects))  # the library's own memory is not the fit's
     before = peak_memory()
     began = time.perf_counter()
-    structure = settings.structure(*weight.shape)
-    progress = naive_fit(
-        weight, structure, settings.steps, case.few or settings.steps, seed=settings.seed, selects=selects
-    )
+    form = settings.spm(*weight.shape)
+    progress = naive_fit(weight, form, settings.steps, case.few or settings.steps, seed=settings.seed, selects=selects)
     return Run(tuple(progress), time.perf_counter() - began, peak_memory() - before, weight.numel())
 
 

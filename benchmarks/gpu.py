@@ -125,7 +125,7 @@ def encoder(settings: FitSettings, device: str) -> Artifact:
 
 
 def _numbers(artifact: Artifact) -> list[bytes]:
-    arrays = [x for each in artifact.layers for named in each.spm.numbers for x in named.values()]
+    arrays = [x for each in artifact.layers for x in each.operator.arrays.values()]
     return [x.contiguous().view(torch.uint8).numpy().tobytes() for x in arrays]
 
 

@@ -26,13 +26,16 @@ from transformers import BertConfig, BertModel
 
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
 from spm_compress.checkpoint import Artifact, FittedLayer
-from spm_compress.export.lowering import Blocks, Dense, Layout, Stages, number_arrays
+from spm_compress.codecs import FLOAT32
 from spm_compress.export.measuring.latency import BenchSettings, measure
 from spm_compress.export.measuring.timing import interleaved
 from spm_compress.export.splicing.layer_model import dense_model, layer_model
 from spm_compress.export.trials import random_inputs
 from spm_compress.export.verification import compare, run, session
-from spm_compress.operator import SPM, Mixer, build_structure
+from spm_compress.forms import Operator, StoredOperator
+from spm_compress.forms.lowering import Blocks, Dense, Layout, Stages
+from spm_compress.forms.onnx_function import stored_values, write_function
+from spm_compress.forms.spm import build_spm
 
 ROWS = 64
 
@@ -63,30 +66,29 @@ def layers() -> None:
 
 
 def random_layer(width: int) -> FittedLayer:
-    structure = build_structure(width, width, stages=10, mixer=Mixer.CANONICAL)
+    form = build_spm(width, width, stages=10).stored(FLOAT32)
     generator = torch.Generator().manual_seed(0)
-    numbers = [
-        {name: 0.5 * torch.randn(shape, generator=generator) for name, shape in named.items()}
-        for named in structure.shapes()
-    ]
-    return FittedLayer(("layer",), (width, width), "F32", "", 0.0, 0.0, 0, 0, "", SPM(structure, numbers))
+    arrays = {name: 0.5 * torch.randn(shape, generator=generator) for name, shape in form.shapes.items()}
+    stored = StoredOperator.of(Operator(form, arrays))
+    return FittedLayer(("layer",), (width, width), "F32", "", 0.0, 0.0, 0, 0, "", stored)
 
 
 def features_first_model(layer: FittedLayer) -> ir.Model:
     """The function of a layer without turns around it: x (n, rows) -> y (n, rows)."""
     width = layer.shape[0]
-    function = Blocks().function(layer.spm.structure, ir.DataType.FLOAT, 20, "layer")
+    written = write_function(layer.form, layer.stored.codecs, Blocks(), ir.DataType.FLOAT, 20, "layer")
+    function = written.function
     x, y = (
         ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([width, "rows"])) for name in "xy"
     )
     arrays = []
-    for name, values in number_arrays(layer.spm).items():
+    for name, values in stored_values(layer.form, layer.stored.arrays).items():
         tensor = ir.tensor(values.numpy(), name=name)
         arrays.append(ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor))
     node = ir.Node(function.domain, function.name, [x, *arrays], outputs=[y])
     imports = {"": 20, function.domain: 1}
     graph = ir.Graph([x], [y], nodes=[node], initializers=arrays, opset_imports=imports, name="layer")
-    return ir.Model(graph, ir_version=9, functions=[function])
+    return ir.Model(graph, ir_version=9, functions=[function, *written.needed])
 
 
 def serialized(model: ir.Model) -> bytes:

@@ -1,6 +1,6 @@
 """The plain way to fit an SPM, as a baseline: every stage by itself through autograd, applied to the identity.
 
-The stages are those of the library's structure, seen in a fixed frame (the paper's form): the same family of maps,
+The stages are those of the library's SPM, seen in a fixed frame (the paper's form): the same family of maps,
 one gather a stage. It is written x[partner], whose gradient adds up row by row on a CPU; `selects` writes the same as
 index_select, the first thing to try when that is too slow.
 """
@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from spm_compress.operator.pairing import fixed_frame
-from spm_compress.operator.spm import resize
-from spm_compress.operator.structure import Chain, Structure
+from spm_compress.forms.spm import SPM
+from spm_compress.forms.spm.pairing import fixed_frame
+from spm_compress.forms.spm.plan import resize
+from spm_compress.forms.spm.structure import Chain
 
 __all__ = ["Progress", "naive_fit"]
 
@@ -35,7 +36,7 @@ class Progress:
 
 
 class NaiveChain(nn.Module):
-    """Stages x -> direct x + cross x[partner], then one permutation; begins as random rotations."""
+    """Stages x -> diagonal x + off_diagonal x[partner], then one permutation; begins as random rotations."""
 
     partners: Tensor
     order: Tensor
@@ -49,13 +50,13 @@ class NaiveChain(nn.Module):
         feature = torch.arange(chain.width)
         angle = (torch.rand(partners.shape, generator=generator) - 0.5) * (math.pi / 2)
         angle = angle.gather(1, torch.minimum(partners, feature))  # one a pair
-        self.direct = nn.Parameter(angle.cos())
-        self.cross = nn.Parameter(angle.sin() * (feature - partners).sign())
+        self.diagonal = nn.Parameter(angle.cos())
+        self.off_diagonal = nn.Parameter(angle.sin() * (feature - partners).sign())
 
     def forward(self, x: Tensor) -> Tensor:  # (n, rows) -> (width, rows)
         x = resize(x, len(self.order))
-        for partner, direct, cross in zip(self.partners, self.direct, self.cross, strict=True):
-            x = direct[:, None] * x + cross[:, None] * self.gathered(x, partner)
+        for partner, diagonal, off_diagonal in zip(self.partners, self.diagonal, self.off_diagonal, strict=True):
+            x = diagonal[:, None] * x + off_diagonal[:, None] * self.gathered(x, partner)
         return self.gathered(x, self.order)
 
     def gathered(self, x: Tensor, rows: Tensor) -> Tensor:
@@ -63,22 +64,22 @@ class NaiveChain(nn.Module):
 
 
 def naive_fit(
-    weight: Tensor, structure: Structure, steps: int, stop: int, *, seed: int = 0, selects: bool = False
+    weight: Tensor, form: SPM, steps: int, stop: int, *, seed: int = 0, selects: bool = False
 ) -> Iterator[Progress]:
     """Yield the progress after each of the first `stop` steps of a descent that is planned for `steps`."""
     began = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     target = weight.float() * math.sqrt(min(weight.shape)) / weight.norm()
-    eye = torch.eye(structure.in_features)
-    chains = nn.Sequential(*(NaiveChain(chain, generator, selects) for chain in structure.chains))
+    eye = torch.eye(form.in_features)
+    chains = nn.Sequential(*(NaiveChain(chain, generator, selects) for chain in form.chains))
 
     def dense() -> Tensor:
-        return resize(chains(eye), structure.out_features)
+        return resize(chains(eye), form.out_features)
 
     with torch.no_grad():
         gain = START_GAIN * float(target.norm() / dense().norm())
         for parameter in chains.parameters():
-            parameter.mul_(gain ** (1 / structure.stages))
+            parameter.mul_(gain ** (1 / form.stages))
     adam = torch.optim.Adam(chains.parameters(), lr=LEARNING_RATE, betas=BETAS)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: share_of_rate(step, steps))
     for step in range(stop + 1):

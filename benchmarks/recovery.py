@@ -33,14 +33,16 @@ from spm_compress import CompressSettings, FitSettings, fit_model, open_source, 
 from spm_compress.calibration import collect, open_runner
 from spm_compress.checkpoint import Source
 from spm_compress.checkpoint.huggingface import load_huggingface
+from spm_compress.codecs import FLOAT32
 from spm_compress.compress import LayerOverride, load_model
 from spm_compress.distill import DistillSettings, Trained, TrainingReport, distill
 from spm_compress.distill.samples import samples
 from spm_compress.fitting.objective import regularized
 from spm_compress.fitting.truncated_svd import low_rank_factors
-from spm_compress.layers import SPMLinear
-from spm_compress.operator import SPM
-from spm_compress.operator.structure import Mixer, Structure
+from spm_compress.forms import Operator
+from spm_compress.forms.form import numbers_of
+from spm_compress.forms.low_rank import LowRank
+from spm_compress.layers import FormLinear
 
 HOME = ROOT / "build" / "recovery"
 LAYERS = {
@@ -62,7 +64,7 @@ def spm(source: Source, layers: str, share: float, data: Path) -> nn.Module:
         low_rank_terms = []
         for name in _names(source, layers):
             m, n = source.tensors()[name].shape
-            rest = _count(share, m, n) - fit.stored_structure(m, n).parameter_count
+            rest = _count(share, m, n) - fit.numbers(m, n)
             low_rank_terms.append(LayerOverride(name, (("rank", rest // (m + n)),)))
         settings = CompressSettings(fit=fit, include=LAYERS[layers], overrides=tuple(low_rank_terms))
         write_artifact(fit_model(source, settings, beside=HOME, data=data), path)
@@ -73,7 +75,7 @@ def _count(share: float, m: int, n: int) -> int:
     """Return how many numbers a weight of m x n keeps: where stages alone make the share, as many as they hold."""
     stages = _stages(share)
     if stages <= _MOST_STAGES:
-        return FitSettings(stages=stages).stored_structure(m, n).parameter_count
+        return FitSettings(stages=stages).numbers(m, n)
     return int(share * m * n)
 
 
@@ -83,7 +85,7 @@ def _stages(share: float) -> int:
 
 
 def svd(source: Source, layers: str, share: float, data: Path) -> nn.Module:
-    """Return the model with truncated SVDs of as many numbers as the SPM has, weighted and shifted as its fit is."""
+    """Return the model with truncated SVDs of as many numbers as the SPM has, weighted and corrected as its fit is."""
     model = load_huggingface(source)
     names = _names(source, layers)
     found = collect(open_runner(source, data), names)
@@ -94,13 +96,13 @@ def svd(source: Source, layers: str, share: float, data: Path) -> nn.Module:
         left, right = low_rank_factors(weight, rank, regularized(moments.covariance, moments.rows))
         # Both factors of one size, so that one learning rate fits them.
         scale = (right.norm() / left.norm()).sqrt()
-        numbers = [{"left": (left * scale).float(), "right": (right / scale).float()}]
-        operator = SPM(Structure(Mixer.GENERAL, n, m, (), rank), numbers)
-        shift = (weight.double() - left @ right) @ moments.mean.double()
+        arrays = {"left": (left * scale).float(), "right": (right / scale).float()}
+        operator = Operator(LowRank(n, m, rank), arrays)
+        correction = (weight.double() - left @ right) @ moments.mean.double()
         module = name.removesuffix(".weight")
         linear = model.get_submodule(module)
         assert isinstance(linear, nn.Linear)
-        model.set_submodule(module, SPMLinear.in_place_of(linear, operator, shift.float()))
+        model.set_submodule(module, FormLinear.in_place_of(linear, operator, correction.float()))
     return model
 
 
@@ -245,8 +247,8 @@ def note(path: Path, before: Scores, spent: Spent, every: int, report: TrainingR
 
 def _kept(student: nn.Module, teacher: nn.Module) -> float:
     """Return the share of numbers that the replaced layers keep, in the form that is stored."""
-    found = {name: each for name, each in student.named_modules() if isinstance(each, SPMLinear)}
-    stored = sum(each.structure.canonical().parameter_count for each in found.values())
+    found = {name: each for name, each in student.named_modules() if isinstance(each, FormLinear)}
+    stored = sum(numbers_of(each.form.stored(FLOAT32)) for each in found.values())
     return stored / sum(teacher.get_parameter(f"{name}.weight").numel() for name in found)
 
 

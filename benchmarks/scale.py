@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import save_file
 
 from spm_compress import CompressSettings, FitSettings, fit_model, open_source
-from spm_compress.fitting import EFFORTS
+from spm_compress.forms import EFFORTS
 
 Shape = tuple[int, int]
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from spm_compress.version import __version__
 
 _HOMES = {
-    "SPM": "spm_compress.operator",
+    "Operator": "spm_compress.forms",
+    "SPM": "spm_compress.forms.spm",
     "SPMLinear": "spm_compress.layers",
-    "Mixer": "spm_compress.operator",
-    "Schedule": "spm_compress.operator",
-    "FitSettings": "spm_compress.fitting",
-    "fit_matrices": "spm_compress.fitting",
+    "FormLinear": "spm_compress.layers",
+    "Mixer": "spm_compress.forms.spm",
+    "Schedule": "spm_compress.forms.spm",
+    "FitSettings": "spm_compress.forms",
+    "fit_matrices": "spm_compress.forms",
     "open_source": "spm_compress.checkpoint",
     "read_artifact": "spm_compress.checkpoint",
     "write_artifact": "spm_compress.checkpoint",
@@ -40,7 +42,9 @@ __all__ = [
     "DistillSettings",
     "ExportSettings",
     "FitSettings",
+    "FormLinear",
     "Mixer",
+    "Operator",
     "SPMLinear",
     "Schedule",
     "__version__",
@@ -64,9 +68,9 @@ if TYPE_CHECKING:
     from spm_compress.compress import CompressSettings, apply_artifact, expand, fit_model, load, save
     from spm_compress.distill import DistillSettings, recover
     from spm_compress.export import ExportSettings, export_onnx
-    from spm_compress.fitting import FitSettings, fit_matrices
-    from spm_compress.layers import SPMLinear
-    from spm_compress.operator import SPM, Mixer, Schedule
+    from spm_compress.forms import FitSettings, Operator, fit_matrices
+    from spm_compress.forms.spm import SPM, Mixer, Schedule
+    from spm_compress.layers import FormLinear, SPMLinear
     from spm_compress.pipeline import compress_model
     from spm_compress.report import summarize
 

@@ -32,7 +32,7 @@ settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
 
 # Tests of one room share oracles and builders that stand beside them.
-for room in ("operator", "layers", "export", "cli", "docs", "support"):
+for room in ("forms/spm", "layers", "export", "cli", "docs", "support"):
     sys.path.insert(0, str(Path(__file__).parent / room))
 
 import torchlib  # noqa: E402, F401

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from draw import random_spm
+from draw import random_operator
 from hypothesis import given
 from hypothesis import strategies as st
 from made import fitted_layer
@@ -19,17 +19,21 @@ from spm_compress import ExportSettings, FitSettings, cache_key, open_source
 from spm_compress.calibration.collect import moments_key
 from spm_compress.calibration.moments import Moments, PairedMoments
 from spm_compress.checkpoint import FittedLayer
+from spm_compress.codecs import FLOAT16, FLOAT32, Codec
 from spm_compress.compress.cache import fit_key
 from spm_compress.compress.job import Job
 from spm_compress.export import choice
 from spm_compress.export.choice import layer_key, model_key
-from spm_compress.export.lowering import Stages
 from spm_compress.export.settings import Precision
 from spm_compress.export.trials import Known
-from spm_compress.operator import Mixer, Schedule, build_structure
+from spm_compress.forms import Form, StoredOperator
+from spm_compress.forms.low_rank import LowRank
+from spm_compress.forms.lowering import Stages
+from spm_compress.forms.spm import Mixer, Schedule, build_spm
+from spm_compress.forms.sum import Sum
 
 # A value of each field that is not its default.
-FIT = FitSettings(4, Mixer.ROTATION, 2, Schedule.BUTTERFLY, 8, 7, 0.1, 3)
+FIT = FitSettings(4, Mixer.ROTATION, 2, Schedule.BUTTERFLY, 8, 7, 0.1, 3, ("low_rank",))
 EXPORT = ExportSettings(Stages(), (2,), 7, 1, "CUDAExecutionProvider", Precision.FLOAT16, True, True)
 
 PLAIN = st.recursive(
@@ -88,19 +92,34 @@ JOB = Job(("a",), (4, 3), "F32", FitSettings(), "00", moments(), PairedMoments(m
     ],
 )
 def test_a_fit_is_found_by_all_that_it_depends_on(change: Callable[[], Job]) -> None:
-    key = fit_key(JOB, torch.float32, "cpu")
-    assert fit_key(change(), torch.float32, "cpu") != key
-    assert fit_key(replace(JOB, names=("b",), dtype="F16"), torch.float32, "cpu") == key, "its name is none of it"
+    key = fit_key(JOB, FLOAT32, "cpu")
+    assert fit_key(change(), FLOAT32, "cpu") != key
+    assert fit_key(replace(JOB, names=("b",), dtype="F16"), FLOAT32, "cpu") == key, "its name is none of it"
 
 
-def test_a_fit_depends_on_dtype_and_device() -> None:
-    keys = {fit_key(JOB, store, device) for store in (torch.float32, torch.float16) for device in ("cpu", "cuda")}
+def test_a_fit_depends_on_codec_and_device() -> None:
+    keys = {fit_key(JOB, store, device) for store in (FLOAT32, FLOAT16) for device in ("cpu", "cuda")}
     assert len(keys) == 4
 
 
 def layer(stages: int = 6, sha256: str = "00") -> FittedLayer:
-    spm = random_spm(build_structure(64, 64, stages=stages, block=8, mixer=Mixer.CANONICAL), dtype=torch.float32)
-    return fitted_layer(spm, sha256=sha256)
+    form = build_spm(64, 64, stages=stages, block=8)
+    return fitted_layer(random_operator(form, dtype=torch.float32), sha256=sha256)
+
+
+def layer_of(form: Form, codec: Codec) -> FittedLayer:
+    stored = StoredOperator.of(random_operator(form, dtype=torch.float32), codec)
+    return replace(layer(), stored=stored)
+
+
+# What the numbers are multiplied out to, and how they are stored.
+WAYS = [
+    (LowRank(64, 64, 3), FLOAT32),
+    (LowRank(64, 64, 3), FLOAT16),
+    (Sum((build_spm(64, 64, stages=6, block=8), LowRank(64, 64, 3))), FLOAT32),
+    (build_spm(64, 64, stages=6, block=8, mixer=Mixer.ROTATION), FLOAT32),
+    (build_spm(64, 64, stages=6, block=8, mixer=Mixer.ROTATION), FLOAT16),
+]
 
 
 def test_times_of_a_layer_are_found_by_all_that_they_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +127,8 @@ def test_times_of_a_layer_are_found_by_all_that_they_depend_on(monkeypatch: pyte
         return layer_key(layer(stages), rows, replace(ExportSettings(), **options))
 
     assert key() == key() == layer_key(layer(sha256="01"), (1,), ExportSettings()), "values are none of it"
-    others = [key(7), key(rows=(2,)), key(threads=1), key(provider="CUDAExecutionProvider")]
+    others = [layer_key(layer_of(*way), (1,), ExportSettings()) for way in WAYS]
+    others += [key(7), key(rows=(2,)), key(threads=1), key(provider="CUDAExecutionProvider")]
     for name in ("processor", "lowerings"):
         with monkeypatch.context() as patch:
             patch.setattr(choice, name, lambda: [])
@@ -128,6 +148,7 @@ def test_times_of_a_model_are_found_by_all_that_they_depend_on(tmp_path: Path) -
     others = [
         (other, *base[1:]),
         (graph, [layer(7)], *base[2:]),
+        *((graph, [layer_of(*way)], *base[2:]) for way in WAYS),
         (graph, [layer(sha256="01")], *base[2:]),
         (*base[:2], [["dense"]], *base[3:]),
         *(

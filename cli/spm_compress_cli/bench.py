@@ -65,7 +65,7 @@ def bench(
 ) -> None:
     """Time an ONNX MODEL with ONNX Runtime: latency, load time, memory, size.
 
-    With --against, both models run in turns, and a ratio above 1 means that MODEL is faster or takes less.
+    With --against, both models run interleaved, and a ratio above 1 means that MODEL is faster or takes less.
     With --sweep, the break-even map of this machine: random SPM layers against dense ones, by width and batch.
     """
     said = {"batches": batches, "repeats": repeats, "seconds": seconds, "seed": seed}

@@ -112,7 +112,8 @@ def _repeated(context: click.Context, _: click.Parameter, path: Path | None) -> 
         raise UsageError(f"--from {path}: is made of several fits (--refit); repeat them one after the other")
     values = {key: said.get(key) for key in _ALIKE}
     values |= {key: str(said[key]) for key in ("stages", "low_rank") if key in said}
-    values["store"] = {"F16": "float16"}.get(said.get("store", ""), "float32")
+    values["store"] = {"F32": "float32", "F16": "float16"}.get(said.get("store", "F32"), said.get("store"))
+    values["forms"] = ",".join(said["forms"]) if "forms" in said else None
     values["layers"] = [
         f"{glob}:" + ",".join(f"{_LAYER.get(key, key)}={_auto(value)}" for key, value in fields.items())
         for glob, fields in said.get("layers", ())
@@ -131,8 +132,8 @@ _ALIKE = (
     *("include", "exclude", "min_features"),
 )
 # Fields of FitSettings by the names that --layer has for them.
-_LAYER = {"rank": "low-rank"}
+_LAYER = {"rank": "low-rank", "forms": "form"}
 
 
 def _auto(value: Any) -> Any:
-    return "auto" if value is None else value
+    return "auto" if value is None else ",".join(value) if isinstance(value, list) else value

@@ -28,7 +28,7 @@ def show_difference(found: Difference, as_json: bool) -> None:
         show_table(console, ("setting", "A", "B"), rows, texts=("A", "B"))
     if found.layers:
         layers = [(name, *_cells(first), *_cells(second)) for name, (first, second) in found.layers.items()]
-        each = ("stages", "bytes", "error")
+        each = ("form", "bytes", "error")
         headings = ("weight", *(f"{side}\n{what}" for side in "AB" for what in each))
         show_table(console, headings, layers, spare=("A\nbytes", "B\nbytes"))
     console.print(f"{found.same} weights are the same in both, {len(found.layers)} differ")
@@ -52,5 +52,4 @@ def _show_totals(console: Console, found: Difference) -> None:
 def _cells(layer: Layer | None) -> tuple[str, str, str]:
     if layer is None:
         return "dense", "-", "-"
-    stages = f"{layer.stages}, rank {layer.rank}" if layer.rank else str(layer.stages)
-    return stages, bytes_text(layer.bytes), f"{layer.error:.3f}"
+    return layer.form, bytes_text(layer.bytes), f"{layer.error:.3f}"

@@ -43,6 +43,13 @@ _FOUND_OUT = f"; what it found out for its plan is kept in {_CACHE}, and the sam
 )
 @click.option("--low-rank", metavar="R|auto", help="Low-rank term; auto: a share of the size.  [default: 0]")
 @click.option(
+    "--forms",
+    default="spm",
+    show_default=True,
+    metavar="KIND,...",
+    help="What may take a weight's place, the best of one size: spm, low-rank, ...",
+)
+@click.option(
     "--effort",
     type=click.Choice(["fast", "balanced", "best"]),
     default="balanced",
@@ -70,10 +77,10 @@ _FOUND_OUT = f"; what it found out for its plan is kept in {_CACHE}, and the sam
 )
 @click.option(
     "--store",
-    type=click.Choice(["float32", "float16"]),
     default="float32",
     show_default=True,
-    help="Dtype of the stored numbers.",
+    metavar="CODEC",
+    help="How the numbers are stored: float32, float16, ...",
 )
 @click.option(
     "--calibration",
@@ -216,6 +223,7 @@ def _settings(
     max_error: float | None,
     mixer: str | None,
     low_rank: str | None,
+    forms: str,
     effort: str,
     schedule: str,
     block: int,
@@ -228,11 +236,10 @@ def _settings(
     store: str,
     sequential: bool,
 ) -> CompressSettings:
-    import torch
-
-    from spm_compress.compress import CompressSettings, parse_override
-    from spm_compress.fitting import EFFORTS, FitSettings
-    from spm_compress.operator import Mixer, Schedule
+    from spm_compress.codecs import codecs
+    from spm_compress.compress import CompressSettings, parse_forms, parse_override
+    from spm_compress.forms import EFFORTS, FitSettings
+    from spm_compress.forms.spm import Mixer, Schedule
 
     has_target = budget is not None or max_error is not None
     if stages == "auto" and not has_target:
@@ -240,6 +247,9 @@ def _settings(
     if stages not in (None, "auto") and has_target:
         raise click.UsageError("--stages N and a target exclude each other; leave --stages out, or say auto")
     chosen: dict[str, Any] = {"schedule": Schedule(schedule), "block": block, "seed": seed, **EFFORTS[effort]}
+    chosen["forms"] = parse_forms(forms)
+    if store not in codecs():
+        raise click.BadParameter(f"{store!r} is none of {', '.join(codecs())}", param_hint="'--store'")
     if stages not in (None, "auto"):
         chosen["stages"] = _count("--stages", stages, least=1)
     if mixer is not None:
@@ -253,7 +263,7 @@ def _settings(
         include=include,
         exclude=exclude,
         min_features=min_features,
-        store={"float32": torch.float32, "float16": torch.float16}[store],
+        store=codecs()[store],
         overrides=tuple(parse_override(text) for text in layers),
         budget=budget,
         max_error=max_error,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from spm_compress.checkpoint import FittedLayer
     from spm_compress.compress import Progress as FitProgress
     from spm_compress.fitting import StepReport
+from spm_compress.forms.form import form_text
 
 
 def message(text: str, verbosity: Verbosity) -> None:
@@ -84,8 +85,8 @@ class _Lines:
         outputs = "" if layer.output_error is None else f", of its outputs {layer.output_error:.3f}"
         how = ""
         if self.verbose:
-            structure = layer.spm.structure
-            how = f"; {structure.stages} stages, rank {structure.rank}, {layer.steps} steps from a {layer.start} start"
+            form = form_text(layer.form.kind, layer.form.summary)
+            how = f"; {form}; {layer.steps} steps from a {layer.start} start"
             how += f", {layer.restarts} restarts, {layer.stored_bytes:,} bytes"
         self._print(
             f"[{self.done}/{self.layers}] {layer.name} {out}x{into} error {layer.error:.3f} "

@@ -127,10 +127,10 @@ def error_text(error: float | None) -> str:
 
 
 def _show_layers(console: Console, savings: Savings) -> None:
-    headings = ["weight", "shape", "stages", "rank", "kept", "error", "SVD error"]
+    headings = ["weight", "shape", "form", "kept", "error", "SVD error"]
     is_weighted = savings.mean_output_error is not None
     headings += ["output error", "SVD output"] if is_weighted else []
-    spare = ["rank", "bytes", "parameters", "multiply-adds"]
+    spare = ["bytes", "parameters", "multiply-adds"]
     rows = []
     for layer in savings.layers:
         outputs = [error_text(layer.output_error), error_text(layer.svd_output_error)] if is_weighted else []
@@ -138,8 +138,7 @@ def _show_layers(console: Console, savings: Savings) -> None:
             [
                 layer.name,
                 shape_text(layer.shape),
-                str(layer.stages),
-                str(layer.rank or "-"),
+                layer.form_text,
                 f"{layer.bytes.kept:.1%}",
                 error_text(layer.error),
                 error_text(layer.svd_error),
@@ -147,7 +146,7 @@ def _show_layers(console: Console, savings: Savings) -> None:
                 *(f"{size.before:,} > {size.after:,}" for size in (layer.bytes, layer.parameters, layer.multiply_adds)),
             ]
         )
-    show_table(console, [*headings, *spare[1:]], rows, title="fitted weights", spare=spare)
+    show_table(console, [*headings, *spare], rows, title="fitted weights", spare=spare)
 
 
 class Kept(Protocol):

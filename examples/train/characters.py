@@ -3,7 +3,7 @@
 The text is the reference of Python's language, which every Python carries (pydoc_data.topics, 0.46 M characters); or
 any file with --text. The last tenth is held out; the score is the loss on it in bits a character, lower is better.
 
---adaptive adds the experiment on mixing that depends on the input (the paper's outlook): in each stage the cross
+--adaptive adds the experiment on mixing that depends on the input (the paper's outlook): in each stage the off-diagonal
 coefficient of a feature is multiplied by 1 + tanh(a * x), x the feature itself, a learnt and zero at first. It is
 compared with plain stages of as many parameters.
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spm_compress import SPMLinear
-from spm_compress.operator.pairing import partner
+from spm_compress.forms.spm.pairing import partner
 
 
 class Block(nn.Module):
@@ -59,15 +59,15 @@ class Characters(nn.Module):
 
 
 class AdaptiveSPM(nn.Module):
-    """Stages whose cross coefficients depend on the input; square or rectangular as SPMLinear is."""
+    """Stages whose off-diagonal coefficients depend on the input; square or rectangular as SPMLinear is."""
 
     def __init__(self, inputs: int, outputs: int, stages: int) -> None:
         super().__init__()
         self.inputs, self.outputs, self.width = inputs, outputs, max(inputs, outputs)
         plain = SPMLinear(self.width, self.width, stages=stages)
-        self.direct, self.cross = plain.chains[0]["direct"], plain.chains[0]["cross"]
+        self.diagonal, self.off_diagonal = plain.arrays["0_diagonal"], plain.arrays["0_off_diagonal"]
         tables = []
-        for group in plain.structure.chains[0].groups:
+        for group in plain.form.chains[0].groups:
             for i, stride in enumerate(group.strides):
                 order = torch.arange(self.width) if i else torch.as_tensor(group.order.indices(self.width))
                 tables.append(torch.stack([order, torch.as_tensor(partner(self.width, stride))]))
@@ -78,9 +78,11 @@ class AdaptiveSPM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
         x = F.pad(x, (0, self.width - self.inputs))
-        for direct, cross, gate, (order, other) in zip(self.direct, self.cross, self.gates, self.tables, strict=True):
+        for diagonal, off_diagonal, gate, (order, other) in zip(
+            self.diagonal, self.off_diagonal, self.gates, self.tables, strict=True
+        ):
             x = x[..., order]
-            x = direct * x + cross * (1 + torch.tanh(gate * x)) * x[..., other]
+            x = diagonal * x + off_diagonal * (1 + torch.tanh(gate * x)) * x[..., other]
         return x[..., : self.outputs] + self.bias
 
 

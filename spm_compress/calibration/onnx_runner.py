@@ -14,9 +14,9 @@ from torch import Tensor
 
 from spm_compress.calibration.data import Batch, check_names, read_batches
 from spm_compress.calibration.padding import real_rows
+from spm_compress.checkpoint.bias_corrections import correct_bias
 from spm_compress.checkpoint.onnx_source import open_graph
 from spm_compress.checkpoint.products import Product, inline_products, products, replace_matrix
-from spm_compress.checkpoint.shifts import shift_output
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import SourceError, first_line
 
@@ -36,7 +36,7 @@ class OnnxRunner:
                 continue
             same = self.products.setdefault(product.root.name, [])
             # A product with the transposed weight has other inputs; the first one says which way the weight is read.
-            if not same or product.is_turned == same[0].is_turned:
+            if not same or product.is_transposed == same[0].is_transposed:
                 same.append(product)
         self._sessions: dict[tuple[str, ...], onnxruntime.InferenceSession] = {}
 
@@ -74,11 +74,11 @@ class OnnxRunner:
             for name in watched
         }
 
-    def replace(self, name: str, weight: Tensor, shift: Tensor) -> None:
-        """From now on compute with another weight (out, in) and add shift (out,)."""
+    def replace(self, name: str, weight: Tensor, correction: Tensor) -> None:
+        """From now on compute with another weight (out, in) and add correction (out,)."""
         for i, product in enumerate(self.products[name]):
             replace_matrix(self.model, product, weight.double().numpy(), f"{name}.replaced.{i}")
-            shift_output(self.model, product, shift.double().numpy(), f"{name}.shift.{i}")
+            correct_bias(self.model, product, correction.double().numpy(), f"{name}.bias_correction.{i}")
         self._sessions.clear()
 
     def _session(self, taps: tuple[str, ...]) -> onnxruntime.InferenceSession:

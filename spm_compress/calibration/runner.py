@@ -34,8 +34,8 @@ class Runner(Protocol):
     def inputs(self, names: Sequence[str], batch: Batch) -> dict[str, list[Tensor]]:
         """Run one batch; return name -> what the weight is multiplied with, (rows, n) float32, at each of its uses."""
 
-    def replace(self, name: str, weight: Tensor, shift: Tensor) -> None:
-        """From now on compute with another weight (out, in) and add shift (out,)."""
+    def replace(self, name: str, weight: Tensor, correction: Tensor) -> None:
+        """From now on compute with another weight (out, in) and add correction (out,)."""
 
 
 def open_runner(source: Source, data: Path) -> Runner:

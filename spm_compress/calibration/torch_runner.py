@@ -73,15 +73,15 @@ class TorchRunner:
         self._run(names, batch, watch)
         return found
 
-    def replace(self, name: str, weight: Tensor, shift: Tensor) -> None:
-        """From now on compute with another weight (out, in) and add shift (out,)."""
+    def replace(self, name: str, weight: Tensor, correction: Tensor) -> None:
+        """From now on compute with another weight (out, in) and add correction (out,)."""
         with torch.no_grad():
             for layer in self.layers[name]:
                 layer.weight = nn.Parameter(weight.to(layer.weight))
-                # Tied names reach the same layer: the shift is always that of the bias it came with.
+                # Tied names reach the same layer: the correction is always that of the bias it came with.
                 own = self._biases.setdefault(id(layer), layer.bias)
-                bias = torch.zeros_like(shift) if own is None else own
-                layer.bias = nn.Parameter((bias + shift).to(layer.weight))
+                bias = torch.zeros_like(correction) if own is None else own
+                layer.bias = nn.Parameter((bias + correction).to(layer.weight))
 
     def _run(self, names: Sequence[str], batch: Batch, watch: Callable[[str, Tensor], None]) -> None:
         def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:

@@ -10,8 +10,8 @@ from spm_compress.checkpoint.artifact import (
     write_artifact,
 )
 from spm_compress.checkpoint.artifact_source import source_files, source_of
+from spm_compress.checkpoint.factory_source import import_function
 from spm_compress.checkpoint.files import write_tensors
-from spm_compress.checkpoint.importing import import_function
 from spm_compress.checkpoint.modules import is_bare, is_live, load_module
 from spm_compress.checkpoint.outputs import keep_apart, require_file_name
 from spm_compress.checkpoint.source import Source, files_of, key_of, open_source

@@ -1,13 +1,13 @@
 """The artifact `NAME.spm.safetensors`: SPM numbers, tensors left dense, and a manifest that explains them.
 
-One safetensors file. Its metadata has one entry, `spm_compress`, a JSON manifest (version 5; 1 to 4 are read too):
+One safetensors file. Its metadata has one entry, `spm_compress`, a JSON manifest (version 6; 1 to 5 are read too):
 `source` (path, files and their SHA-256, key, factory), `settings`, `versions`, `layers`, `kept`, `recovery`, `curves`
 and `shards`: names of the files beside it, `NAME.spm-<digest>.safetensors`, that hold the tensors where they are too
 many for one.
-A fitted weight W has its numbers under `W.spm.<chain>.<array>` (a low-rank term counts as one more chain),
-orders that follow no formula under `W.spm.<chain>.order.<group>` and what its bias is to be raised by under
-`W.spm.shift`; a kept tensor has its own name. Where two of these would meet, an entry of the manifest says which name
-was taken instead: `stem` of a layer, `key` of a kept tensor (`keys.py`).
+A fitted weight W has every array of its form under `W.spm.<array>`, or `W.spm.<array>.<part>` where a codec has several
+parts, index tables likewise, and what its bias is to be raised by under `W.spm.bias_correction`; a kept tensor has its
+own name. Where two of these would meet, an entry of the manifest says which name was taken instead: `stem` of a
+layer, `key` of a kept tensor (`keys.py`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from spm_compress.checkpoint.entries import FittedLayer, KeptTensor, kept_json, layer_json, read_kept, read_layer
+from spm_compress.checkpoint.entries import (
+    BIAS_CORRECTION,
+    FittedLayer,
+    KeptTensor,
+    kept_json,
+    layer_json,
+    layer_tensors,
+    read_kept,
+    read_layer,
+)
 from spm_compress.checkpoint.files import beside, save_tensors, sha256_of, write_tensors, write_whole_set
 from spm_compress.checkpoint.keys import Keys, choose_keys
+from spm_compress.checkpoint.older import modern_layer
 from spm_compress.errors import ArtifactError
 
 __all__ = [
@@ -42,8 +51,9 @@ __all__ = [
     "write_artifact",
 ]
 
-# 2: orders can be shuffles; 3: low-rank terms, shifts, errors of outputs; 4: what a recovery changed; 5: shards, curves
-MANIFEST_VERSION = 5
+# 2: orders can be shuffles; 3: low-rank terms, bias corrections, errors of outputs; 4: what a recovery changed;
+# 5: shards, curves; 6: forms and codecs
+MANIFEST_VERSION = 6
 # Of one of the files that a large artifact is made of; saving takes twice as much memory for a moment.
 SHARD_BYTES = 1 << 29
 SUFFIX = ".spm.safetensors"
@@ -104,7 +114,7 @@ def artifact_bytes(path: Path) -> int:
 
 
 def _keys(artifact: Artifact) -> Keys:
-    layers = ((layer.name, layer.spm.structure) for layer in artifact.layers)
+    layers = ((layer.name, (*layer_tensors(layer), BIAS_CORRECTION)) for layer in artifact.layers)
     return choose_keys([kept.name for kept in artifact.kept], layers)
 
 
@@ -113,15 +123,8 @@ def _tensors(artifact: Artifact) -> Iterator[tuple[str, Tensor]]:
     for kept in artifact.kept:
         yield keys.kept[kept.name], artifact.tensors[kept.name].contiguous()
     for layer in artifact.layers:
-        stem = keys.stems[layer.name]
-        for i, named in enumerate(layer.spm.numbers):
-            for name, array in named.items():
-                yield f"{stem}.{i}.{name}", array.contiguous()
-        for i, g in layer.spm.structure.tables:
-            order = layer.spm.structure.chains[i].groups[g].order.indices(0)
-            yield f"{stem}.{i}.order.{g}", order.to(torch.int32)
-        if layer.shift is not None:
-            yield f"{stem}.shift", layer.shift.contiguous()
+        for name, tensor in layer_tensors(layer).items():
+            yield f"{keys.stems[layer.name]}.{name}", tensor
 
 
 def _pieces(artifact: Artifact, most: int) -> Iterator[dict[str, Tensor]]:
@@ -204,7 +207,7 @@ def read_artifact(path: Path) -> Artifact:
             source=dict(manifest["source"]),
             settings=dict(manifest["settings"]),
             versions=dict(manifest["versions"]),
-            layers=tuple(read_layer(entry, ours) for entry in manifest["layers"]),
+            layers=tuple(_read_layer(entry, ours, version) for entry in manifest["layers"]),
             kept=tuple(read_kept(entry, tensors[keys[entry["name"]]]) for entry in manifest["kept"]),
             tensors={name: tensors[key] for name, key in keys.items()},
             recovery=None if manifest.get("recovery") is None else dict(manifest["recovery"]),
@@ -243,6 +246,10 @@ def find_artifact(folder: Path) -> Path:
         raise ArtifactError(f"{folder}: holds no *{SUFFIX}; make one with: `fit_model`")
     names = ", ".join(path.name for path in found)
     raise ArtifactError(f"{folder}: holds several artifacts ({names}); name the one that is meant")
+
+
+def _read_layer(entry: Mapping[str, Any], tensors: Mapping[str, Tensor], version: int) -> FittedLayer:
+    return read_layer(*(modern_layer(entry, tensors) if version < 6 else (entry, tensors)))
 
 
 def _read_curves(entry: Any) -> dict[str, list[dict[str, float]]] | None:

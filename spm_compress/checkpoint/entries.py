@@ -9,10 +9,23 @@ from typing import Any
 from torch import Tensor
 
 from spm_compress.checkpoint.keys import usual_stem
-from spm_compress.checkpoint.structures import read_structure, structure_json
-from spm_compress.operator.spm import SPM
+from spm_compress.codecs import Codec, StoredArray, read_codec
+from spm_compress.forms.form import Form, Operator, under
+from spm_compress.forms.registry import read_form
+from spm_compress.forms.stored import StoredOperator
 
-__all__ = ["FittedLayer", "KeptTensor", "kept_json", "layer_json", "read_kept", "read_layer"]
+__all__ = [
+    "BIAS_CORRECTION",
+    "FittedLayer",
+    "KeptTensor",
+    "kept_json",
+    "layer_json",
+    "layer_tensors",
+    "read_kept",
+    "read_layer",
+]
+
+BIAS_CORRECTION = "bias_correction"
 
 
 @dataclass(frozen=True)
@@ -23,7 +36,8 @@ class FittedLayer:
     dtype: of the dense weight, safetensors' name; sha256: of its values as float32, C order;
     error: relative Frobenius error of what is stored; svd_error: of a truncated SVD of as many numbers.
     output_error, svd_output_error: the same of the outputs, weighted by the covariance of the inputs, and
-    shift: (out_features,) what the bias is raised by, (W - S) mean of the inputs, where there was calibration data.
+    bias_correction: (out_features,) what the bias is raised by, (W - S) mean of the inputs, where there was calibration
+    data. reason: why the numbers are not in the codec that was asked for, if they are not.
     """
 
     names: tuple[str, ...]
@@ -35,10 +49,11 @@ class FittedLayer:
     steps: int
     restarts: int
     start: str
-    spm: SPM
+    stored: StoredOperator
     output_error: float | None = None
     svd_output_error: float | None = None
-    shift: Tensor | None = None
+    bias_correction: Tensor | None = None
+    reason: str | None = None
 
     @property
     def name(self) -> str:
@@ -46,11 +61,19 @@ class FittedLayer:
         return self.names[0]
 
     @property
+    def form(self) -> Form:
+        """What is computed in the place of the dense product."""
+        return self.stored.form
+
+    @property
+    def operator(self) -> Operator:
+        """What the stored numbers decode to, float32."""
+        return self.stored.decoded()
+
+    @property
     def stored_bytes(self) -> int:
-        """Bytes of everything stored for the layer: mixers, diagonals, low-rank term, index tables and shift."""
-        numbers = sum(array.nbytes for named in self.spm.numbers for array in named.values())
-        shift = 0 if self.shift is None else self.shift.nbytes
-        return numbers + self.spm.structure.index_bytes + shift
+        """Bytes of everything stored for the layer: arrays, index tables and the bias correction."""
+        return self.stored.nbytes + (0 if self.bias_correction is None else self.bias_correction.nbytes)
 
 
 @dataclass(frozen=True)
@@ -62,6 +85,19 @@ class KeptTensor:
     dtype: str
     bytes: int
     reason: str
+
+
+def layer_tensors(layer: FittedLayer) -> dict[str, Tensor]:
+    """Return what is stored of a layer, by what follows the stem of its keys: ARRAY, ARRAY.PART or TABLE."""
+    found = {
+        f"{name}.{part}" if part else name: tensor.contiguous()
+        for name, array in layer.stored.arrays.items()
+        for part, tensor in array.parts.items()
+    }
+    found.update(layer.form.tables)
+    if layer.bias_correction is not None:
+        found[BIAS_CORRECTION] = layer.bias_correction.contiguous()
+    return found
 
 
 def layer_json(layer: FittedLayer, stem: str) -> dict[str, Any]:
@@ -79,7 +115,9 @@ def layer_json(layer: FittedLayer, stem: str) -> dict[str, Any]:
         "start": layer.start,
         "output_error": layer.output_error,
         "svd_output_error": layer.svd_output_error,
-        "structure": structure_json(layer.spm.structure),
+        "reason": layer.reason,
+        "form": {"kind": layer.form.kind, **layer.form.to_json()},
+        "codecs": {name: codec.name for name, codec in layer.stored.codecs.items()},
     }
 
 
@@ -94,23 +132,18 @@ def read_layer(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitte
     Raises LookupError, TypeError, ValueError, ArithmeticError or AttributeError for what is no such entry.
     """
     name = entry["names"][0]
-    stem = str(entry.get("stem", usual_stem(name)))
-    structure = read_structure(entry["structure"], name, stem, tensors)
-    numbers = []
-    for i, shapes in enumerate(structure.shapes()):
-        named = {}
-        for array, shape in shapes.items():
-            key = f"{stem}.{i}.{array}"
-            if tuple(tensors[key].shape) != shape:
-                raise ValueError(f"{key} has shape {tuple(tensors[key].shape)}, not {shape}")
-            named[array] = tensors[key]
-        numbers.append(named)
+    own = under(tensors, str(entry.get("stem", usual_stem(name))))
+    form = read_form(entry["form"], own)
+    arrays = {
+        array: _read_array(array, read_codec(entry["codecs"][array]), shape, own)
+        for array, shape in form.shapes.items()
+    }
     out_features, in_features = entry["shape"]
-    if (out_features, in_features) != (structure.out_features, structure.in_features):
-        raise ValueError(f"{name}: structure and shape differ")
-    shift = tensors.get(f"{stem}.shift")
-    if shift is not None and tuple(shift.shape) != (out_features,):
-        raise ValueError(f"{stem}.shift has shape {tuple(shift.shape)}, not {(out_features,)}")
+    if (out_features, in_features) != (form.out_features, form.in_features):
+        raise ValueError(f"{name}: form and shape differ")
+    correction = own.get(BIAS_CORRECTION)
+    if correction is not None and tuple(correction.shape) != (out_features,):
+        raise ValueError(f"{name}: a bias correction of shape {tuple(correction.shape)}, not {(out_features,)}")
     return FittedLayer(
         names=tuple(str(alias) for alias in entry["names"]),
         shape=(out_features, in_features),
@@ -121,11 +154,20 @@ def read_layer(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitte
         steps=int(entry["steps"]),
         restarts=int(entry["restarts"]),
         start=str(entry["start"]),
-        spm=SPM(structure, numbers),
+        stored=StoredOperator(form, arrays),
         output_error=_optional(entry.get("output_error")),
         svd_output_error=_optional(entry.get("svd_output_error")),
-        shift=shift,
+        bias_correction=correction,
+        reason=None if entry.get("reason") is None else str(entry["reason"]),
     )
+
+
+def _read_array(name: str, codec: Codec, shape: tuple[int, ...], own: Mapping[str, Tensor]) -> StoredArray:
+    parts = {part: own[f"{name}.{part}" if part else name] for part in codec.part_names()}
+    found = StoredArray(codec, parts)
+    if tuple(found.decoded().shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(found.decoded().shape)}, not {shape}")
+    return found
 
 
 def read_kept(entry: Mapping[str, Any], tensor: Tensor) -> KeptTensor:

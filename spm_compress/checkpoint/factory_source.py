@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import inspect
-from collections.abc import Container, Mapping
+import sys
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spm_compress.checkpoint.importing import import_function
-from spm_compress.checkpoint.linears import use_linears
 from spm_compress.checkpoint.tensor_info import TensorInfo, dtype_name
-from spm_compress.checkpoint.unwrapping import as_float32, initialized, require_float32, unwrapped
-from spm_compress.checkpoint.wrapped import unwrapped_names
-from spm_compress.errors import SourceError, first_line
+from spm_compress.checkpoint.unwrapping import (
+    as_float32,
+    initialized,
+    require_float32,
+    unwrapped,
+    unwrapped_names,
+    use_linears,
+)
+from spm_compress.errors import SourceError, UsageError, first_line
 
-__all__ = ["FactorySource", "digest_of_tensors", "inputs_by_name", "open_factory"]
+__all__ = ["FactorySource", "digest_of_tensors", "import_function", "inputs_by_name", "open_factory"]
 
 
 @dataclass(frozen=True)
@@ -155,3 +161,24 @@ def inputs_by_name(what: str, module: nn.Module, example: Any) -> Mapping[str, T
     if not isinstance(example, Mapping) or not all(isinstance(x, Tensor) for x in example.values()):
         raise SourceError(f"{what}: its example inputs are no tensor, tuple or mapping of tensors")
     return example
+
+
+def import_function(option: str, name: str) -> Callable[..., Any]:
+    """Import `module:function`; the working directory is searched first, as by `python -m`.
+
+    This runs the module's code, the only code that is ever run. option: that it was given with. Raises UsageError if
+    there is none of that name.
+    """
+    module_name, _, function_name = name.partition(":")
+    if not module_name or not function_name:
+        raise UsageError(f"{option} {name}: is not of the form module:function")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"{option} {name}: cannot be imported ({first_line(error)})") from error
+    if not callable(found):
+        raise UsageError(f"{option} {name}: is a {type(found).__name__}, not a function")
+    return found  # type: ignore[no-any-return]

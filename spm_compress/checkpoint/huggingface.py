@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from spm_compress.checkpoint.linears import use_linears
 from spm_compress.checkpoint.source import Source
-from spm_compress.checkpoint.wrapped import bare_names
+from spm_compress.checkpoint.unwrapping import bare_names, use_linears
 from spm_compress.errors import SourceError, first_line
 from spm_compress.quiet import quiet
 

@@ -11,8 +11,6 @@ import itertools
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from spm_compress.operator.structure import Structure
-
 __all__ = ["Keys", "choose_keys", "is_storable", "usual_stem"]
 
 _RESERVED = "__metadata__"  # safetensors' own, for what is no tensor
@@ -26,8 +24,12 @@ class Keys:
     stems: Mapping[str, str]
 
 
-def choose_keys(kept: Sequence[str], layers: Iterable[tuple[str, Structure]]) -> Keys:
-    """Return keys that never meet. kept: names; layers: names and structures of the fitted weights, in their order."""
+def choose_keys(kept: Sequence[str], layers: Iterable[tuple[str, Sequence[str]]]) -> Keys:
+    """Return keys that never meet.
+
+    kept: names; layers: names of the fitted weights, in their order, and of all that may stand behind their stems, also
+    of what a reader only looks for.
+    """
     taken = {name for name in kept if is_storable(name)}
     keys = {name: name for name in taken}
     for name in kept:
@@ -35,8 +37,8 @@ def choose_keys(kept: Sequence[str], layers: Iterable[tuple[str, Structure]]) ->
             keys[name] = _first_free(_unicode(name), ("",), {*taken, _RESERVED})
             taken.add(keys[name])
     stems: dict[str, str] = {}
-    for name, structure in layers:
-        ends = _ends(structure)
+    for name, behind in layers:
+        ends = [f".{each}" for each in behind]
         stems[name] = _first_free(usual_stem(name), ends, taken)
         taken.update(stems[name] + end for end in ends)
     return Keys(keys, stems)
@@ -55,13 +57,6 @@ def usual_stem(name: str) -> str:
 def _unicode(name: str) -> str:
     """Return the name with question marks for lone surrogates, which a torch checkpoint can have in a name."""
     return name.encode("utf-8", "replace").decode("utf-8")
-
-
-def _ends(structure: Structure) -> list[str]:
-    """Return what may stand behind the stem; the shift too where there is none: a reader looks for it."""
-    arrays = [f".{i}.{array}" for i, named in enumerate(structure.shapes()) for array in named]
-    orders = [f".{i}.order.{g}" for i, g in structure.tables]
-    return [*arrays, *orders, ".shift"]
 
 
 def _first_free(wanted: str, ends: Iterable[str], taken: Container[str]) -> str:

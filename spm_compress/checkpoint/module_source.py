@@ -11,9 +11,8 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from spm_compress.checkpoint.factory_source import FactorySource, digest_of_tensors, inputs_by_name
-from spm_compress.checkpoint.linears import use_linears
 from spm_compress.checkpoint.tensor_info import TensorInfo, dtype_name
-from spm_compress.checkpoint.unwrapping import as_float32, copied
+from spm_compress.checkpoint.unwrapping import as_float32, copied, use_linears
 
 __all__ = ["BuiltSource", "ModuleSource", "open_module"]
 

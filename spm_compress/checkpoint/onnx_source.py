@@ -13,9 +13,9 @@ import torch
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 from torch import Tensor
 
+from spm_compress.checkpoint.contents import told_apart
 from spm_compress.checkpoint.files import sha256_of
 from spm_compress.checkpoint.free_names import free_name
-from spm_compress.checkpoint.not_onnx import told_apart
 from spm_compress.checkpoint.products import Product, inline_products, products, stored_tensor
 from spm_compress.checkpoint.tensor_info import TensorInfo
 from spm_compress.checkpoint.uses import role_of
@@ -72,13 +72,13 @@ class OnnxSource:
         """Return one tensor on the CPU, a matrix as (out_features, in_features)."""
         try:
             values = self.factors[name].matrix() if name in self.factors else self.others[name].numpy()
-        except (OSError, ValueError) as error:
+            if values.dtype.name == "bfloat16":  # numpy has no such type of its own
+                return torch.from_numpy(np.array(values).view(np.int16)).view(torch.bfloat16)
+            return torch.from_numpy(np.array(values))
+        except (OSError, ValueError, TypeError) as error:  # of types that torch has not, too
             raise SourceError(
                 f"{self.path}: tensor {name!r} cannot be read ({error}); fetch the model again"
             ) from error
-        if values.dtype.name == "bfloat16":  # numpy has no such type of its own
-            return torch.from_numpy(np.array(values).view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(np.array(values))
 
     def place(self, name: str) -> Path:
         """Return the file that holds a tensor."""
@@ -147,6 +147,20 @@ def open_graph(path: Path) -> ir.Model:
     return _opened(path)[0]
 
 
+def _require_sound(path: Path, model: ir.Model) -> None:
+    """Raise SourceError for a graph that is no ONNX: names that are no text, products without a factor."""
+    for graph in model.graphs():
+        values = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
+        for node in graph:
+            values += [value for value in (*node.inputs, *node.outputs) if value is not None]
+            is_named = all(isinstance(each, str) for each in (node.op_type, node.domain, node.name or ""))
+            is_product = node.op_type in ("MatMul", "Gemm", "Conv") and node.domain in ("", "ai.onnx")
+            if not is_named or not node.op_type or (is_product and len(node.inputs) < 2):
+                raise SourceError(f"{path}: has a node {node.op_type!r} that is none of ONNX; export the model again")
+        if not all(isinstance(value.name or "", str) for value in values):
+            raise SourceError(f"{path}: has a value whose name is no text; export the model again")
+
+
 def _opened(path: Path) -> tuple[ir.Model, set[Path]]:
     """Return the model and the files beside it that hold data."""
     if not path.is_file() and not path.is_dir():
@@ -160,6 +174,7 @@ def _opened(path: Path) -> tuple[ir.Model, set[Path]]:
             model = ir.load(path)
     except Exception as error:  # protobuf and onnx_ir raise many types for damaged files
         raise SourceError(f"{path}: is not a readable ONNX model ({first_line(error)}); export it again") from error
+    _require_sound(path, model)
     folder = path.parent.resolve()
     for name, tensor in all_tensors(model):
         if isinstance(tensor, ir.ExternalTensor):

@@ -68,7 +68,7 @@ class Product:
         return self.node.op_type == "Conv" or self.operand == 0
 
     @property
-    def is_turned(self) -> bool:
+    def is_transposed(self) -> bool:
         """Whether E is the transpose of the tensor as it is stored."""
         return (_order(self.steps, len(self.tensor.shape))[0] == 1) == self.operand_is_e
 
@@ -76,7 +76,7 @@ class Product:
     def shape(self) -> tuple[int, int]:
         """Of E: (out_features, in_features)."""
         out, into = self.tensor.shape.numpy()[:2]
-        return (into, out) if self.is_turned else (out, into)
+        return (into, out) if self.is_transposed else (out, into)
 
     @property
     def held(self) -> tuple[ir.Value, bool]:

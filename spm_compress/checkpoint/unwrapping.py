@@ -1,9 +1,10 @@
-"""Modules without what was put around them to run them faster, and with all their parameters made."""
+"""Modules without what was put around them to run them faster, with one kind of linear layer and all parameters."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,16 @@ from torch.nn.parameter import is_lazy
 from spm_compress.errors import SourceError, first_line
 from spm_compress.quiet import quiet
 
-__all__ = ["as_float32", "copied", "initialized", "require_float32", "unwrapped"]
+__all__ = [
+    "as_float32",
+    "bare_names",
+    "copied",
+    "initialized",
+    "require_float32",
+    "unwrapped",
+    "unwrapped_names",
+    "use_linears",
+]
 
 # The class of a wrapper and the attribute that it has its module in.
 _WRAPPERS = {
@@ -77,3 +87,42 @@ def require_float32(module: nn.Module, example: Mapping[str, Tensor], what: str)
 def as_float32(example: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return inputs as a module in float32 on the CPU takes them."""
     return {name: (x.float() if x.is_floating_point() else x).detach().cpu() for name, x in example.items()}
+
+
+def use_linears(model: nn.Module) -> None:
+    """Put `nn.Linear` where transformers' Conv1D computes the same with its weight the other way; changes the model."""
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers"):
+            weight = module.get_parameter("weight")
+            linear = nn.Linear(weight.shape[0], weight.shape[1], device="meta")
+            linear.weight = nn.Parameter(weight.detach().T.contiguous(), requires_grad=weight.requires_grad)
+            linear.bias = module.get_parameter("bias")
+            model.set_submodule(name, linear.train(module.training))
+
+
+# What torch.compile and the parallel wrappers of torch put before the names of a module's own tensors.
+_WRAPPER = re.compile(r"(_orig_mod|module)\.")
+
+
+def bare_names(name: str) -> Iterator[str]:
+    """Yield a name without one wrapper, without two, ...: `_orig_mod.w` and `w` for `module._orig_mod.w`."""
+    while match := _WRAPPER.match(name):
+        name = name[match.end() :]
+        yield name
+
+
+def unwrapped_names(names: Iterable[str], own: Container[str]) -> dict[str, str]:
+    """Return stored name -> name in the module that is filled, of which `own` are the names.
+
+    A wrapper stands before all names of what it wraps; where one lacks it, or is the module's own, nothing is changed.
+    """
+    stored = list(names)
+    if any(name in own or not _WRAPPER.match(name) for name in stored):
+        return {name: name for name in stored}
+    return {name: _bare(name, own) for name in stored}
+
+
+def _bare(name: str, own: Container[str]) -> str:
+    """Take wrappers off until the module knows the name: it may have a submodule called `module` itself."""
+    tried = list(bare_names(name))
+    return next((each for each in tried if each in own), tried[-1])

@@ -11,7 +11,7 @@ from spm_compress.compress.module import apply_artifact
 from spm_compress.compress.planned import Forecast
 from spm_compress.compress.progress import Progress, Silent
 from spm_compress.compress.ray_executor import OnRay
-from spm_compress.compress.settings import CompressSettings, LayerOverride, parse_override
+from spm_compress.compress.settings import CompressSettings, LayerOverride, parse_forms, parse_override
 
 __all__ = [
     "CompressSettings",
@@ -36,6 +36,7 @@ __all__ = [
     "inspect_model",
     "load",
     "load_model",
+    "parse_forms",
     "parse_override",
     "plan_model",
     "refreshed",

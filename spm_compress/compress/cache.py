@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from spm_compress.cache_key import cache_key
 from spm_compress.checkpoint.artifact import SUFFIX, Artifact, FittedLayer, read_artifact, write_artifact
 from spm_compress.checkpoint.files import make_folder
+from spm_compress.codecs import Codec
 from spm_compress.compress.job import Job
 from spm_compress.errors import SpmError
 
@@ -25,7 +24,7 @@ class FitCache:
         self.folder = folder
         self._known: dict[str, tuple[FittedLayer, Mapping[str, Any]]] = {}
 
-    def get(self, job: Job, store: torch.dtype, device: str) -> tuple[FittedLayer, float] | None:
+    def get(self, job: Job, store: Codec, device: str) -> tuple[FittedLayer, float] | None:
         """Return a layer that was fitted for such a job and the seconds that it took, None if there is none."""
         key = fit_key(job, store, device)
         if key not in self._known and self.folder is not None:
@@ -43,7 +42,7 @@ class FitCache:
         """Return how many fits are known: those in the folder, without opening them."""
         return len(self._known) if self.folder is None else len(list(self.folder.glob(f"*{SUFFIX}")))
 
-    def put(self, job: Job, layer: FittedLayer, store: torch.dtype, device: str, seconds: float) -> None:
+    def put(self, job: Job, layer: FittedLayer, store: Codec, device: str, seconds: float) -> None:
         """Keep a fitted layer. Raises SpmError if the folder cannot be written."""
         key = fit_key(job, store, device)
         settings = {"seconds": seconds}
@@ -57,7 +56,7 @@ class FitCache:
         return self.folder / f"{key}{SUFFIX}"
 
 
-def fit_key(job: Job, store: torch.dtype, device: str) -> str:
+def fit_key(job: Job, store: Codec, device: str) -> str:
     """Return the key of all that the numbers of a fit depend on; devices round in their own ways."""
     return cache_key(
         weight=job.sha256,
@@ -65,6 +64,6 @@ def fit_key(job: Job, store: torch.dtype, device: str) -> str:
         moments=job.moments,
         paired=job.paired,
         has_bias=job.has_bias,
-        store=store,
+        store=store.name,
         device=device,
     )[:32]

@@ -8,18 +8,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from spm_compress.checkpoint.artifact import FittedLayer
-from spm_compress.checkpoint.source import Source
-from spm_compress.compress.job import Job, digest
+from spm_compress.codecs import Codec
+from spm_compress.compress.job import Job
 from spm_compress.compress.layers import fit_batch
 from spm_compress.compress.progress import Progress
-from spm_compress.errors import FitError, SourceError, UsageError
+from spm_compress.compress.weights import Weights
+from spm_compress.errors import FitError, UsageError
 from spm_compress.fitting.settings import OnStep
 
 __all__ = ["Done", "Executor", "Here", "Processes", "Task"]
@@ -27,12 +27,11 @@ __all__ = ["Done", "Executor", "Here", "Processes", "Task"]
 
 @dataclass(frozen=True)
 class Task:
-    """Jobs of one shape and kind, and their weights: a source, or the tensors themselves; model: what they are of."""
+    """Jobs of one shape and kind, and their weights, or the tensors themselves."""
 
     jobs: tuple[Job, ...]
-    weights: Source | tuple[Tensor, ...]
-    model: Path
-    store: torch.dtype
+    weights: Weights | tuple[Tensor, ...]
+    store: Codec
     device: str
 
     def shipped_along(self) -> Task:
@@ -47,13 +46,7 @@ class Task:
     def run(self, watch: OnStep | None = None) -> Done:
         """Fit. Raises FitError, and SourceError for a weight that is no longer what it was when it was selected."""
         began = time.perf_counter()
-        weights = self._read()
-        for job, weight in zip(self.jobs, weights, strict=True):
-            if digest(weight) != job.sha256:
-                raise SourceError(
-                    f"{self.model}: {job.names[0]} changed while the model was being fitted; nothing was written"
-                )
-        layers = fit_batch(self.jobs, weights, self.store, self.device, watch)
+        layers = fit_batch(self.jobs, self._read(), self.store, self.device, watch)
         return Done(self.jobs, tuple(layers), time.perf_counter() - began)
 
 

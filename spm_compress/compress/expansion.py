@@ -38,14 +38,16 @@ def expand(artifact: Artifact) -> Expanded:
     tensors = dict(artifact.tensors)
     lost = []
     for layer in artifact.layers:
-        dense = layer.spm.to(DTYPES["F32"]).to_dense().to(DTYPES.get(layer.dtype, torch.float32))
+        dense = layer.operator.to_dense().to(DTYPES.get(layer.dtype, torch.float32))
         tensors.update({name: dense.clone() for name in layer.names})
-        if layer.shift is None:
+        if layer.bias_correction is None:
             continue
         for name in layer.names:
             bias = bias_of(name)
             if bias in artifact.tensors:
-                tensors[bias] = (artifact.tensors[bias].float() + layer.shift).to(artifact.tensors[bias].dtype)
+                tensors[bias] = (artifact.tensors[bias].float() + layer.bias_correction).to(
+                    artifact.tensors[bias].dtype
+                )
             else:
                 lost.append(name)
     for name in artifact.source.get("input_first", ()):

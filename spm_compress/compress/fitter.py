@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from spm_compress.checkpoint.artifact import FittedLayer
-from spm_compress.checkpoint.source import Source
+from spm_compress.codecs import FLOAT32, Codec
 from spm_compress.compress.cache import FitCache
 from spm_compress.compress.executors import Executor, Here, Task
 from spm_compress.compress.job import Job
 from spm_compress.compress.layers import batches
 from spm_compress.compress.progress import Progress, Silent
+from spm_compress.compress.weights import Weights
 
 __all__ = ["Fitter"]
 
@@ -22,11 +21,11 @@ __all__ = ["Fitter"]
 class Fitter:
     """What every way to fit a model shares.
 
-    store: dtype of the stored mixers; fits: those made before and where new ones go; executor: who does the work.
+    store: codec of the stored numbers; fits: those made before and where new ones go; executor: who does the work.
     """
 
-    source: Source
-    store: torch.dtype = torch.float32
+    weights: Weights
+    store: Codec = FLOAT32
     device: str = "cpu"
     progress: Progress = field(default_factory=Silent)
     fits: FitCache = field(default_factory=lambda: FitCache(None))
@@ -48,7 +47,7 @@ class Fitter:
         shapes = {name: job.shape for name, job in missing.items()}
         kinds = {name: (job.fit, job.moments is None) for name, job in missing.items()}
         tasks = [
-            Task(tuple(missing[name] for name in batch), self.source, self.source.path, self.store, self.device)
+            Task(tuple(missing[name] for name in batch), self.weights, self.store, self.device)
             for batch in batches(shapes, kinds)
         ]
         for done in self.executor.run(tasks, self.progress):

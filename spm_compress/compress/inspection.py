@@ -11,17 +11,19 @@ from torch import Tensor
 
 from spm_compress.checkpoint.neighbours import parts
 from spm_compress.checkpoint.roles import tensors_with_roles
-from spm_compress.checkpoint.source import Source, read_finite
+from spm_compress.checkpoint.source import Source
 from spm_compress.checkpoint.tensor_info import DTYPES, TensorInfo
 from spm_compress.compress.selection import require_model, select
 from spm_compress.compress.ties import tied
 from spm_compress.compress.verdict import verdict
+from spm_compress.compress.weights import Weights
 from spm_compress.errors import UsageError
-from spm_compress.fitting.bound import chain_bound
-from spm_compress.fitting.closed_form import ClosedForm, closed_forms
-from spm_compress.fitting.fit import fit_matrices
-from spm_compress.fitting.settings import FitSettings
 from spm_compress.fitting.spectrum import spectra
+from spm_compress.forms.fit import fit_matrices
+from spm_compress.forms.form import stored_bytes
+from spm_compress.forms.settings import FitSettings
+from spm_compress.forms.spm.bound import chain_bound
+from spm_compress.forms.spm.closed_form import ClosedForm, closed_forms
 
 __all__ = ["SHARES", "Inspection", "LayerInspection", "Left", "Probe", "SizeInspection", "inspect_model"]
 
@@ -150,7 +152,8 @@ def inspect_model(
     found = parts(source.tensors(), source.config)
     selection = select(infos, include=include, exclude=exclude, min_features=min_features, parts=found)
     require_model(source.path, infos, found, selection)
-    found_tied = tied(source, infos, selection.fitted, selection.kept, include)
+    held = Weights(source, is_reused=True)
+    found_tied = tied(held, infos, selection.fitted, selection.kept, include)
     chosen = [names[0] for _, names in found_tied.weights]
     if not chosen:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(found_tied.kept.items())[:3])
@@ -162,13 +165,13 @@ def inspect_model(
         info = infos[names[0]]
         others = f" +{len(names) - 1}" if len(names) > 1 else ""
         told(len(layers), total, f"{names[0]}{others} {info.shape[0]}x{info.shape[1]}")
-        weights = [read_finite(source, name) for name in names]
+        weights = [held.read(name) for name in names]
         key = _shape(info), info.dtype
         if key not in chains:
             chains[key] = _sizes(info, fit)
         layers += _inspected(names, info, weights, chains[key], fit)
     layers.sort(key=lambda layer: layer.name)
-    probes = list(_probes(source, layers, fit, probe_steps, told)) if probe_steps else []
+    probes = list(_probes(held, layers, fit, probe_steps, told)) if probe_steps else []
     kept = [Left(name, infos[name].shape, infos[name].dtype, reason) for name, reason in found_tied.kept.items()]
     return Inspection(tuple(layers), tuple(probes), tuple(kept))
 
@@ -199,7 +202,7 @@ def _batches(infos: Mapping[str, TensorInfo]) -> Iterator[list[str]]:
 
 def _sizes(info: TensorInfo, fit: FitSettings) -> tuple[_Size, ...]:
     def stored(stages: int) -> int:
-        return replace(fit, stages=stages).stored_structure(*_shape(info)).stored_bytes(_ITEM_BYTES)
+        return stored_bytes(replace(fit, stages=stages).spm(*_shape(info)))
 
     sizes = []
     for share in SHARES:
@@ -218,7 +221,7 @@ def _inspected(
 ) -> Iterator[LayerInspection]:
     batch = torch.stack(list(weights)).double()
     bounds = [
-        chain_bound(batch, replace(fit, stages=size.stages).structure(*_shape(info))).tolist() if size.stages else None
+        chain_bound(batch, replace(fit, stages=size.stages).spm(*_shape(info))).tolist() if size.stages else None
         for size in sizes
     ]
     epsilon = torch.finfo(DTYPES.get(info.dtype, torch.float32)).eps
@@ -261,7 +264,7 @@ def _closed_form(weight: Tensor) -> ClosedForm | None:
 
 
 def _probes(
-    source: Source, layers: Sequence[LayerInspection], fit: FitSettings, steps: int, told: Told
+    held: Weights, layers: Sequence[LayerInspection], fit: FitSettings, steps: int, told: Told
 ) -> Iterator[Probe]:
     alike: dict[tuple[tuple[int, int], str], list[LayerInspection]] = {}
     for layer in layers:
@@ -269,7 +272,7 @@ def _probes(
     for (shape, _), group in alike.items():
         middle = sorted(group, key=lambda layer: layer.effective_rank)[len(group) // 2]
         told(len(layers), len(layers), f"probing {middle.name} {shape[0]}x{shape[1]}")
-        weight = source.read(middle.name)[None]
+        weight = held.read(middle.name)[None]
         (spectrum,) = spectra(weight)
         for size in middle.sizes:
             if size.stages is None:
@@ -296,7 +299,7 @@ def _too_much(settings: FitSettings, shape: tuple[int, int]) -> str | None:
     """Return why a descent would end too early or take minutes; a group costs one batched product of its blocks."""
     if settings.steps < _STEPS_A_STAGE * settings.stages:
         return f"{settings.steps} steps are too few for {settings.stages} stages"
-    structure = settings.structure(*shape)
+    structure = settings.spm(*shape)
     work = sum(chain.width * min(shape) * group.block for chain in structure.chains for group in chain.groups)
     if work <= _MOST_WORK:
         return None

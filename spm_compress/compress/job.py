@@ -12,9 +12,9 @@ from torch import Tensor
 from spm_compress.calibration.moments import Moments, PairedMoments
 from spm_compress.checkpoint.tensor_info import TensorInfo
 from spm_compress.fitting.objective import output_error, scale_and_ridge
-from spm_compress.fitting.settings import FitSettings
 from spm_compress.fitting.threads import one_thread
 from spm_compress.fitting.truncated_svd import svd_error
+from spm_compress.forms.settings import FitSettings
 
 __all__ = ["Job", "digest"]
 
@@ -83,7 +83,7 @@ class Job:
         svd = svd_error(target, numbers, now) ** 2 * reached
         return math.sqrt(missed(matrix) / whole), math.sqrt((missed(target) + svd) / whole)
 
-    def shift(self, weight: Tensor, matrix: Tensor) -> Tensor | None:
+    def bias_correction(self, weight: Tensor, matrix: Tensor) -> Tensor | None:
         """Return (out,) float32 what the bias is raised by, so that the mean output stays.
 
         None without moments, or without a bias.

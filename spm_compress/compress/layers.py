@@ -8,23 +8,21 @@ import torch
 from torch import Tensor
 
 from spm_compress.checkpoint.artifact import FittedLayer
+from spm_compress.codecs import Codec
 from spm_compress.compress.job import Job
 from spm_compress.errors import FitError
-from spm_compress.fitting.fit import fit_matrices, relative_error
 from spm_compress.fitting.objective import regularized
-from spm_compress.fitting.settings import FitResult, OnStep
+from spm_compress.fitting.settings import OnStep
 from spm_compress.fitting.truncated_svd import svd_error
-from spm_compress.operator.canonical import to_canonical
-from spm_compress.operator.spm import SPM
-from spm_compress.operator.structure import Mixer
+from spm_compress.forms.fit import FitResult, fit_matrices
+from spm_compress.forms.form import relative_error
+from spm_compress.forms.stored import encoded
 
-__all__ = ["batches", "fit_batch", "stored_as"]
+__all__ = ["batches", "fit_batch"]
 
 # Matrices of one shape are fitted together up to this many values. MiniLM's 36 matrices, 100 steps: 19.1 s at
 # 2**18, 11.5 s at 2**20, 10.6 s at 2**22, which takes four times the memory.
 _BATCH_VALUES = 1 << 20
-# Float16 may raise a layer's error by this factor, and by its own rounding, before float32 is kept.
-_MOST_HARM, _ROUNDING = 1.02, 1e-3
 
 
 def batches(shapes: Mapping[str, tuple[int, int]], kinds: Mapping[str, object] | None = None) -> Iterator[list[str]]:
@@ -40,7 +38,7 @@ def batches(shapes: Mapping[str, tuple[int, int]], kinds: Mapping[str, object] |
 
 
 def fit_batch(
-    jobs: Sequence[Job], originals: Sequence[Tensor], store: torch.dtype, device: str, watch: OnStep | None = None
+    jobs: Sequence[Job], originals: Sequence[Tensor], store: Codec, device: str, watch: OnStep | None = None
 ) -> list[FittedLayer]:
     """Fit jobs of one shape and kind to their weights (out, in) and return them as they are stored, in their order.
 
@@ -60,48 +58,30 @@ def fit_batch(
     return [_measured(job, weight, result, store) for job, weight, result in zip(jobs, originals, results, strict=True)]
 
 
-def _measured(job: Job, weight: Tensor, result: FitResult, store: torch.dtype) -> FittedLayer:
-    spm, error = stored_as(result, job.target(weight), store)
+def _measured(job: Job, weight: Tensor, result: FitResult, store: Codec) -> FittedLayer:
+    found = encoded(result.operator, store, job.target(weight), result.error)
+    operator, error = found.operator.decoded(), found.error
     if job.paired is not None:  # the fit was to another matrix
-        error = relative_error(weight, spm)
-    outputs = svd_outputs = shift = None
+        error = relative_error(weight, operator)
+    outputs = svd_outputs = correction = None
+    numbers = operator.parameter_count
     if job.moments is not None:
-        matrix = spm.to(torch.float64).to_dense()
-        shift = job.shift(weight, matrix)
-        outputs, svd_outputs = job.output_errors(weight, matrix, spm.parameter_count)
+        matrix = operator.to(torch.float64).to_dense()
+        correction = job.bias_correction(weight, matrix)
+        outputs, svd_outputs = job.output_errors(weight, matrix, numbers)
     return FittedLayer(
         names=job.names,
         shape=job.shape,
         dtype=job.dtype,
         sha256=job.sha256,
         error=error,
-        svd_error=svd_error(weight, spm.parameter_count),
+        svd_error=svd_error(weight, numbers),
         steps=result.steps,
         restarts=result.restarts,
         start=result.start,
-        spm=spm,
+        stored=found.operator,
         output_error=outputs,
         svd_output_error=svd_outputs,
-        shift=shift,
+        bias_correction=correction,
+        reason=found.reason,
     )
-
-
-def stored_as(result: FitResult, weight: Tensor, store: torch.dtype) -> tuple[SPM, float]:
-    """Return the operator with its mixers in the stored dtype (diagonals stay float32), and its error there.
-
-    An operator that float16 would harm stays float32, and its bytes count as such.
-    """
-    if store == torch.float32:
-        return result.spm, result.error
-    spm = result.spm
-    if spm.structure.mixer is Mixer.CANONICAL:
-        try:
-            spm = to_canonical(spm, half=True)
-        except FitError:  # not in float16's range even with a scale after every group
-            return result.spm, result.error
-    rounded = SPM(
-        spm.structure,
-        [{name: array if name == "diagonals" else array.to(store) for name, array in d.items()} for d in spm.numbers],
-    )
-    error = relative_error(weight, rounded)
-    return (rounded, error) if error <= _MOST_HARM * result.error + _ROUNDING else (result.spm, result.error)

@@ -18,13 +18,11 @@ from spm_compress.checkpoint.modules import load_module
 from spm_compress.checkpoint.source import Source
 from spm_compress.checkpoint.tensor_info import bias_of
 from spm_compress.checkpoint.trace import own_tensors
-from spm_compress.compress.layers import stored_as
 from spm_compress.compress.module import apply_artifact
 from spm_compress.errors import ArtifactError
-from spm_compress.fitting.fit import relative_error, stored_form
-from spm_compress.fitting.settings import FitResult
-from spm_compress.layers.linear import SPMLinear
-from spm_compress.operator.spm import SPM
+from spm_compress.forms.form import Operator
+from spm_compress.forms.stored import encoded
+from spm_compress.layers.linear import FormLinear
 from spm_compress.version import __version__
 
 __all__ = ["frozen", "load", "load_model", "refreshed", "save", "storable"]
@@ -98,7 +96,7 @@ def refreshed(
 
 
 def frozen(artifact: Artifact, model: nn.Module) -> tuple[str, ...]:
-    """Return the names of layers that a model of `load` holds as the multiplied-out matrix, not as an SPMLinear.
+    """Return the names of layers that a model of `load` holds as the multiplied-out matrix, not as a layer of the form.
 
     Those are parameters that the model multiplies by itself (`in_proj_weight`), and tables that a head is tied to.
     """
@@ -107,25 +105,25 @@ def frozen(artifact: Artifact, model: nn.Module) -> tuple[str, ...]:
     return tuple(
         layer.name
         for layer in artifact.layers
-        if _spm_linear(layer, model, modules) is None and member_of(layer.name, model, parameters) is not None
+        if _form_linear(layer, model, modules) is None and member_of(layer.name, model, parameters) is not None
     )
 
 
-def _spm_linear(layer: FittedLayer, model: nn.Module, modules: Mapping[str, nn.Module]) -> SPMLinear | None:
+def _form_linear(layer: FittedLayer, model: nn.Module, modules: Mapping[str, nn.Module]) -> FormLinear | None:
     found = (modules.get(module_of(name, model, modules) or "") for name in layer.names)
-    return next((each for each in found if isinstance(each, SPMLinear)), None)
+    return next((each for each in found if isinstance(each, FormLinear)), None)
 
 
 def _refreshed(layer: FittedLayer, model: nn.Module, source: Source, stored: Container[int]) -> FittedLayer:
     """Return the layer with the model's numbers in the stored form. stored: ids of parameters that are kept tensors."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    module = _spm_linear(layer, model, modules)
+    module = _form_linear(layer, model, modules)
     parameters = own_tensors(model)
     member = member_of(layer.name, model, parameters) if module is None else None
     if member is not None:
         held = parameters[member].detach().cpu()
         is_linear = isinstance(modules.get(module_of(layer.name, model, modules) or ""), nn.Linear)
-        fitted = layer.spm.to(torch.float64).to_dense().to(held.dtype)
+        fitted = layer.operator.to(torch.float64).to_dense().to(held.dtype)
         is_fitted = held.shape == layer.shape and torch.equal(held, fitted)
         if not is_fitted and is_linear:
             raise _no_layer(layer)
@@ -136,19 +134,24 @@ def _refreshed(layer: FittedLayer, model: nn.Module, source: Source, stored: Con
             )
         biases = (member_of(bias_of(name), model, parameters) for name in layer.names)
         is_stored = any(bias is not None and id(parameters[bias]) in stored for bias in biases)
-        return replace(layer, shift=None) if is_stored else layer
+        return replace(layer, bias_correction=None) if is_stored else layer
     if module is None or (module.out_features, module.in_features) != layer.shape:
         raise _no_layer(layer)
     weight = source.read(layer.name)
-    live = module.spm()
-    numbers = [{key: x.detach().cpu() for key, x in named.items()} for named in live.numbers]
-    spm = stored_form(SPM(live.structure, numbers))
-    dtype = next(x.dtype for named in layer.spm.numbers for key, x in named.items() if key != "diagonals")
-    error = relative_error(weight.float(), spm)
-    spm, error = stored_as(FitResult(spm, error, 0, 0, ""), weight.float(), dtype)
-    shift = None if module.bias is None or id(module.bias) in stored else module.bias.detach().cpu().float()
+    live = module.operator()
+    operator = Operator(live.form, {name: array.detach().cpu() for name, array in live.arrays.items()})
+    found = encoded(operator, layer.stored.codec, weight.float())
+    correction = None if module.bias is None or id(module.bias) in stored else module.bias.detach().cpu().float()
     # Errors of outputs were measured before, and nothing says what they are now.
-    return replace(layer, spm=spm, error=error, shift=shift, output_error=None, svd_output_error=None)
+    return replace(
+        layer,
+        stored=found.operator,
+        error=found.error,
+        reason=found.reason,
+        bias_correction=correction,
+        output_error=None,
+        svd_output_error=None,
+    )
 
 
 def _no_layer(layer: FittedLayer) -> ArtifactError:

@@ -32,7 +32,11 @@ from spm_compress.compress.selection import check_patterns, require_model, selec
 from spm_compress.compress.sequential import fit_sequential
 from spm_compress.compress.settings import CompressSettings
 from spm_compress.compress.ties import tied
+from spm_compress.compress.weights import Weights
 from spm_compress.errors import ArtifactError, SourceError, UsageError, first_line
+from spm_compress.forms.candidates import candidates
+from spm_compress.forms.form import numbers_of, stored_bytes
+from spm_compress.forms.spm.form import SPM
 from spm_compress.version import __version__
 
 __all__ = ["Refit", "Selected", "check_device", "fit_model", "plan_model", "select_jobs"]
@@ -50,12 +54,13 @@ class Selected:
     kept: Mapping[str, str]
 
 
-def select_jobs(source: Source, settings: CompressSettings) -> Selected:
+def select_jobs(weights: Weights, settings: CompressSettings) -> Selected:
     """Choose the weights and say how each is fitted.
 
     Raises UsageError if nothing is left to fit, unless `exclude` asked for that; SourceError naming a tensor that holds
     NaN.
     """
+    source = weights.source
     infos = tensors_with_roles(source)
     known_parts = parts(source.tensors(), source.config)
     selection = select(
@@ -75,11 +80,11 @@ def select_jobs(source: Source, settings: CompressSettings) -> Selected:
             reasons[name] = grown
         else:
             smaller.append(name)
-    found = tied(source, infos, smaller, reasons, settings.include)
+    found = tied(weights, infos, smaller, reasons, settings.include)
     if not found.weights and not settings.exclude:
         counts = "; ".join(sorted({f"{name}: {reason}" for name, reason in found.kept.items()})[:3])
         raise UsageError(
-            f"{source.path}: no weight is left to fit ({counts}, ...); loosen the selection or use fewer stages"
+            f"{source.path}: no weight is left to fit ({counts}, ...); loosen the selection or change `stages`"
         )
     jobs = [
         Job(
@@ -122,7 +127,8 @@ def fit_model(
     """
     progress = progress or Silent()
     files = source.hashes()
-    selected = select_jobs(source, settings)
+    weights = Weights(source, is_reused=settings.is_planned)
+    selected = select_jobs(weights, settings)
     if refit is not None:
         selected = refit.of(selected, files, key_of(source))
     fits = FitCache(cache)
@@ -130,7 +136,7 @@ def fit_model(
         fits = ledger.begin(_recipe(files, key_of(source), settings, data, device, refit))
     if not settings.is_sequential:
         selected = _calibrated(source, selected, data, cache)
-    fitter = Fitter(source, settings.store, device, progress, fits, executor or Here())
+    fitter = Fitter(weights, settings.store, device, progress, fits, executor or Here())
     progress.begin(len(selected.jobs))
     reasons = dict(selected.kept)
     layers: list[FittedLayer]
@@ -220,8 +226,9 @@ def plan_model(
     cache: Path | None = None,
 ) -> tuple[Selected, Forecast]:
     """Return what `fit_model` would select, and its plan as short descents predict it. Raises as `fit_model`."""
-    selected = _calibrated(source, select_jobs(source, settings), data, cache)
-    fitter = Fitter(source, settings.store, device, progress or Silent(), FitCache(cache))
+    weights = Weights(source, is_reused=True)
+    selected = _calibrated(source, select_jobs(weights, settings), data, cache)
+    fitter = Fitter(weights, settings.store, device, progress or Silent(), FitCache(cache))
     return selected, forecast(fitter, selected.jobs, settings)
 
 
@@ -297,8 +304,13 @@ def check_device(device: str) -> None:
 
 def _why_not_smaller(name: str, info: TensorInfo, settings: CompressSettings) -> str | None:
     fit = settings.fit_of(name)
-    structure = fit.stored_structure(*info.shape, half=settings.store == torch.float16)
-    stored = structure.stored_bytes(settings.store.itemsize)
-    if stored < info.bytes:
-        return None
-    return f"would not get smaller: {stored} bytes in {structure.stages} stages, {info.bytes} dense"
+    out_features, in_features = info.shape
+    if SPM.kind in fit.forms:
+        smallest, size = fit.reference(out_features, in_features), f"in {fit.stages} stages"
+    else:
+        tried = candidates(fit, out_features, in_features)
+        if not tried:
+            return f"no {' or '.join(fit.forms)} is as small as {fit.stages} stages"
+        smallest, size = min(tried, key=numbers_of), f"as {' or '.join(fit.forms)}"
+    stored = stored_bytes(smallest, settings.store)
+    return None if stored < info.bytes else f"would not get smaller: {stored} bytes {size}, {info.bytes} dense"

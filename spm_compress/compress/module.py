@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer
 from spm_compress.checkpoint.huggingface import member_of, module_of
-from spm_compress.checkpoint.linears import use_linears
 from spm_compress.checkpoint.tensor_info import bias_of
 from spm_compress.checkpoint.trace import own_tensors
+from spm_compress.checkpoint.unwrapping import use_linears
 from spm_compress.errors import ArtifactError, UsageError
-from spm_compress.layers.linear import SPMLinear
+from spm_compress.layers.linear import FormLinear
 
 __all__ = ["apply_artifact", "set_tensors"]
 
@@ -21,7 +21,7 @@ __all__ = ["apply_artifact", "set_tensors"]
 def apply_artifact(model: nn.Module, artifact: Artifact) -> None:
     """Put the fitted layers of an artifact into a module of the original architecture, in place.
 
-    A fitted tensor that is the `.weight` of an `nn.Linear`, and of nothing else, becomes an SPMLinear; any other
+    A fitted tensor that is the `.weight` of an `nn.Linear`, and of nothing else, becomes a FormLinear; any other
     parameter (a fused projection, a table that a head is tied to) gets the multiplied-out matrix. What was tied stays
     tied: names of one weight share its numbers, layers of one bias go on sharing it. Names may differ by the module's
     `base_model_prefix`, as Hugging Face checkpoints do. Of the kept tensors those are set that a recovery changed.
@@ -32,9 +32,9 @@ def apply_artifact(model: nn.Module, artifact: Artifact) -> None:
     set_tensors(model, artifact.retrained)
     modules = dict(model.named_modules(remove_duplicate=False))
     matrices = _only_matrices(model, modules)
-    raised: dict[int, FittedLayer] = {}  # biases that were raised by a shift: layers may share one
+    raised: dict[int, FittedLayer] = {}  # biases that were raised by a bias_correction: layers may share one
     for layer in artifact.layers:
-        made: dict[int, SPMLinear] = {}
+        made: dict[int, FormLinear] = {}
         for tensor_name in layer.names:
             name = module_of(tensor_name, model, modules)
             linear = modules.get(name) if name is not None else None
@@ -51,18 +51,18 @@ def apply_artifact(model: nn.Module, artifact: Artifact) -> None:
 
 
 def _in_place_of(
-    linear: nn.Linear, layer: FittedLayer, tied: SPMLinear | None, raised: dict[int, FittedLayer]
-) -> SPMLinear:
+    linear: nn.Linear, layer: FittedLayer, tied: FormLinear | None, raised: dict[int, FittedLayer]
+) -> FormLinear:
     """Return the layer with the very bias of the linear; tied: a layer of the same weight, whose numbers it shares."""
-    found = SPMLinear.in_place_of(linear, layer.spm, layer.shift)
+    found = FormLinear.in_place_of(linear, layer.operator, layer.bias_correction)
     if tied is not None:
-        found.chains = tied.chains
+        found.arrays = tied.arrays
     if linear.bias is not None:
-        if layer.shift is not None:
+        if layer.bias_correction is not None:
             _raise_bias(linear.bias, layer, raised)
         found.bias = linear.bias
-    elif tied is not None and tied.bias is not None and layer.shift is not None:
-        found.bias = tied.bias  # of the shift alone, as this one's
+    elif tied is not None and tied.bias is not None and layer.bias_correction is not None:
+        found.bias = tied.bias  # of the bias_correction alone, as this one's
     return found
 
 
@@ -94,26 +94,26 @@ def _set_matrix(
 
     module: the one that has it as its weight. A table that is looked up has no bias, and needs none.
     """
-    set_tensors(model, {tensor_name: layer.spm.to(torch.float64).to_dense()})
-    if layer.shift is None or isinstance(module, nn.Embedding):
+    set_tensors(model, {tensor_name: layer.operator.to(torch.float64).to_dense()})
+    if layer.bias_correction is None or isinstance(module, nn.Embedding):
         return
     parameters = dict(model.named_parameters(remove_duplicate=False))
     name = member_of(bias_of(tensor_name), model, parameters)
-    if name is not None and parameters[name].shape == layer.shift.shape:
+    if name is not None and parameters[name].shape == layer.bias_correction.shape:
         _raise_bias(parameters[name], layer, raised)
     elif isinstance(module, nn.Linear) and module.bias is None:
-        module.bias = nn.Parameter(layer.shift.to(module.weight))
+        module.bias = nn.Parameter(layer.bias_correction.to(module.weight))
     else:
         raise ArtifactError(f"{tensor_name}: was fitted with calibration data, and the model has no bias beside it")
 
 
 def _raise_bias(bias: nn.Parameter, layer: FittedLayer, raised: dict[int, FittedLayer]) -> None:
-    """Add the layer's shift to a bias, once for all names that it has."""
-    assert layer.shift is not None
+    """Add the layer's bias_correction to a bias, once for all names that it has."""
+    assert layer.bias_correction is not None
     if id(bias) not in raised:
         raised[id(bias)] = layer
         with torch.no_grad():
-            bias.add_(layer.shift.to(bias))
+            bias.add_(layer.bias_correction.to(bias))
     elif raised[id(bias)] is not layer:
         raise ArtifactError(
             f"{raised[id(bias)].name} and {layer.name}: share one bias, which calibration changes in two ways; leave "
@@ -129,7 +129,7 @@ def _owners(model: nn.Module) -> dict[int, set[int]]:
     return owners
 
 
-def _replace(model: nn.Module, name: str, layer: SPMLinear) -> None:
+def _replace(model: nn.Module, name: str, layer: FormLinear) -> None:
     if not name:
         raise UsageError("the model is itself a linear layer; use SPMLinear.from_linear on it")
     parent, _, child = name.rpartition(".")

@@ -11,7 +11,7 @@ from spm_compress.compress.fitter import Fitter
 from spm_compress.compress.job import Job
 from spm_compress.compress.plan import Choice, Curve, Plan, Point, check_budget, within_budget, within_error
 from spm_compress.compress.settings import CompressSettings
-from spm_compress.fitting.settings import FitSettings
+from spm_compress.forms.form import stored_bytes
 
 __all__ = ["Forecast", "Planned", "fit_planned", "forecast"]
 
@@ -103,8 +103,7 @@ def _ladders(jobs: Sequence[Job], settings: CompressSettings) -> dict[str, list[
     """Return the sizes to fit of every job. Raises UsageError, before any fit, for a budget below the smallest."""
     ladders = {job.names[0]: _rungs(job, settings) for job in jobs}
     if settings.budget is not None:
-        itemsize = settings.store.itemsize
-        least = sum(_stored(replace(job.fit, stages=ladders[job.names[0]][0]), job, itemsize) for job in jobs)
+        least = sum(_stored(job, ladders[job.names[0]][0], settings) for job in jobs)
         check_budget(settings.budget, least, sum(job.dense_bytes for job in jobs))
     return ladders
 
@@ -113,12 +112,11 @@ def _rungs(job: Job, settings: CompressSettings) -> list[int]:
     """Return the numbers of stages to fit, rising. One that an override fixes is the only one."""
     if not settings.is_planned or "stages" in settings.override_of(job.names[0]):
         return [job.fit.stages]
-    itemsize = settings.store.itemsize
     group = job.fit.block.bit_length() - 1
     shares: dict[int, float] = {}
     stages = group
     while True:
-        share = _stored(replace(job.fit, stages=stages), job, itemsize) / job.dense_bytes
+        share = _stored(job, stages, settings) / job.dense_bytes
         if shares and share > _LARGEST:
             break
         shares[stages] = share
@@ -130,14 +128,14 @@ def _rungs(job: Job, settings: CompressSettings) -> list[int]:
     return [stages for stages, share in shares.items() if share <= reach] or [min(shares)]
 
 
-def _stored(fit: FitSettings, job: Job, itemsize: int) -> int:
-    return fit.stored_structure(*job.shape, half=itemsize == 2).stored_bytes(itemsize)
+def _stored(job: Job, stages: int, settings: CompressSettings) -> int:
+    return stored_bytes(replace(job.fit, stages=stages).reference(*job.shape), settings.store)
 
 
 def _working_bytes(job: Job) -> int:
     """Estimate the memory of a descent: the state before every group for the gradient, and six matrices beside."""
     out, into = job.shape
-    structure = job.fit.structure(out, into)
+    structure = job.fit.spm(out, into)
     states = sum(len(chain.groups) * chain.width * min(out, into) for chain in structure.chains)
     return 4 * (states + 6 * out * into)
 

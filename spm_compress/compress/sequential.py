@@ -24,7 +24,7 @@ def fit_sequential(fitter: Fitter, jobs: Sequence[Job], data: Path) -> Iterator[
     input are fitted together. Raises UsageError for a weight whose inputs cannot be watched, and what
     `open_runner` and `Fitter.fit` raise.
     """
-    source = fitter.source
+    source = fitter.weights.source
     original, now = open_runner(source, data), open_runner(source, data)
     by_name = {name: job for job in jobs for name in job.names}
     order = original.order(list(by_name))
@@ -45,7 +45,7 @@ def fit_sequential(fitter: Fitter, jobs: Sequence[Job], data: Path) -> Iterator[
         ready = [by_name[name].watched(paired[seen[name]].now, paired[seen[name]]) for name in names]
         for layer in fitter.fit(ready):
             done.add(layer.name)
-            shift = torch.zeros(layer.shape[0]) if layer.shift is None else layer.shift
+            bias_correction = torch.zeros(layer.shape[0]) if layer.bias_correction is None else layer.bias_correction
             for name in layer.names:
-                now.replace(name, layer.spm.to(torch.float64).to_dense(), shift)
+                now.replace(name, layer.operator.to(torch.float64).to_dense(), bias_correction)
             yield layer

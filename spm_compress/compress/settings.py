@@ -7,16 +7,15 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
-
-from spm_compress.checkpoint.tensor_info import dtype_name
+from spm_compress.codecs import FLOAT32, Codec
 from spm_compress.errors import UsageError
-from spm_compress.fitting.settings import FitSettings
-from spm_compress.operator.structure import Mixer
+from spm_compress.forms.candidates import check_forms
+from spm_compress.forms.settings import FitSettings
+from spm_compress.forms.spm.structure import Mixer
 
-__all__ = ["CompressSettings", "LayerOverride", "parse_override"]
+__all__ = ["CompressSettings", "LayerOverride", "parse_forms", "parse_override"]
 
-_KEYS = ("stages", "mixer", "block", "low-rank", "steps", "seed")
+_KEYS = ("form", "stages", "mixer", "block", "low-rank", "steps", "seed")
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,21 @@ def parse_override(text: str) -> LayerOverride:
             raise UsageError(f"`overrides` {text!r}: {key!r} is none of {', '.join(_KEYS)}")
         try:
             values.append(_value(key, value))
-        except ValueError as error:
+        except (ValueError, UsageError) as error:
             raise UsageError(f"`overrides` {text!r}: {value!r} is no value for {key}") from error
     return LayerOverride(pattern, tuple(values))
 
 
+def parse_forms(text: str) -> tuple[str, ...]:
+    """Read 'spm,low-rank'. Raises UsageError for a kind of form that there is not."""
+    kinds = tuple(dict.fromkeys(kind.strip().replace("-", "_") for kind in text.split(",")))
+    check_forms(kinds)
+    return kinds
+
+
 def _value(key: str, value: str) -> tuple[str, Any]:
+    if key == "form":
+        return "forms", parse_forms(value)
     if key == "mixer":
         return key, None if value == "auto" else Mixer(value)
     if key == "low-rank":
@@ -61,7 +69,7 @@ def _count(value: str, least: int) -> int:
 
 @dataclass(frozen=True)
 class CompressSettings:
-    """How a model is compressed: the fit, which tensors (see `select`), and the dtype that is stored.
+    """How a model is compressed: the fit, which tensors (see `select`), and the codec of the stored numbers.
 
     overrides: other settings for some weights; where several match, the later one wins.
     budget: share of the selected weights' dense bytes that all of them together may take; max_error: relative
@@ -73,7 +81,7 @@ class CompressSettings:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     min_features: int = 32
-    store: torch.dtype = torch.float32
+    store: Codec = FLOAT32
     overrides: tuple[LayerOverride, ...] = ()
     budget: float | None = None
     max_error: float | None = None
@@ -116,6 +124,7 @@ class CompressSettings:
             "budget": self.budget,
             "max_error": self.max_error,
             "sequential": self.is_sequential,
+            "forms": fit.forms,
             "mixer": fit.mixer.value if fit.mixer else "auto",
             "low_rank": "auto" if fit.rank is None else fit.rank,
             "schedule": fit.schedule.value,
@@ -130,5 +139,5 @@ class CompressSettings:
                 [each.pattern, {k: v.value if isinstance(v, Mixer) else v for k, v in each.values}]
                 for each in self.overrides
             ],
-            "store": dtype_name(self.store),
+            "store": self.store.name,
         }

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from spm_compress.checkpoint.source import Source, read_finite
 from spm_compress.checkpoint.tensor_info import TensorInfo
-from spm_compress.compress.job import digest
 from spm_compress.compress.selection import NOT_INCLUDED
+from spm_compress.compress.weights import Weights
 
 __all__ = ["Tied", "tied"]
 
@@ -22,7 +21,7 @@ class Tied:
 
 
 def tied(
-    source: Source,
+    weights: Weights,
     infos: Mapping[str, TensorInfo],
     chosen: Sequence[str],
     kept: Mapping[str, str],
@@ -39,12 +38,11 @@ def tied(
     """
     groups: dict[tuple[tuple[int, ...], str], list[str]] = {}
     for name in chosen:
-        weight = read_finite(source, name)
-        groups.setdefault((tuple(weight.shape), digest(weight)), []).append(name)
+        groups.setdefault((infos[name].shape, weights.digest(name)), []).append(name)
     twins: dict[tuple[tuple[int, ...], str], list[str]] = {}
     for name in _possible_twins(infos, chosen, kept):
-        twins.setdefault((infos[name].shape, digest(source.read(name))), []).append(name)
-    weights = []
+        twins.setdefault((infos[name].shape, weights.digest(name, is_chosen=False)), []).append(name)
+    found = []
     reasons = dict(kept)
     for key, group in groups.items():
         staying = [name for name in twins.get(key, ()) if kept[name] != NOT_INCLUDED]
@@ -52,10 +50,10 @@ def tied(
         if staying and not any(name in include for name in names):
             reasons.update(dict.fromkeys(group, f"tied to {staying[0]}, which stays ({kept[staying[0]]})"))
             continue
-        weights.append((key[1], tuple(name for name in infos if name in names)))
+        found.append((key[1], tuple(name for name in infos if name in names)))
         for name in names:
             reasons.pop(name, None)
-    return Tied(tuple(weights), reasons)
+    return Tied(tuple(found), reasons)
 
 
 def _possible_twins(infos: Mapping[str, TensorInfo], chosen: Sequence[str], kept: Mapping[str, str]) -> list[str]:

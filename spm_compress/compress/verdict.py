@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spm_compress.fitting.closed_form import ClosedForm
 from spm_compress.fitting.spectrum import Spectrum
+from spm_compress.forms.spm.closed_form import ClosedForm
 
 __all__ = ["verdict"]
 

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from spm_compress.distill.answers import Answers
 from spm_compress.distill.outputs import Batch, Comparison, comparison
 from spm_compress.distill.settings import DistillSettings, OnReport, TrainingReport
 from spm_compress.distill.shared import shared_changes
 from spm_compress.distill.state import State, load_optimizer, optimizer_tensors, read_state, write_state
+from spm_compress.distill.teacher_cache import TeacherCache
 from spm_compress.distill.trainable import choose_trainable
 from spm_compress.distill.transformer_blocks import Blocks
 from spm_compress.errors import FitError, SourceError, UsageError, first_line
@@ -48,7 +48,7 @@ def distill(
     teacher: nn.Module,
     student: nn.Module,
     loader: Loader,
-    held: Sequence[Any],
+    validation: Sequence[Any],
     settings: DistillSettings | None = None,
     *,
     watch: OnReport | None = None,
@@ -56,14 +56,14 @@ def distill(
     recipe: Mapping[str, Any] | None = None,
     storable: Sequence[str] | None = None,
 ) -> Distilled:
-    """Train a student, in place, to answer as its teacher; it ends with the numbers that agreed best on `held`.
+    """Train a student, in place, to answer as its teacher; it ends with the numbers that agreed best on `validation`.
 
     teacher, student: modules of one architecture on one device, the student with SPMLinear layers (`compress_model`);
     both run in evaluation mode, without dropout. A table that trains must be read through its `nn.Embedding` only, or
     share its weight, as tied heads do (`shared.py`). loader: the training data, gone through as often as it takes;
     where it or its sampler has `set_epoch`, that is called before each round, as torch's DistributedSampler wants it.
-    held: batches that are looked at but never trained on. state: file to resume from and to keep the state in; the
-    training resumed ends with the same numbers. recipe: what the state belongs to, besides the settings. storable:
+    validation: batches that are looked at but never trained on. state: file to resume from and to keep the state in;
+    the training resumed ends with the same numbers. recipe: what the state belongs to, besides the settings. storable:
     names of parameters that can be kept afterwards; others stay as they are.
 
     Raises UsageError for a student without SPM layers, no data, or answers that cannot be compared; FitError where the
@@ -72,7 +72,7 @@ def distill(
     settings = settings or DistillSettings()
     parameters = choose_trainable(student, settings.trained, storable)
     with shared_changes(student, parameters):
-        training = _Training(teacher, student, parameters, list(held), settings)
+        training = _Training(teacher, student, parameters, list(validation), settings)
         _run_through(training, loader, watch, state, recipe or {})
     # By the student as it now is, without the matrices that its tables were trained with.
     return Distilled(training.step, training.before, training.agreement(), training.compare.loss.value)
@@ -109,29 +109,34 @@ class _Training:
         teacher: nn.Module,
         student: nn.Module,
         parameters: Mapping[str, nn.Parameter],
-        held: list[Any],
+        validation: list[Any],
         settings: DistillSettings,
     ) -> None:
-        if not held:
+        if not validation:
             raise UsageError("nothing is held out to judge the training by; give more data or a larger share")
-        self.teacher, self.student, self.held, self.settings = teacher.eval(), student.eval(), held, settings
+        self.teacher, self.student, self.validation, self.settings = (
+            teacher.eval(),
+            student.eval(),
+            validation,
+            settings,
+        )
         self.parameters = parameters
         self.optimizer = _optimizer(list(self.parameters.values()), settings)
         self.device = next(iter(self.parameters.values())).device
         self.blocks = Blocks(teacher, student)
         with torch.no_grad():
-            answers = [_run(teacher, self._placed(part)) for part in held]
+            answers = [_run(teacher, self._placed(part)) for part in validation]
             self.compare: Comparison = comparison(answers[0], settings.loss, settings.temperature)
-            pairs = zip(answers, held, strict=True)
+            pairs = zip(answers, validation, strict=True)
             self.known = torch.cat([self.compare.summary(answer, _masked(part)) for answer, part in pairs])
-        self.answers = Answers(round(settings.remember * 2**30))
+        self.teacher_cache = TeacherCache(round(settings.remember * 2**30))
         self.step = self.looks = 0
         self.losses: list[float] = []
         self.before = self.best_agreement = self.agreement()
         self.best = self._copied()
 
     def take(self, parts: Sequence[Any]) -> int:
-        """Make one step on the batches; return how many samples they held."""
+        """Make one step on the batches; return how many samples they had."""
         if self.step == self.settings.block_steps:
             # The gradients of another loss say nothing of this one's size: with the moments of the first, the second
             # begins with steps many times too long (docs/measurements.md).
@@ -158,7 +163,7 @@ class _Training:
     def agreement(self) -> float:
         """Compare the student with its teacher on the held-out data."""
         with torch.no_grad(), self._precision():
-            found = [self.compare.summary(_run(self.student, self._placed(p)), _masked(p)) for p in self.held]
+            found = [self.compare.summary(_run(self.student, self._placed(p)), _masked(p)) for p in self.validation]
         return self.compare.agreement(torch.cat(found), self.known)
 
     def look(self) -> float:
@@ -223,7 +228,7 @@ class _Training:
         masked = _masked(part)
         if self.step < self.settings.block_steps:
             return self.blocks.distance(masked, lambda model: _run(model, part))
-        target = self.answers.to(part, lambda: self._target(part))
+        target = self.teacher_cache.to(part, lambda: self._target(part))
         return self.compare.distance(_run(self.student, part), target, masked)
 
     @torch.no_grad()

@@ -65,7 +65,7 @@ def recover(
             f"{', '.join(untrained[:3])}: belong to no linear layer inside the model, which computes with their "
             "matrices and so has no SPM layer to train; use more stages"
         )
-    loader, held = samples(teacher, source, data, settings)
+    loader, validation = samples(teacher, source, data, settings)
     recipe = {
         "artifact": _digest(artifact),
         "data": sha256_of(data) if data.is_file() else data.name,
@@ -75,7 +75,7 @@ def recover(
         teacher.to(device),
         student.to(device),
         loader,
-        held,
+        validation,
         settings,
         watch=watch,
         state=state,
@@ -101,7 +101,7 @@ def recover(
 def _digest(artifact: Artifact) -> str:
     """Return the SHA-256 of all numbers of an artifact."""
     digest = hashlib.sha256()
-    numbers = [x for layer in artifact.layers for named in layer.spm.numbers for x in named.values()]
+    numbers = [x for layer in artifact.layers for array in layer.stored.arrays.values() for x in array.parts.values()]
     for array in (*numbers, *artifact.tensors.values()):
         digest.update(array.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -48,9 +48,9 @@ def samples(
     if len(batches) < 2:
         raise UsageError(f"{data}: holds one batch of {size} at most, and one has to be held out; give more data")
     every = max(2, round(1 / settings.held_out))
-    held = batches[every // 2 :: every] or batches[-1:]
-    chosen = {id(batch) for batch in held}
+    validation = batches[every // 2 :: every] or batches[-1:]
+    chosen = {id(batch) for batch in validation}
     trained = [batch for batch in batches if id(batch) not in chosen]
     # Batches are whole already: the loader only brings them in order. It is torch's, so workers can be added.
     loader = DataLoader(trained, batch_size=None, sampler=Shuffled(len(trained), settings.seed))  # type: ignore[arg-type, var-annotated]
-    return loader, held
+    return loader, validation

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from spm_compress.errors import UsageError
-from spm_compress.fitting.settings import LARGEST_SEED
+from spm_compress.forms.settings import LARGEST_SEED
 
 __all__ = ["DistillSettings", "Loss", "Trained", "TrainingReport"]
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from spm_compress.distill.settings import Trained
 from spm_compress.errors import UsageError
-from spm_compress.layers.linear import SPMLinear
+from spm_compress.layers.linear import FormLinear
 
 __all__ = ["choose_trainable"]
 
@@ -24,7 +24,7 @@ def choose_trainable(
     found: dict[str, nn.Parameter] = {}
     for name, module in student.named_modules():
         prefix = f"{name}." if name else ""
-        if isinstance(module, SPMLinear):
+        if isinstance(module, FormLinear):
             found.update({f"{prefix}{own}": parameter for own, parameter in module.named_parameters()})
     if not found:
         raise UsageError("the student has no SPM layer to train; compress it first")

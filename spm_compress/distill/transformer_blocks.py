@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spm_compress.distill.outputs import Batch, squared_error
-from spm_compress.layers.linear import SPMLinear
+from spm_compress.layers.linear import FormLinear
 
 __all__ = ["Blocks"]
 
@@ -55,7 +55,7 @@ class Blocks:
 
 def _block_names(student: nn.Module) -> list[str]:
     """Return the blocks' names: the outermost items of module lists that hold SPM layers, then SPM layers in none."""
-    layers = [name for name, module in student.named_modules() if isinstance(module, SPMLinear)]
+    layers = [name for name, module in student.named_modules() if isinstance(module, FormLinear)]
     items = [
         f"{name}.{index}" if name else index
         for name, module in student.named_modules()

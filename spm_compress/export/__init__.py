@@ -2,10 +2,10 @@
 
 from spm_compress.export.files import Exported, export_layers, export_onnx, first_batch
 from spm_compress.export.huggingface_graphs import generates, has_past
-from spm_compress.export.lowering import Layout
 from spm_compress.export.ort_format import OrtFiles, check_ort_path, ort_beside, write_ort
 from spm_compress.export.outlook import outlook
 from spm_compress.export.settings import ExportSettings, Precision
+from spm_compress.forms.lowering import Layout
 
 __all__ = [
     "ExportSettings",

@@ -21,14 +21,14 @@ from spm_compress.cache_key import cache_key
 from spm_compress.checkpoint.artifact import FittedLayer
 from spm_compress.checkpoint.files import sha256_of, write_whole
 from spm_compress.errors import SpmError
-from spm_compress.export.lowering import Dense, Layout, Lowering, lowerings
 from spm_compress.export.measuring.timing import interleaved
 from spm_compress.export.saving import save
 from spm_compress.export.settings import ExportSettings
 from spm_compress.export.splicing.layer_model import layer_model
-from spm_compress.export.splicing.matches import matches
+from spm_compress.export.splicing.matches import Digests, matches
 from spm_compress.export.trials import SIZES, Known, find_trial
 from spm_compress.export.verification import session
+from spm_compress.forms.lowering import Dense, Layout, Lowering, lowerings
 
 __all__ = ["Choice", "layer_key", "model_key", "plans", "processor", "remembered", "rows_of_layers"]
 
@@ -57,16 +57,17 @@ def rows_of_layers(
     settings: ExportSettings,
     scratch: Path,
     known: Known | None = None,
+    digests: Digests | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """Return, layer by layer, how many rows reach it when the model is run at each of the batches.
 
-    scratch: a folder for a copy of the model; known: inputs that it can take. A layer inside a loop or branch is taken
-    to see the batch.
+    scratch: a folder for a copy of the model; known: inputs that it can take; digests: of its matrices. A layer inside
+    a loop or branch is taken to see the batch.
     """
     tapped = dense.clone()
     asked: dict[str, str] = {}
     features_at: dict[str, int] = {}
-    for match in matches(tapped, layers):
+    for match in matches(tapped, layers, digests or Digests()):
         node = match.product.node
         if node.graph is not tapped.graph or match.layer.name in asked:
             continue
@@ -162,7 +163,11 @@ def _timed(layer: FittedLayer, rows: tuple[int, ...], settings: ExportSettings) 
 def layer_key(layer: FittedLayer, rows: tuple[int, ...], settings: ExportSettings) -> str:
     """Return the key of all that the times of a layer by itself depend on: its numbers' values are none of it."""
     return _measured_here(
-        structure=layer.spm.structure, rows=rows, threads=settings.threads, provider=settings.provider
+        form=layer.form,
+        codecs=[codec.name for codec in layer.stored.codecs.values()],
+        rows=rows,
+        threads=settings.threads,
+        provider=settings.provider,
     )
 
 
@@ -175,7 +180,7 @@ def model_key(
     """
     return _measured_here(
         graph=sha256_of(graph),
-        layers=[(layer.sha256, layer.spm.structure) for layer in layers],
+        layers=[(layer.sha256, layer.form, [codec.name for codec in layer.stored.codecs.values()]) for layer in layers],
         plans=plans,
         settings=settings,
         known=known,

@@ -27,20 +27,19 @@ from spm_compress.export.dense_graphs import dense_graphs
 from spm_compress.export.file_names import file_names
 from spm_compress.export.graph import DenseGraph
 from spm_compress.export.live import LIVE_BATCH, Answers, Steps, answers_of, steps_of
-from spm_compress.export.lowering import Dense
 from spm_compress.export.memory import forget_tensors, release, trim
 from spm_compress.export.one_file import BATCHES, Expected, Work, expected_of, verified
 from spm_compress.export.precision import check_precision, in_precision
 from spm_compress.export.reference import with_operator_matrices
 from spm_compress.export.saving import save, size_of
 from spm_compress.export.settings import ExportSettings
-from spm_compress.export.splicing.declared import declare, declared
-from spm_compress.export.splicing.handed_out import hand_out_copies
+from spm_compress.export.splicing.declared import declare, declared, hand_out_copies
 from spm_compress.export.splicing.layer_model import dense_model, layer_model
-from spm_compress.export.splicing.matches import matches, none_found
+from spm_compress.export.splicing.matches import Digests, matches, none_found
 from spm_compress.export.splicing.splice import Spliced
 from spm_compress.export.trials import Known
 from spm_compress.export.verification import TOLERANCE, Agreement
+from spm_compress.forms.lowering import Dense
 
 __all__ = ["BATCHES", "Exported", "export_layers", "export_onnx", "first_batch"]
 
@@ -104,11 +103,6 @@ def export_onnx(
         for each in dense_graphs(source, graph, activation, with_past=settings.with_past):
             _write(each.model, _part(dense_path, each.part))
     found = dense_graphs(source, graph, activation, artifact.retrained, with_past=settings.with_past)
-    layers_of = _layers_of(found, artifact.layers, settings)
-    layers = tuple(layer for layer in artifact.layers if any(layer in inside for inside in layers_of))
-    if dense_path is not None and not artifact.retrained:
-        for each in found:
-            _write(each.model, _part(dense_path, each.part))
     lives = {id(each.live.module): each.live.module for each in found if each.live is not None}
     # The dense graphs share the module's memory until they are written; only then are its layers replaced.
     with (
@@ -119,7 +113,12 @@ def export_onnx(
         for each in found:
             forget_tensors(each.model)
         found = [replace(each, model=open_graph(file)) for each, file in zip(found, files, strict=True)]
+        digests = [Digests() for _ in found]
+        layers_of = _layers_of(found, artifact.layers, settings, digests)
+        layers = tuple(layer for layer in artifact.layers if any(layer in inside for inside in layers_of))
         for each in found:
+            if dense_path is not None and not artifact.retrained:
+                _write(each.model, _part(dense_path, each.part))
             hand_out_copies(each.model)
         held = [x for module in lives.values() for x in (*module.parameters(), *module.buffers())]
         _replace_layers(lives.values(), replace(artifact, layers=layers))
@@ -130,8 +129,9 @@ def export_onnx(
                 _part(path, each.part),
                 written.enter_context(write_whole_set(_part(path, each.part))),
                 settings,
+                known_digests,
             )
-            for each, inside in zip(found, layers_of, strict=True)
+            for each, inside, known_digests in zip(found, layers_of, digests, strict=True)
         ]
         sizes = [size_of(file) for file in files]
         _empty([*held, *(x for module in lives.values() for x in module.parameters())])
@@ -172,13 +172,23 @@ class _Prepared:
 
 
 def _prepared(
-    dense: DenseGraph, layers: Sequence[FittedLayer], path: Path, folder: Path, settings: ExportSettings
+    dense: DenseGraph,
+    layers: Sequence[FittedLayer],
+    path: Path,
+    folder: Path,
+    settings: ExportSettings,
+    digests: Digests,
 ) -> _Prepared:
-    """Find out what one graph has to answer. layers: those in one of the graphs; folder: where it waits to be named."""
+    """Find out what one graph has to answer.
+
+    layers: those in one of the graphs; folder: where it waits to be named; digests: of the graph's matrices.
+    """
     scratch = folder / "scratch"
     scratch.mkdir()
     said = declared(dense.model)
-    model, layers = in_precision(dense.model, layers, settings.precision)
+    model, layers = in_precision(dense.model, layers, settings.precision, digests)
+    if model is not dense.model:  # of other tensors: the old ones need not be held
+        digests = Digests()
     reference = model.clone()
     with_operator_matrices(reference, layers)
     declare(reference, said)
@@ -190,7 +200,7 @@ def _prepared(
     file.with_name(f"{file.name}.data").unlink(missing_ok=True)
     if dense.live is not None:
         expected = replace(expected, live=_live_answer(dense, expected))
-    work = Work(model, layers, settings, expected, folder / path.name, said, dense.known)
+    work = Work(model, layers, settings, expected, folder / path.name, said, dense.known, digests)
     return _Prepared(path, work, scratch, dense.has_past)
 
 
@@ -226,10 +236,13 @@ def _live_answer(dense: DenseGraph, expected: Expected) -> Steps | Answers:
 
 
 def _layers_of(
-    graphs: Sequence[DenseGraph], layers: Sequence[FittedLayer], settings: ExportSettings
+    graphs: Sequence[DenseGraph], layers: Sequence[FittedLayer], settings: ExportSettings, digests: Sequence[Digests]
 ) -> list[tuple[FittedLayer, ...]]:
     """Return each graph's layers. Raises ExportError if one is in none of the graphs, unless that is allowed."""
-    names = [{match.layer.name for match in matches(each.model, layers)} for each in graphs]
+    names = [
+        {match.layer.name for match in matches(each.model, layers, known)}
+        for each, known in zip(graphs, digests, strict=True)
+    ]
     missing = [layer.name for layer in layers if layer.name not in set().union(*names)]
     if layers and len(missing) == len(layers):
         raise none_found(layers)

@@ -16,12 +16,12 @@ from spm_compress.checkpoint.onnx_source import all_tensors
 from spm_compress.errors import ExportError, VerificationError
 from spm_compress.export.choice import Choice, model_key, plans, remembered, rows_of_layers
 from spm_compress.export.live import Answers, Steps
-from spm_compress.export.lowering import Dense, Lowering
 from spm_compress.export.measuring.timing import interleaved
 from spm_compress.export.memory import release, trim
 from spm_compress.export.saving import save
 from spm_compress.export.settings import ExportSettings, Precision
 from spm_compress.export.splicing.declared import Declared, declare
+from spm_compress.export.splicing.matches import Digests
 from spm_compress.export.splicing.splice import Spliced, splice
 from spm_compress.export.trials import SIZES, Known, find_trial
 from spm_compress.export.verification import (
@@ -34,6 +34,7 @@ from spm_compress.export.verification import (
     run,
     session,
 )
+from spm_compress.forms.lowering import Dense, Lowering
 
 __all__ = ["BATCHES", "Expected", "Verified", "Work", "expected_of", "verified"]
 
@@ -50,7 +51,8 @@ _REPEATS, _SECONDS = 30, 2.0
 class Work:
     """A dense graph whose layers are to be replaced.
 
-    expected: what has to be computed; said: what inputs and outputs are declared as; known: inputs.
+    expected: what has to be computed; said: what inputs and outputs are declared as; known: inputs;
+    digests: of the matrices of the graph.
     """
 
     dense: ir.Model
@@ -60,6 +62,7 @@ class Work:
     path: Path
     said: Declared
     known: Known
+    digests: Digests
 
     def write(self, lowerings: Mapping[str, Lowering]) -> tuple[Spliced, Verified]:
         """Write the model with these lowerings and verify it.
@@ -67,7 +70,7 @@ class Work:
         Raises VerificationError, and ExportError where a converter has changed a weight until it is not found.
         """
         model = self.dense.clone()
-        spliced = splice(model, self.layers, lowerings)
+        spliced = splice(model, self.layers, lowerings, self.digests)
         if spliced.missing:
             raise ExportError(
                 f"{', '.join(spliced.missing)}: not found in the graph any more after its conversion to "
@@ -83,13 +86,13 @@ class Work:
     def write_fastest(self, scratch: Path) -> tuple[Spliced, Verified, tuple[Choice, ...], dict[int, float]]:
         """Write the model as the plan that is fastest as a whole, or all dense where none is at every batch."""
         tried: list[Path] = [save(self.dense, scratch / "dense.onnx", inside=False)]
-        rows = rows_of_layers(self.dense, self.layers, self.settings, scratch, self.known)
+        rows = rows_of_layers(self.dense, self.layers, self.settings, scratch, self.known, self.digests)
         found = plans(self.layers, rows, self.settings)
         for i, plan in enumerate(found):
             model = self.dense.clone()
             # Where the matrix is made at load the product that is there runs, which takes no memory to make.
             lowerings = {choice.layer: choice.lowering for choice in plan if choice.lowering.layout is not None}
-            splice(model, [layer for layer in self.layers if layer.name in lowerings], lowerings)
+            splice(model, [layer for layer in self.layers if layer.name in lowerings], lowerings, self.digests)
             tried.append(save(model, scratch / f"{i}.onnx", inside=False))
             del model
         release(self.dense)
@@ -172,7 +175,7 @@ def verified(path: Path, expected: Expected, name: str, settings: ExportSettings
 
 
 def _speedups(paths: Sequence[Path], settings: ExportSettings, known: Known) -> list[dict[int, float]]:
-    """Time each model but the first in turns with the first; return: batch -> how many times as fast it is."""
+    """Time each model but the first interleaved with the first; return: batch -> how many times as fast it is."""
     inputs_of = ir.load(paths[0])
     sizes = (settings.sequence, *SIZES)
     inputs: dict[int, Mapping[str, Any]] = {}

@@ -20,7 +20,7 @@ from spm_compress.checkpoint.uses import readers
 from spm_compress.errors import ExportError, VerificationError, first_line
 from spm_compress.export.saving import LIMIT
 from spm_compress.export.settings import Precision
-from spm_compress.export.splicing.matches import digest_of, matches
+from spm_compress.export.splicing.matches import Digests, digest_of, matches
 from spm_compress.export.verification import session
 from spm_compress.quiet import quiet
 
@@ -33,7 +33,7 @@ _HALF_SCALES = 19
 
 
 def in_precision(
-    dense: ir.Model, layers: Sequence[FittedLayer], precision: Precision
+    dense: ir.Model, layers: Sequence[FittedLayer], precision: Precision, digests: Digests | None = None
 ) -> tuple[ir.Model, tuple[FittedLayer, ...]]:
     """Return the graph in a precision and the layers as they are recognised in it.
 
@@ -48,7 +48,7 @@ def in_precision(
         warnings.simplefilter("ignore")
         RemoveInitializersFromInputsPass()(dense)  # weights that are listed as inputs, and would keep their type
         convert = _half if precision is Precision.FLOAT16 else _quantized
-        return _told(lambda: convert(dense, layers), precision)
+        return _told(lambda: convert(dense, layers, digests or Digests()), precision)
 
 
 def check_precision(path: Path, precision: Precision) -> None:
@@ -78,7 +78,7 @@ def _refusal(precision: Precision, cause: BaseException) -> ExportError:
     return ExportError(f"the graph cannot be converted to {precision.value} ({why}); export it in float32")
 
 
-def _half(dense: ir.Model, layers: Sequence[FittedLayer]) -> tuple[ir.Model, tuple[FittedLayer, ...]]:
+def _half(dense: ir.Model, layers: Sequence[FittedLayer], digests: Digests) -> tuple[ir.Model, tuple[FittedLayer, ...]]:
     # The converter leaves local functions as they are, and takes initializers of one name for one.
     align_opsets(dense)
     InlinePass()(dense)
@@ -86,7 +86,7 @@ def _half(dense: ir.Model, layers: Sequence[FittedLayer]) -> tuple[ir.Model, tup
     opset = dense.opset_imports.get("", 0)
     blocked = [] if opset >= _HALF_SCALES else ["QuantizeLinear", "DequantizeLinear"]
     # The converter rounds in its own way (nothing to zero), so the rounded weights are found again by their names.
-    names = {match.product.root.name: match for match in matches(dense, layers)}
+    names = {match.product.root.name: match for match in matches(dense, layers, digests)}
     converted = ir.serde.deserialize_model(
         convert_float_to_float16(
             ir.serde.serialize_model(dense), keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *blocked]
@@ -102,8 +102,10 @@ def _half(dense: ir.Model, layers: Sequence[FittedLayer]) -> tuple[ir.Model, tup
     return converted, tuple(replace(layer, sha256=rounded.get(layer.name, layer.sha256)) for layer in layers)
 
 
-def _quantized(dense: ir.Model, layers: Sequence[FittedLayer]) -> tuple[ir.Model, tuple[FittedLayer, ...]]:
-    found = list(matches(dense, layers))
+def _quantized(
+    dense: ir.Model, layers: Sequence[FittedLayer], digests: Digests
+) -> tuple[ir.Model, tuple[FittedLayer, ...]]:
+    found = list(matches(dense, layers, digests))
     _name_nodes(dense)  # the quantizer leaves nodes out by name
     for node in dense.graph:  # and takes an input that is left out for one that is there
         while node.inputs and node.inputs[-1] is None:

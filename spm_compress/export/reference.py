@@ -6,7 +6,7 @@ It shares neither a lowering nor the finder of products with the export, so that
 2. Every tensor that is stored anywhere in the graph, and every one that a DequantizeLinear makes of constants, is
    looked at. If its values are those of a fitted weight, either way around, the operator's own matrix takes their
    place, for everything that reads them.
-3. The shift of a layer is added by an Add of its own behind every product that reads the matrix as it is applied.
+3. The correction of a layer is added by an Add of its own behind every product that reads the matrix as it is applied.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ def with_operator_matrices(model: ir.Model, layers: Sequence[FittedLayer]) -> No
         flat = array.reshape(array.shape[:2]) if array.shape[2:] == (1,) * (array.ndim - 2) else array
         if flat.shape not in sizes:
             continue
-        for is_turned, matrix in ((False, flat), (True, flat.T)):
+        for is_transposed, matrix in ((False, flat), (True, flat.T)):
             layer = by_digest.get(digest(torch.from_numpy(np.ascontiguousarray(matrix.astype(np.float32)))))
             if layer is not None:
-                made = functools.partial(_matrix, layer, is_turned, array.shape, array.dtype)
+                made = functools.partial(_matrix, layer, is_transposed, array.shape, array.dtype)
                 dtype, name = ir.DataType.from_numpy(array.dtype), f"{layer.name}.operator"
                 # Made when it is written: all of them together would take the memory of the model once more.
                 lazy = ir.LazyTensor(made, dtype=dtype, shape=ir.Shape(array.shape), name=name, cache=False)
                 new = _initializer(model, name, lazy)
                 ir.convenience.replace_all_uses_with(value, new)
-                if layer.shift is not None:
-                    _add_shift(model, new, is_turned, layer)
+                if layer.bias_correction is not None:
+                    _add_correction(model, new, is_transposed, layer)
                 break
 
 
-def _matrix(layer: FittedLayer, is_turned: bool, shape: tuple[int, ...], dtype: Any) -> Any:
-    made = layer.spm.to(torch.float64).to_dense().numpy()
-    return ir.Tensor(np.ascontiguousarray((made.T if is_turned else made).reshape(shape).astype(dtype)))
+def _matrix(layer: FittedLayer, is_transposed: bool, shape: tuple[int, ...], dtype: Any) -> Any:
+    made = layer.operator.to(torch.float64).to_dense().numpy()
+    return ir.Tensor(np.ascontiguousarray((made.T if is_transposed else made).reshape(shape).astype(dtype)))
 
 
 def _inline(model: ir.Model) -> None:
@@ -116,16 +116,16 @@ def _free_name(model: ir.Model, name: str) -> str:
     return free_name(name, taken)
 
 
-def _add_shift(model: ir.Model, matrix: ir.Value, is_turned: bool, layer: FittedLayer) -> None:
-    """Add the shift behind x S^T, where `matrix` is S, or its transpose."""
+def _add_correction(model: ir.Model, matrix: ir.Value, is_transposed: bool, layer: FittedLayer) -> None:
+    """Add the correction behind x S^T, where `matrix` is S, or its transpose."""
     for node, index in list(matrix.uses()):
         options = {name: attribute.value for name, attribute in node.attributes.items()}
         if node.op_type in ("Identity", "Cast", "Transpose"):
-            turns = node.op_type == "Transpose" and options.get("perm", [1, 0])[0] == 1
-            _add_shift(model, node.outputs[0], is_turned != turns, layer)
+            transposes = node.op_type == "Transpose" and options.get("perm", [1, 0])[0] == 1
+            _add_correction(model, node.outputs[0], is_transposed != transposes, layer)
         elif index == 1 and node.op_type in ("MatMul", "Gemm", "Conv"):
             takes_s = node.op_type == "Conv" or bool(options.get("transB", 0))
-            if takes_s != is_turned and _is_plain(options):
+            if takes_s != is_transposed and _is_plain(options):
                 _add_behind(model, node, layer)
 
 
@@ -136,13 +136,15 @@ def _is_plain(options: dict[str, object]) -> bool:
 
 
 def _add_behind(model: ir.Model, node: ir.Node, layer: FittedLayer) -> None:
-    assert layer.shift is not None and isinstance(node.graph, ir.Graph)
+    assert layer.bias_correction is not None and isinstance(node.graph, ir.Graph)
     output = node.outputs[0]
     dtype = (output.dtype or ir.DataType.FLOAT).numpy()
     kernel = node.inputs[1]
     rank = len(kernel.shape) if node.op_type == "Conv" and kernel is not None and kernel.shape is not None else 2
-    shift = layer.shift.double().numpy().reshape(-1, *[1] * (rank - 2)).astype(dtype)
-    add = ir.Node("", "Add", [output, _initializer(model, f"{layer.name}.operator.shift", ir.tensor(shift))])
+    correction = layer.bias_correction.double().numpy().reshape(-1, *[1] * (rank - 2)).astype(dtype)
+    add = ir.Node(
+        "", "Add", [output, _initializer(model, f"{layer.name}.operator.bias_correction", ir.tensor(correction))]
+    )
     result = add.outputs[0]
     result.type, result.shape = output.type, output.shape
     name = output.name

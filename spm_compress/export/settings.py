@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 
 from spm_compress.errors import UsageError
-from spm_compress.export.lowering import Blocks, Dense, Layout, Lowering, Stages
+from spm_compress.forms.lowering import Blocks, Dense, Layout, Lowering, Stages
 
 __all__ = ["ExportSettings", "Precision"]
 

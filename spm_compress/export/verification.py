@@ -90,8 +90,8 @@ def session(
     options.intra_op_num_threads = threads
     options.graph_optimization_level = level
     options.log_severity_level = 4  # what fails is said once, by this program
-    # Idle threads spin on for a while: of two sessions timed in turns, each ran beside the other's (2 threads on 2
-    # cores, six products of 768x768 at batch 8: 640 us in turns, 340 us alone; with this, 340 us in both).
+    # Idle threads spin on for a while: of two sessions timed interleaved, each ran beside the other's (2 threads on 2
+    # cores, six products of 768x768 at batch 8: 640 us interleaved, 340 us alone; with this, 340 us in both).
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")

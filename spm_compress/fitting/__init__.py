@@ -1,7 +1,6 @@
-"""Floor 2: one matrix, or a batch of one shape; tensors in, numbers out."""
+"""Floor 1: what a fit minimizes and how, for any form: least squares on a matrix, or a batch of one shape."""
 
-from spm_compress.fitting.fit import fit_matrices, relative_error
-from spm_compress.fitting.settings import EFFORTS, FitResult, FitSettings, StepReport
+from spm_compress.fitting.settings import StepReport
 from spm_compress.fitting.truncated_svd import svd_error
 
-__all__ = ["EFFORTS", "FitResult", "FitSettings", "StepReport", "fit_matrices", "relative_error", "svd_error"]
+__all__ = ["StepReport", "svd_error"]

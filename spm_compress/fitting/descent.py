@@ -1,25 +1,21 @@
-"""Gradient descent of one structure on a batch of matrices of one shape."""
+"""Gradient descent of a batch of maps of one form on matrices of one shape."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from spm_compress.fitting import hierarchical
+from spm_compress.fitting.low_rank_term import LowRankTerm
 from spm_compress.fitting.objective import Objective, energies
-from spm_compress.fitting.settings import FitSettings, OnStep, StepReport
-from spm_compress.fitting.target import Target
-from spm_compress.fitting.threads import inner
-from spm_compress.fitting.workspace import Workspace
-from spm_compress.operator.block_products import coefficients
-from spm_compress.operator.structure import Chain, Mixer, Structure
+from spm_compress.fitting.settings import DescentSettings, OnStep, StepReport
 
-__all__ = ["Descended", "descend", "scaled"]
+__all__ = ["Descended", "Target", "descend"]
 
 # How often the error is read back, the best numbers kept and the watch told.
 _CHECK_EVERY = 10
@@ -35,138 +31,149 @@ _WARM_UP = 0.05
 _COLLAPSED = 1 - 1e-4
 # A descent that ends with this many times its best error was thrown about by its steps.
 _STRAYED = 1.5
-# The start is a chain of random rotations with this share of the weight's norm. From the full norm, long chains
-# collapse to the zero map: error 1.000 against 0.856 (MiniLM 384x384, 20 stages).
-_START_GAIN = 0.1
-# From a closed form the descent only polishes; the full step would throw the start away.
-_POLISH = 0.05
-# Every general stage scales what the others do, so the step falls as one over their number beyond these: 80 stages on
-# 1536x384 end at the zero map in 100 steps of half the size. Half the step, falling as the root instead, was worse at
-# 22 and 45 stages (384x384: 0.851 against 0.847 and 0.734 against 0.731).
-_SHALLOW = 20
-# Fewer steps a stage than these do not recover from the roughest ones, and want a lower rate: 45 stages in 100 steps
-# are best at 0.75 of it (0.788 against 0.800 at 1.0 and 0.794 at 0.5).
-_STEPS_PER_STAGE = 10
-# Subspace iterations of the low-rank term before and after the descent; during it, one a step.
-_LOW_RANK_SWEEPS = 16
 
-Numbers = list[dict[str, Tensor]]
+Arrays = Mapping[str, Tensor]
+
+
+class Target(Protocol):
+    """What a descent goes after: an objective, and the entries that a map's arrays give to compare with its weights."""
+
+    objective: Objective
+
+    def subset(self, rows: Tensor) -> Target:
+        """Return the target of some of the batch."""
+
+    def trained_entries(self) -> Callable[[Arrays], Tensor]:
+        """Return arrays -> entries (k, rows, columns), once differentiable, each valid until the next call."""
 
 
 @dataclass(frozen=True)
 class Descended:
-    """Numbers of one matrix (as `Structure.shapes`), and how they were reached."""
+    """Arrays of one matrix, and how they were reached; factors: of the low-rank term beside them, if there is one."""
 
-    numbers: Numbers
+    arrays: Arrays
+    factors: tuple[Tensor, ...]
     error: float
     steps: int
     restarts: int
-    start: str
 
 
 def descend(
-    objective: Objective, structure: Structure, settings: FitSettings, watch: OnStep | None = None
+    target: Target, begin: Arrays, settings: DescentSettings, rank: int = 0, watch: OnStep | None = None
 ) -> list[Descended]:
-    """Fit one structure, which has a chain, to each matrix of the objective; begin again smaller where it diverges."""
-    start = "random"
-    weights = objective.weights
-    target = Target(objective, replace(structure, rank=0), whole=structure.rank > 0)
-    if objective.metric is None and not structure.rank and hierarchical.is_identifiable(structure):
-        start = "hierarchical"
-        numbers = hierarchical.factorize(weights.cpu(), structure)
-        numbers = [{name: array.to(weights.device) for name, array in named.items()} for named in numbers]
-    else:
-        numbers = _random_start(target, structure, settings.seed)
-    rate = settings.learning_rate * (_POLISH if start == "hierarchical" else 1)
-    if structure.mixer is Mixer.GENERAL:
-        rate *= min(1.0, _SHALLOW / structure.stages)
-        rate *= min(1.0, settings.steps / (_STEPS_PER_STAGE * structure.stages)) ** 0.25
+    """Fit the arrays (k, ...) from where they begin; begin again with a smaller step where a descent diverges.
+
+    rank: of a low-rank term that follows beside them.
+    """
+    weights = target.objective.weights
     found: dict[int, Descended] = {}
     open_rows = torch.arange(len(weights), device=weights.device)
+    rate = settings.learning_rate
     for restart in range(_RESTARTS + 1):
-        begin = [{name: array[open_rows] for name, array in named.items()} for named in numbers]
+        start = {name: array[open_rows] for name, array in begin.items()}
         part = target if len(open_rows) == len(weights) else target.subset(open_rows)
-        ended = _descend(part, structure, begin, replace(settings, learning_rate=rate), watch)
+        term = LowRankTerm(part.objective, rank, settings.seed) if rank else None
+        descent = _Descent(part, start, term, replace(settings, learning_rate=rate))
+        descent.run(watch)
         last = restart == _RESTARTS
+        diverged = descent.diverged()
         for i, row in enumerate(open_rows.tolist()):
-            if last or not ended.diverged[i]:
-                best = [{name: array[i] for name, array in named.items()} for named in ended.numbers]
-                found[row] = Descended(best, float(ended.errors[i]), int(ended.steps[i]), restart, start)
-        open_rows = open_rows[ended.diverged]
+            if last or not diverged[i]:
+                found[row] = descent.best_of(i, restart)
+        open_rows = open_rows[diverged]
         if not len(open_rows) or last:
             break
         rate /= 4
     return [found[row] for row in range(len(weights))]
 
 
-@dataclass(frozen=True)
-class _Ended:
-    """Best numbers of a batch with their relative errors, which of the batch diverged, and steps taken; each (k,)."""
+class _Descent:
+    """One descent of a batch: its steps, and what it has been at its best."""
 
-    numbers: Numbers
-    errors: Tensor
-    diverged: Tensor
-    steps: Tensor
+    def __init__(self, target: Target, begin: Arrays, term: LowRankTerm | None, settings: DescentSettings) -> None:
+        self.objective, self.settings, self.term = target.objective, settings, term
+        self.entries = target.trained_entries()
+        self.arrays = {name: array.clone().requires_grad_() for name, array in begin.items()}
+        self.adam = _Adam(list(self.arrays.values()))
+        self.best = [array.detach().clone() for array in self._kept()]
+        self.norms = self.objective.norms()
+        self.slope = (2 / self.norms**2)[:, None, None]
+        # of each matrix (k,): the best error, the last one, steps until it was over, whether it is, and ever was NaN
+        self.errors = torch.full_like(self.norms, math.inf)
+        self.last = torch.full_like(self.norms, math.inf)
+        self.steps = torch.zeros_like(self.norms, dtype=torch.int64)
+        self.over = torch.zeros_like(self.norms, dtype=torch.bool)
+        self.broken = torch.zeros_like(self.norms, dtype=torch.bool)
+        self.history: list[Tensor] = []
 
+    def run(self, watch: OnStep | None) -> None:
+        """Step until all are over."""
+        steps = self.settings.steps
+        for step in range(steps + 1):
+            is_last = step == steps
+            with torch.set_grad_enabled(not is_last):  # the last step's numbers only have to be judged
+                entries = self.entries(self.arrays)
+            difference = self._difference(entries, is_last)
+            if step % _CHECK_EVERY == 0 or is_last:
+                gradient = self._look(difference, step)
+                if watch:
+                    watch(StepReport(step, steps, float(self.errors.mean())))
+                if bool(self.over.all()):
+                    break
+            else:
+                gradient = self.objective.weighted(difference)
+            if not is_last:
+                self._step(entries, gradient, step)
 
-def _descend(
-    target: Target, structure: Structure, begin: Numbers, settings: FitSettings, watch: OnStep | None
-) -> _Ended:
-    objective = target.objective
-    numbers = [{name: array.clone().requires_grad_() for name, array in named.items()} for named in begin]
-    parameters = [array for named in numbers for array in named.values()]
-    term = _low_rank_start(objective, structure.rank, settings.seed)
-    best = [array.detach().clone() for array in (*parameters, *term)]
-    norms = objective.norms()
-    slope = (2 / norms**2)[:, None, None]
-    errors = torch.full_like(norms, math.inf)
-    broken = torch.zeros_like(norms, dtype=torch.bool)
-    workspace = Workspace()
-    adam = _Adam(parameters)
-    patience = max(2, round(settings.steps * _PATIENCE / _CHECK_EVERY))
-    history: list[Tensor] = []
-    over = torch.zeros_like(broken)
-    steps = torch.zeros_like(norms, dtype=torch.int64)
-    last = torch.full_like(norms, math.inf)
-    for step in range(settings.steps + 1):
-        with torch.set_grad_enabled(step < settings.steps):  # the last step's numbers only have to be judged
-            entries = target.entries(numbers, workspace)
-        chain = entries.detach()
-        for _ in range((1 if step < settings.steps else _LOW_RANK_SWEEPS) if term else 0):
-            term = objective.low_rank_step(chain, *term)
-        difference = chain.sub_(objective.weights)  # in place: no gradient on the way back needs what it was
-        if term:
-            difference += term[0] @ term[1]
-        if step % _CHECK_EVERY == 0 or step == settings.steps:
-            energy, gradient = energies(objective, difference)
-            now = energy.sqrt() / norms
-            # What is over stays as it is, so that a matrix ends the same whatever else is in the batch.
-            last, steps = torch.where(over, last, now), torch.where(over, steps, step)
-            broken |= ~now.isfinite() & ~over
-            better = (now < errors) & ~over
-            errors = torch.where(better, now, errors)
-            for kept, array in zip(best, (*parameters, *term), strict=True):
-                kept.copy_(torch.where(better.reshape(-1, *[1] * (array.dim() - 1)), array.detach(), kept))
-            history.append(errors)
-            if watch:
-                watch(StepReport(step, settings.steps, float(errors.mean())))
-            over |= _over(history, patience)
-            if bool(over.all()):
-                break
-        else:
-            gradient = objective.weighted(difference)
-        if step < settings.steps:
-            for parameter in parameters:
-                parameter.grad = None
-            entries.backward(gradient.mul_(slope))  # type: ignore[no-untyped-call]
-            adam.step(settings.learning_rate * _share_of_rate(step, settings.steps))
-    # A NaN on the way, an end far from the best, or no more than the zero map: a smaller step may do.
-    diverged = (broken | (errors > _COLLAPSED) | (last > _STRAYED * errors + _EXACT)) & torch.tensor(
-        settings.steps > 0, device=broken.device
-    )
-    shaped = iter(best)
-    ended = [{name: next(shaped) for name in named} for named in structure.shapes()]
-    return _Ended(ended, errors, diverged, steps)
+    def diverged(self) -> Tensor:
+        """Return (k,) which ended in a NaN on the way, far from their best, or no better than the zero map.
+
+        A smaller step may do for these.
+        """
+        strayed = self.last > _STRAYED * self.errors + _EXACT
+        return (self.broken | (self.errors > _COLLAPSED) | strayed) & (self.settings.steps > 0)
+
+    def best_of(self, i: int, restarts: int) -> Descended:
+        """Return one matrix at its best."""
+        arrays = {name: best[i] for name, best in zip(self.arrays, self.best, strict=False)}
+        factors = tuple(best[i] for best in self.best[len(arrays) :])
+        return Descended(arrays, factors, float(self.errors[i]), int(self.steps[i]), restarts)
+
+    def _kept(self) -> list[Tensor]:
+        return [*self.arrays.values(), *(self.term.factors if self.term else ())]
+
+    def _difference(self, entries: Tensor, is_last: bool) -> Tensor:
+        """Return what the map differs by, in the place of its entries: no gradient on the way back needs those."""
+        matrices = entries.detach()
+        if self.term is not None:
+            self.term.follow(matrices, is_last=is_last)
+        difference = matrices.sub_(self.objective.weights)
+        if self.term is not None:
+            difference += self.term.matrix()
+        return difference
+
+    def _look(self, difference: Tensor, step: int) -> Tensor:
+        """Keep what is the best so far, see which are over, and return the gradient."""
+        energy, gradient = energies(self.objective, difference)
+        now = energy.sqrt() / self.norms
+        # What is over stays as it is, so that a matrix ends the same whatever else is in the batch.
+        self.last = torch.where(self.over, self.last, now)
+        self.steps = torch.where(self.over, self.steps, step)
+        self.broken |= ~now.isfinite() & ~self.over
+        better = (now < self.errors) & ~self.over
+        self.errors = torch.where(better, now, self.errors)
+        for kept, array in zip(self.best, self._kept(), strict=True):
+            kept.copy_(torch.where(better.reshape(-1, *[1] * (array.dim() - 1)), array.detach(), kept))
+        self.history.append(self.errors)
+        patience = max(2, round(self.settings.steps * _PATIENCE / _CHECK_EVERY))
+        self.over |= _over(self.history, patience)
+        return gradient
+
+    def _step(self, entries: Tensor, gradient: Tensor, step: int) -> None:
+        for array in self.arrays.values():
+            array.grad = None
+        entries.backward(gradient.mul_(self.slope))  # type: ignore[no-untyped-call]
+        self.adam.step(self.settings.learning_rate * _share_of_rate(step, self.settings.steps))
 
 
 class _Adam:
@@ -199,19 +206,6 @@ class _Adam:
         )
 
 
-def _low_rank_start(objective: Objective, rank: int, seed: int) -> tuple[Tensor, Tensor] | tuple[()]:
-    """Return left (k, out, rank) and right (k, rank, in) near the truncated SVD of the weights; () for rank 0."""
-    if not rank:
-        return ()
-    generator = torch.Generator().manual_seed(seed)
-    batch, out, into = objective.weights.shape
-    left = torch.randn(out, rank, generator=generator).expand(batch, -1, -1).to(objective.weights.device)
-    right = torch.randn(rank, into, generator=generator).expand(batch, -1, -1).to(objective.weights.device)
-    for _ in range(_LOW_RANK_SWEEPS):
-        left, right = objective.low_rank_step(None, left, right)
-    return left, right
-
-
 def _share_of_rate(step: int, steps: int) -> float:
     """Rise linearly over the first steps, then fall as a cosine."""
     return min(1.0, (step + 1) / (_WARM_UP * steps + 1)) * (1 + math.cos(math.pi * step / max(steps, 1))) / 2
@@ -220,62 +214,3 @@ def _share_of_rate(step: int, steps: int) -> float:
 def _over(history: Sequence[Tensor], patience: int) -> Tensor:
     exact = history[-1] <= _EXACT
     return exact | (history[-1] > history[-1 - patience] * (1 - _LEAST_GAIN)) if len(history) > patience else exact
-
-
-def _random_start(target: Target, structure: Structure, seed: int) -> Numbers:
-    """Random rotations, the same for every weight, in the form of the structure's mixer, `_START_GAIN` of its norm."""
-    generator = torch.Generator().manual_seed(seed)
-    objective = target.objective
-    weights, batch = objective.weights, len(objective.weights)
-    start = []
-    for chain in structure.chains:
-        named = _random_rotations(batch, chain, structure.mixer, generator)
-        start.append({name: array.to(weights.device) for name, array in named.items()})
-    entries = target.entries(start)
-    gain = _START_GAIN * objective.frobenius() / torch.linalg.vector_norm(entries, dim=(1, 2))
-    # On the weight's side of zero: descent from the other side has to pass a saddle (1x1 never does).
-    sign = torch.where(inner(entries, weights) < 0, -1.0, 1.0)
-    return scaled(start, replace(structure, rank=0), gain, sign)
-
-
-def _random_rotations(batch: int, chain: Chain, mixer: Mixer, generator: torch.Generator) -> dict[str, Tensor]:
-    # Below pi/4, so that every pair begins with a direct entry to divide by: any angle fits up to 0.3 % better,
-    # but spreads the canonical numbers too far for float16.
-    angles = torch.empty(chain.pairs).uniform_(-math.pi / 4, math.pi / 4, generator=generator).repeat(batch, 1)
-    if mixer is Mixer.GENERAL:
-        direct, cross = coefficients(chain, Mixer.ROTATION, {"angles": angles})
-        named = {"direct": direct, "cross": cross}
-    else:
-        named = {"angles": angles}
-    if chain.diagonals:
-        named["diagonals"] = torch.ones(batch, len(chain.diagonals), chain.width)
-    return named
-
-
-def scaled(numbers: Numbers, structure: Structure, factor: Tensor, sign: Tensor) -> Numbers:
-    """Return the numbers of sign * factor times each map of a batch; both (k,), factor >= 0.
-
-    General stages share the factor evenly, which keeps them equally steep, and so do the diagonals of rotations.
-    """
-    numbers = [dict(named) for named in numbers]
-    if structure.rank:
-        numbers[-1]["left"] = numbers[-1]["left"] * (sign * factor)[:, None, None]
-    chains = numbers[: len(structure.chains)]
-    if structure.mixer is Mixer.ROTATION:
-        diagonals = sum(len(chain.diagonals) for chain in structure.chains)
-        for named in chains:
-            if "diagonals" in named:
-                named["diagonals"] = named["diagonals"] * (factor ** (1 / diagonals))[:, None, None]
-        first = next((named for named in chains if "diagonals" in named), None)
-        if first is not None:
-            first["diagonals"] = torch.cat(
-                (first["diagonals"][:, :1] * sign[:, None, None], first["diagonals"][:, 1:]), 1
-            )
-        return numbers
-    root = (factor ** (1 / max(structure.stages, 1)))[:, None, None]
-    for i, named in enumerate(chains):
-        share = root.expand(-1, named["direct"].shape[1], 1).clone()
-        if i == 0:
-            share[:, 0, 0] *= sign
-        named["direct"], named["cross"] = named["direct"] * share, named["cross"] * share
-    return numbers

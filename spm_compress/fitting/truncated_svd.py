@@ -10,7 +10,7 @@ from torch import Tensor
 from spm_compress.fitting.spectrum import Spectrum, spectra
 from spm_compress.fitting.threads import one_thread
 
-__all__ = ["low_rank_factors", "svd_error"]
+__all__ = ["low_rank_factors", "rank_one", "svd_error"]
 
 
 def svd_error(weight: Tensor, numbers: float, covariance: Tensor | None = None) -> float:
@@ -45,6 +45,17 @@ def low_rank_factors(weight: Tensor, rank: int, covariance: Tensor | None = None
         with one_thread():
             basis = torch.linalg.qr(seen).Q
     return basis, basis.T @ weight
+
+
+def rank_one(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (k, r) and (k, c), whose outer products are the best rank-one approximations of blocks (k, r, c)."""
+    left, right = blocks.new_zeros(blocks.shape[:2]), blocks.new_zeros(blocks.shape[0], blocks.shape[2])
+    held = blocks.flatten(1).any(1)  # a matrix padded to a square is mostly blocks of zeros
+    with one_thread():
+        u, s, vt = torch.linalg.svd(blocks[held], full_matrices=False)
+    root = s[:, :1].sqrt()
+    left[held], right[held] = u[:, :, 0] * root, vt[:, 0] * root
+    return left, right
 
 
 def _gram(weight: Tensor, covariance: Tensor | None) -> Tensor:

@@ -1,5 +1,5 @@
 """Floor 3: the operator as layers of a neural network, fresh or fitted."""
 
-from spm_compress.layers.linear import SPMLinear
+from spm_compress.layers.linear import FormLinear, SPMLinear
 
-__all__ = ["SPMLinear"]
+__all__ = ["FormLinear", "SPMLinear"]

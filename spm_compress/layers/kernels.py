@@ -21,10 +21,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from spm_compress.operator.block_products import coefficients
-from spm_compress.operator.pairing import IDENTITY, Group
-from spm_compress.operator.spm import GroupMap, Numbers, low_rank
-from spm_compress.operator.structure import Structure
+from spm_compress.forms.form import Arrays
+from spm_compress.forms.spm.block_products import coefficients
+from spm_compress.forms.spm.form import SPM
+from spm_compress.forms.spm.pairing import IDENTITY, Group
+from spm_compress.forms.spm.plan import GroupMap
 
 __all__ = ["GroupKernels"]
 
@@ -36,34 +37,34 @@ _TILE = 4096  # numbers of a program: 32 in each of its 128 threads
 class GroupKernels:
     """The groups of a structure on one device."""
 
-    def __init__(self, structure: Structure, device: torch.device) -> None:
+    def __init__(self, structure: SPM, device: torch.device) -> None:
         self._structure = structure
         self._chains = [[_Group(group, chain.width, device) for group in chain.groups] for chain in structure.chains]
 
     @staticmethod
-    def serve(structure: Structure) -> bool:
-        """Say whether the structure is made of what the kernels know: stages in blocks, without diagonals."""
+    def serve(structure: SPM) -> bool:
+        """Say whether the structure is made of what the kernels know: stages in blocks, without scales."""
         blocks = [group.block for chain in structure.chains for group in chain.groups]
-        return 0 < max(blocks, default=0) <= _LARGEST and not any(chain.diagonals for chain in structure.chains)
+        return 0 < max(blocks, default=0) <= _LARGEST and not any(chain.scales for chain in structure.chains)
 
     @staticmethod
     def try_out(device: torch.device) -> None:
         """Mix one sample, forth and back; raises what keeps a small group's kernels from running on the device."""
         group = _Group(Group(IDENTITY, 1), _SPAN, device)
         with torch.inference_mode(False), torch.enable_grad():  # a first call may come from anywhere
-            direct, cross = torch.ones(2, 1, _SPAN, device=device)
+            diagonal, off_diagonal = torch.ones(2, 1, _SPAN, device=device)
             x = torch.ones(_SPAN, 1, device=device, requires_grad=True)
-            group(direct, cross, x, None).sum().backward()
+            group(diagonal, off_diagonal, x, None).sum().backward()
 
-    def maps(self, numbers: Numbers) -> list[list[Tensor | GroupMap]]:
-        """Return the groups as functions, in the places where `FusedPlan.blocks` has their blocks."""
-        maps: list[list[Tensor | GroupMap]] = []
-        for chain, groups, named in zip(self._structure.chains, self._chains, numbers, strict=False):
+    def maps(self, arrays: Arrays) -> list[list[GroupMap]]:
+        """Return the groups as functions, in the places where `FusedPlan.prepared` has their blocks."""
+        maps: list[list[GroupMap]] = []
+        named = self._structure.by_chain(arrays)
+        for chain, groups, own in zip(self._structure.chains, self._chains, named, strict=True):
             stages = [group.stages for group in chain.groups]
-            parts = (each.split(stages, -2) for each in coefficients(chain, self._structure.mixer, named))
+            parts = (each.split(stages, -2) for each in coefficients(chain, own))
             maps.append([functools.partial(group, *part) for group, *part in zip(groups, *parts, strict=True)])
-        term = low_rank(self._structure, numbers)
-        return maps if term is None else [*maps, [*term]]
+        return maps
 
 
 class _Group:
@@ -76,14 +77,14 @@ class _Group:
         self.position = None if in_order else members.to(device)
         self._permutes: bool | None = None
 
-    def __call__(self, direct: Tensor, cross: Tensor, x: Tensor, table: Tensor | None) -> Tensor:
+    def __call__(self, diagonal: Tensor, off_diagonal: Tensor, x: Tensor, table: Tensor | None) -> Tensor:
         """Return the slots (slots, rows) after the stages; x: (features, rows), table: (slots,) the feature in each."""
-        if not x.is_floating_point() or x.dtype == torch.float64 or x.device != direct.device:
-            raise TypeError(f"samples in {x.dtype} on {x.device} for numbers in {direct.dtype} on {direct.device}")
+        if not x.is_floating_point() or x.dtype == torch.float64 or x.device != diagonal.device:
+            raise TypeError(f"samples in {x.dtype} on {x.device} for numbers in {diagonal.dtype} on {diagonal.device}")
         if table is not None and not (self.stages and self._is_permutation(table, len(x))):
             x, table = x.index_select(0, table), None
         # Turned out here: a view made inside the function could not be changed in place.
-        return _Mixed.apply(x, direct, cross, table, self).T if self.stages else x
+        return _Mixed.apply(x, diagonal, off_diagonal, table, self).T if self.stages else x
 
     def _is_permutation(self, table: Tensor, features: int) -> bool:
         """A kernel can then write the gradient where the input came from: each place once."""
@@ -113,25 +114,25 @@ class _Group:
 class _Mixed(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: Tensor, direct: Tensor, cross: Tensor, table: Tensor | None, group: _Group
+        ctx: FunctionCtx, x: Tensor, diagonal: Tensor, off_diagonal: Tensor, table: Tensor | None, group: _Group
     ) -> Tensor:
         y = x.new_empty(x.shape[1], group.slots)
-        group.launch(_forward, x, table, direct, cross, y)
-        ctx.save_for_backward(x, direct, cross, table)  # type: ignore[arg-type]  # takes None, too
+        group.launch(_forward, x, table, diagonal, off_diagonal, y)
+        ctx.save_for_backward(x, diagonal, off_diagonal, table)  # type: ignore[arg-type]  # takes None, too
         ctx.group = group  # type: ignore[attr-defined]
         return y  # (rows, slots)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, direct, cross, table = ctx.saved_tensors  # type: ignore[attr-defined]
+        x, diagonal, off_diagonal, table = ctx.saved_tensors  # type: ignore[attr-defined]
         group: _Group = ctx.group  # type: ignore[attr-defined]
         of_x = torch.empty_like(x)
-        sums = direct.new_empty(triton.cdiv(x.shape[1], group.tile), 2, *direct.shape, dtype=torch.float32)
+        sums = diagonal.new_empty(triton.cdiv(x.shape[1], group.tile), 2, *diagonal.shape, dtype=torch.float32)
         strided = (gradient, *gradient.T.stride(), of_x, *of_x.stride())
-        group.launch(_backward, x, *strided, table, direct, cross, sums)
-        of_direct, of_cross = sums.sum(0).to(direct.dtype)
-        return of_x, of_direct, of_cross, None, None
+        group.launch(_backward, x, *strided, table, diagonal, off_diagonal, sums)
+        of_diagonal, of_off_diagonal = sums.sum(0).to(diagonal.dtype)
+        return of_x, of_diagonal, of_off_diagonal, None, None
 
 
 @triton.jit
@@ -165,30 +166,30 @@ def _partners(
 
 
 @triton.jit
-def _numbers(direct, cross, place, stage: tl.constexpr, width):
+def _numbers(diagonal, off_diagonal, place, stage: tl.constexpr, width):
     """Return one stage's coefficients, (1, span) each; a slot that stands for no position keeps what it has."""
-    d = tl.load(direct + stage * width + place, place < width, 1.0)
-    c = tl.load(cross + stage * width + place, place < width, 0.0)
+    d = tl.load(diagonal + stage * width + place, place < width, 1.0)
+    c = tl.load(off_diagonal + stage * width + place, place < width, 0.0)
     return d.to(tl.float32)[None, :], c.to(tl.float32)[None, :]
 
 
 @triton.jit
 def _forward(
-    x, x_feature, x_row, table, direct, cross, y, position, rows, width, slots,
+    x, x_feature, x_row, table, diagonal, off_diagonal, y, position, rows, width, slots,
     stages: tl.constexpr, descending: tl.constexpr, span: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
     slot, place, feature, _, row, inside = _place(position, table, width, slots, rows, span, tile)
     state = tl.load(x + row[:, None] * x_row + feature[None, :] * x_feature, inside, 0.0).to(tl.float32)
     for stage in tl.static_range(stages):
-        d, c = _numbers(direct, cross, place, stage, width)
+        d, c = _numbers(diagonal, off_diagonal, place, stage, width)
         state = d * state + c * _partners(state, stage, stages, descending, span, tile)
     tl.store(y + row[:, None] * slots + slot[None, :], state.to(y.dtype.element_ty), inside)
 
 
 @triton.jit
 def _backward(
-    x, x_feature, x_row, gradient, gradient_slot, gradient_row, of_x, of_feature, of_row, table, direct, cross, sums,
-    position, rows, width, slots,
+    x, x_feature, x_row, gradient, gradient_slot, gradient_row, of_x, of_feature, of_row,
+    table, diagonal, off_diagonal, sums, position, rows, width, slots,
     stages: tl.constexpr, descending: tl.constexpr, span: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
     slot, place, feature, part, row, inside = _place(position, table, width, slots, rows, span, tile)
@@ -197,13 +198,13 @@ def _backward(
     for stage in tl.static_range(stages - 1, -1, -1):
         state = begin  # mixed once more as far as here: that is cheaper than to keep all of them
         for before in tl.static_range(stage):
-            d, c = _numbers(direct, cross, place, before, width)
+            d, c = _numbers(diagonal, off_diagonal, place, before, width)
             state = d * state + c * _partners(state, before, stages, descending, span, tile)
         to = sums + (part * 2 * stages + stage) * width + place
         tl.store(to, tl.sum(got * state, 0), place < width)
         tl.store(
             to + stages * width, tl.sum(got * _partners(state, stage, stages, descending, span, tile), 0), place < width
         )
-        d, c = _numbers(direct, cross, place, stage, width)
+        d, c = _numbers(diagonal, off_diagonal, place, stage, width)
         got = d * got + _partners(c * got, stage, stages, descending, span, tile)
     tl.store(of_x + row[:, None] * of_row + feature[None, :] * of_feature, got.to(of_x.dtype.element_ty), inside)

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from spm_compress.checkpoint.artifact import Artifact, write_artifact
-from spm_compress.checkpoint.linears import use_linears
 from spm_compress.checkpoint.module_source import ModuleSource, open_module
+from spm_compress.checkpoint.unwrapping import use_linears
 from spm_compress.compress.live import refreshed
 from spm_compress.compress.model import fit_model
 from spm_compress.compress.module import apply_artifact
@@ -21,7 +21,7 @@ from spm_compress.compress.settings import CompressSettings
 from spm_compress.errors import UsageError
 from spm_compress.export.files import Exported, export_onnx
 from spm_compress.export.settings import ExportSettings
-from spm_compress.fitting.settings import FitSettings
+from spm_compress.forms.settings import FitSettings
 
 __all__ = ["Compressed", "compress_model"]
 

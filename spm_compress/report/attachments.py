@@ -10,7 +10,7 @@ from typing import Any
 
 from spm_compress.errors import SourceError, UsageError, near_misses
 from spm_compress.report.break_even import SCHEMA as BREAK_EVEN
-from spm_compress.report.inspection import INSPECTION_SCHEMA
+from spm_compress.report.results import INSPECTION_SCHEMA
 
 __all__ = ["Attachments", "read_attachments"]
 

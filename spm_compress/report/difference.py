@@ -10,12 +10,13 @@ from typing import Any
 
 from spm_compress.checkpoint.artifact import read_artifact
 from spm_compress.errors import ArtifactError
-from spm_compress.report.flat import flat
+from spm_compress.forms.form import form_text
+from spm_compress.report.results import flat
 from spm_compress.report.savings import SCHEMA, summarize, to_json
 
 __all__ = ["Difference", "Layer", "Pair", "compare", "difference_json"]
 
-_DIFFERENCE_SCHEMA = "spm-compress/diff/1"
+_DIFFERENCE_SCHEMA = "spm-compress/diff/2"
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Layer:
-    """What one weight became: stages, rank of a low-rank term, stored bytes, relative error (weight, outputs)."""
+    """What one weight became: form in words, stored bytes, relative error (weight, outputs)."""
 
-    stages: int
-    rank: int
+    form: str
     bytes: int
     error: float
     output_error: float | None
@@ -112,7 +112,10 @@ def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str] | None]:
 def _layers(report: Mapping[str, Any]) -> dict[str, Layer]:
     return {
         layer["name"]: Layer(
-            layer["stages"], layer["rank"], layer["bytes"]["after"], layer["error"], layer["output_error"]
+            form_text(layer["form"]["kind"], layer["form"]),
+            layer["bytes"]["after"],
+            layer["error"],
+            layer["output_error"],
         )
         for layer in report["layers"]
     }

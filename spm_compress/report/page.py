@@ -14,7 +14,7 @@ from spm_compress.errors import SpmError
 from spm_compress.report import pictures
 from spm_compress.report.attachments import Attachments
 from spm_compress.report.break_even import read_break_even
-from spm_compress.report.flat import flat
+from spm_compress.report.results import flat
 from spm_compress.report.savings import Savings, Size
 from spm_compress.units import bytes_text
 
@@ -57,7 +57,6 @@ def write_page(artifact: Artifact, savings: Savings, name: str, path: Path, atta
         pictures=_pictures(artifact, savings, attached),
         benches=attached.benches,
         settings=flat(artifact.settings),
-        stages=sorted({layer.stages for layer in savings.layers}),
     )
     with write_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # of names that are no Unicode

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer, KeptTensor, artifact_bytes
 from spm_compress.checkpoint.tensor_info import DECODED, ITEM_BYTES
+from spm_compress.forms.form import form_text, numbers_of
 
 __all__ = ["SCHEMA", "LayerSavings", "Savings", "Size", "summarize", "to_json"]
 
-SCHEMA = "spm-compress/report/1"
+SCHEMA = "spm-compress/report/2"
 
 # Relative weight errors that the sentence in plain words turns on. Round-to-nearest int4, which usually
 # needs repair, is at 0.15 on MiniLM; its SVD at half the size, with 0.50, keeps 31 % of the cosine.
@@ -46,13 +47,14 @@ class LayerSavings:
     """One fitted weight. multiply_adds: for one row; error, svd_error: relative Frobenius error.
 
     output_error, svd_output_error: the same of the outputs on calibration data, where there was any.
-    rank: of the low-rank term; a weight of no stages is that low-rank term alone, a truncated SVD.
+    form: what is computed in its place, size: what tells forms of that kind apart (`Form.summary`); reason: why its
+    numbers are not in the codec that was asked for.
     """
 
     name: str
     shape: tuple[int, int]
-    stages: int
-    mixer: str
+    form: str
+    size: Mapping[str, int | str]
     parameters: Size
     bytes: Size
     multiply_adds: Size
@@ -60,7 +62,12 @@ class LayerSavings:
     svd_error: float
     output_error: float | None
     svd_output_error: float | None
-    rank: int
+    reason: str | None
+
+    @property
+    def form_text(self) -> str:
+        """The form in words."""
+        return form_text(self.form, self.size)
 
 
 @dataclass(frozen=True)
@@ -147,22 +154,21 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _layer(layer: FittedLayer) -> LayerSavings:
     out, into = layer.shape
-    structure = layer.spm.structure
     # Tied names are one weight, which a graph holds once: copies in a checkpoint would be savings that no export has.
     dense_bytes = int(out * into * ITEM_BYTES[layer.dtype])
     return LayerSavings(
         name=layer.name,
         shape=layer.shape,
-        stages=structure.stages,
-        mixer=structure.mixer.value,
-        parameters=Size(out * into, structure.parameter_count),
+        form=layer.form.kind,
+        size=layer.form.summary,
+        parameters=Size(out * into, numbers_of(layer.form)),
         bytes=Size(dense_bytes, layer.stored_bytes),
-        multiply_adds=Size(out * into, structure.multiply_adds),
+        multiply_adds=Size(out * into, layer.form.multiply_adds),
         error=layer.error,
         svd_error=layer.svd_error,
         output_error=layer.output_error,
         svd_output_error=layer.svd_output_error,
-        rank=structure.rank,
+        reason=layer.reason,
     )
 
 
@@ -244,8 +250,7 @@ def to_json(savings: Savings) -> dict[str, Any]:
             {
                 "name": layer.name,
                 "shape": layer.shape,
-                "stages": layer.stages,
-                "mixer": layer.mixer,
+                "form": {"kind": layer.form, **layer.size},
                 "parameters": size(layer.parameters),
                 "bytes": size(layer.bytes),
                 "multiply_adds": size(layer.multiply_adds),
@@ -253,7 +258,7 @@ def to_json(savings: Savings) -> dict[str, Any]:
                 "svd_error": layer.svd_error,
                 "output_error": layer.output_error,
                 "svd_output_error": layer.svd_output_error,
-                "rank": layer.rank,
+                "reason": layer.reason,
             }
             for layer in savings.layers
         ],

@@ -2,8 +2,9 @@
 
     python tests/checkpoint/make_golden.py
 
-It holds canonical, rotation and random-schedule layers, a wide and a tall one, low-rank terms with and without a
-chain, shifts, tied names and kept tensors.
+It holds SPMs of general stages, in the canonical gauge and in the free one, of rotations and of a schedule by tables,
+wide and tall; a sum with a low-rank term, a low-rank map and a dense one; numbers in float32 and in float16; bias
+corrections, a codec that was refused, tied names and kept tensors.
 `v<N>.expected.safetensors` has the dense matrices that those layers were on the day.
 """
 
@@ -17,44 +18,57 @@ from safetensors.torch import save_file
 
 from spm_compress.checkpoint import Artifact, FittedLayer, KeptTensor, write_artifact
 from spm_compress.checkpoint.artifact import MANIFEST_VERSION
-from spm_compress.operator import SPM, Mixer, Schedule, Structure, build_structure
+from spm_compress.codecs import FLOAT16, FLOAT32, Codec, StoredArray
+from spm_compress.forms import Form, Operator, StoredOperator
+from spm_compress.forms.dense import Dense
+from spm_compress.forms.low_rank import LowRank
+from spm_compress.forms.spm import SPM, Mixer, Schedule, build_spm
+from spm_compress.forms.sum import Sum
 
 FOLDER = Path(__file__).parent / "golden"
-KINDS = {
-    "canonical.weight": (24, 24, Mixer.CANONICAL, Schedule.GROUPED, 9),
-    "wide.weight": (40, 24, Mixer.CANONICAL, Schedule.GROUPED, 22),
-    "tall.weight": (24, 40, Mixer.CANONICAL, Schedule.GROUPED, 7),
-    "rotation.weight": (24, 24, Mixer.ROTATION, Schedule.BUTTERFLY, 6),
-    "general.weight": (15, 15, Mixer.GENERAL, Schedule.GROUPED, 5),
-    "random.weight": (18, 18, Mixer.CANONICAL, Schedule.RANDOM, 3),
+
+
+def canonical(out: int, into: int, stages: int, schedule: Schedule = Schedule.GROUPED, codec: Codec = FLOAT32) -> SPM:
+    return build_spm(into, out, stages=stages, schedule=schedule, block=8).stored(codec)
+
+
+FORMS: dict[str, tuple[Form, Codec]] = {
+    "canonical.weight": (canonical(24, 24, 9), FLOAT32),
+    "wide.weight": (canonical(40, 24, 22), FLOAT32),
+    "tall.weight": (canonical(24, 40, 7), FLOAT32),
+    "rotation.weight": (
+        build_spm(24, 24, stages=6, mixer=Mixer.ROTATION, schedule=Schedule.BUTTERFLY, block=8),
+        FLOAT32,
+    ),
+    "general.weight": (build_spm(15, 15, stages=5, block=8), FLOAT32),  # as where the canonical gauge overflows
+    "random.weight": (canonical(18, 18, 3, Schedule.RANDOM), FLOAT32),
+    "half.weight": (canonical(24, 40, 7, codec=FLOAT16), FLOAT16),
+    "half_rotation.weight": (build_spm(18, 24, stages=6, mixer=Mixer.ROTATION, block=8), FLOAT16),
+    "dense.weight": (Dense(6, 5), FLOAT16),
+    "sum.weight": (Sum((canonical(40, 24, 5), LowRank(24, 40, 3))), FLOAT32),
+    "half_sum.weight": (Sum((canonical(18, 18, 3, Schedule.RANDOM, FLOAT16), LowRank(18, 18, 2))), FLOAT16),
+    "low_rank.weight": (LowRank(24, 40, 2), FLOAT32),
 }
+# Those whose layers have a bias and were fitted with calibration data.
+CALIBRATED = ("sum.weight", "low_rank.weight")
 
 
-def random_numbers(structure: Structure, generator: torch.Generator) -> list[dict[str, torch.Tensor]]:
-    return [
-        {key: torch.randn(shape, generator=generator) for key, shape in named.items()} for named in structure.shapes()
-    ]
-
-
-def fitted(name: str, spm: SPM) -> FittedLayer:
+def fitted(name: str, form: Form, codec: Codec, generator: torch.Generator) -> FittedLayer:
+    arrays = {key: torch.randn(shape, generator=generator) for key, shape in form.shapes.items()}
+    codecs = form.codecs(codec)
+    stored = StoredOperator(form, {key: StoredArray.of(codecs[key], array) for key, array in arrays.items()})
     names = (name, "tied.weight") if name == "canonical.weight" else (name,)
-    return FittedLayer(names, spm.shape, "F32", "0" * 64, 0.5, 0.6, 400, 0, "random", spm)
+    layer = FittedLayer(names, Operator(form, arrays).shape, "F32", "0" * 64, 0.5, 0.6, 400, 0, "random", stored)
+    if name == "general.weight":
+        layer = replace(layer, reason="float16 cannot hold the numbers; stored in float32")
+    if name in CALIBRATED:
+        layer = replace(layer, output_error=0.4, svd_output_error=0.5, bias_correction=torch.arange(40.0))
+    return layer
 
 
 def main() -> None:
     generator = torch.Generator().manual_seed(0)
-    layers, expected = [], {}
-    for name, (out, into, mixer, schedule, stages) in KINDS.items():
-        structure = build_structure(into, out, stages=stages, mixer=mixer, schedule=schedule, block=8)
-        spm = SPM(structure, random_numbers(structure, generator))
-        layers.append(fitted(name, spm))
-        expected[name] = spm.to_dense()
-    for name, rank, stages in (("companion.weight", 3, 5), ("svd.weight", 2, 0)):
-        structure = build_structure(24, 40, stages=stages or 1, mixer=Mixer.CANONICAL, block=8)
-        structure = replace(structure, rank=rank, chains=structure.chains if stages else ())
-        spm = SPM(structure, random_numbers(structure, generator))
-        layers.append(replace(fitted(name, spm), output_error=0.4, svd_output_error=0.5, shift=torch.arange(40.0)))
-        expected[name] = spm.to_dense()
+    layers = [fitted(name, form, codec, generator) for name, (form, codec) in FORMS.items()]
     kept = torch.arange(6, dtype=torch.float16).reshape(2, 3)
     artifact = Artifact(
         source={"path": "model.safetensors", "files": {"model.safetensors": "1" * 64}},
@@ -76,6 +90,7 @@ def main() -> None:
     )
     FOLDER.mkdir(exist_ok=True)
     write_artifact(artifact, FOLDER / f"v{MANIFEST_VERSION}.spm.safetensors")
+    expected = {layer.name: layer.operator.to_dense() for layer in layers}
     save_file(expected, FOLDER / f"v{MANIFEST_VERSION}.expected.safetensors")
 
 

@@ -37,10 +37,22 @@ def test_the_golden_artifact_of_every_version_is_still_read(version: int) -> Non
     expected = load_file(GOLDEN.with_name(f"v{version}.expected.safetensors"))
     assert {layer.name for layer in artifact.layers} == set(expected)
     for layer in artifact.layers:
-        torch.testing.assert_close(layer.spm.to_dense(), expected[layer.name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(layer.operator.to_dense(), expected[layer.name], rtol=1e-4, atol=1e-5)
     assert artifact.layers[0].names == ("canonical.weight", "tied.weight")
     assert artifact.kept[0].reason == "excluded"
     assert artifact.tensors["kept"].dtype == torch.float16
+
+
+@pytest.mark.parametrize("version", range(1, MANIFEST_VERSION))
+def test_an_older_artifact_is_written_as_one_of_this_version(version: int, tmp_path: Path) -> None:
+    old = read_artifact(GOLDEN.with_name(f"v{version}.spm.safetensors"))
+    write_artifact(old, tmp_path / "new.spm.safetensors")
+    new = read_artifact(tmp_path / "new.spm.safetensors")
+    assert opened(tmp_path / "new.spm.safetensors")[0]["version"] == MANIFEST_VERSION
+    assert new.kept == old.kept
+    for before, after in zip(old.layers, new.layers, strict=True):
+        assert (after.names, after.form, after.stored.codecs) == (before.names, before.form, before.stored.codecs)
+        assert torch.equal(after.operator.to_dense(), before.operator.to_dense())
 
 
 def test_reading_and_writing_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -60,16 +72,39 @@ def test_stored_bytes_are_those_in_the_file() -> None:
         in_file = sum(array.nbytes for name, array in tensors.items() if name.startswith(f"{layer.name}.spm."))
         assert layer.stored_bytes == in_file
     random = next(layer for layer in artifact.layers if layer.name == "random.weight")
-    assert random.spm.structure.index_bytes == 3 * 18 * 4
+    assert sum(table.nbytes for table in random.form.tables.values()) == 3 * 18 * 4
 
 
-def test_low_rank_terms_shifts_and_errors_of_outputs_are_read_back() -> None:
+def test_forms_bias_corrections_and_errors_of_outputs_are_read_back() -> None:
     layers = {layer.name: layer for layer in read_artifact(GOLDEN).layers}
-    term, alone, plain = layers["companion.weight"], layers["svd.weight"], layers["canonical.weight"]
-    assert (term.spm.structure.rank, alone.spm.structure.chains) == (3, ())
-    assert alone.shift is not None and alone.shift.tolist() == list(range(40))
+    kinds = {name: layer.form.kind for name, layer in layers.items()}
+    assert kinds == {
+        **dict.fromkeys(("canonical.weight", "wide.weight", "tall.weight", "rotation.weight"), "spm"),
+        **dict.fromkeys(("general.weight", "random.weight", "half.weight", "half_rotation.weight"), "spm"),
+        **dict.fromkeys(("sum.weight", "half_sum.weight"), "sum"),
+        **{"low_rank.weight": "low_rank", "dense.weight": "dense"},
+    }
+    term, alone, plain = layers["sum.weight"], layers["low_rank.weight"], layers["canonical.weight"]
+    assert term.form.shapes["1.left"] == (40, 3)
+    assert alone.form.shapes == {"left": (40, 2), "right": (2, 24)}
+    assert alone.bias_correction is not None and alone.bias_correction.tolist() == list(range(40))
     assert (alone.output_error, alone.svd_output_error) == (0.4, 0.5)
-    assert (plain.output_error, plain.svd_output_error, plain.shift) == (None, None, None)
+    assert (plain.output_error, plain.svd_output_error, plain.bias_correction) == (None, None, None)
+
+
+def test_codecs_and_why_one_was_refused_are_read_back() -> None:
+    layers = {layer.name: layer for layer in read_artifact(GOLDEN).layers}
+    tensors = opened(GOLDEN)[1]
+    half = ("half.weight", "half_rotation.weight", "half_sum.weight", "dense.weight")
+    assert {name for name, layer in layers.items() if layer.stored.codec.name == "float16"} == set(half)
+    for layer in layers.values():
+        for name, codec in layer.stored.codecs.items():
+            stored = tensors[f"{layer.name}.spm.{name}"]
+            assert str(stored.dtype) == f"torch.{codec.name}"
+            assert codec.name == ("float16" if layer.name in half and not name.endswith(".scales") else "float32")
+            assert torch.equal(layer.operator.arrays[name], stored.float())
+    reasons = {name: layer.reason for name, layer in layers.items() if layer.reason}
+    assert reasons == {"general.weight": "float16 cannot hold the numbers; stored in float32"}
 
 
 def test_a_later_version_asks_for_an_upgrade(tmp_path: Path) -> None:
@@ -92,16 +127,20 @@ def first(manifest: dict[str, Any]) -> dict[str, Any]:
         lambda m: m.update(kept=3),
         lambda m: first(m).update(names=["absent.weight"]),
         lambda m: first(m).update(shape=[24, 25]),
-        lambda m: first(m)["structure"].update(mixer="magic"),
-        lambda m: first(m)["structure"].update(chains=[]),
-        lambda m: first(m)["structure"]["chains"][0].update(width=10**9),
-        lambda m: first(m)["structure"]["chains"][0].update(width=-3),
-        lambda m: first(m)["structure"]["chains"][0]["groups"][1].update(order=[2, 0]),
-        lambda m: first(m)["structure"]["chains"][0]["groups"][1].update(order="table"),
-        lambda m: first(m)["structure"]["chains"][0]["groups"][1].update(order={"shuffle": 5}),
-        lambda m: first(m)["structure"]["chains"][0]["groups"][0].update(order=[1, 2**64]),
-        lambda m: first(m)["structure"]["chains"][0]["groups"][0].update(stages=60),
-        lambda m: first(m)["structure"]["chains"][0].update(diagonals=[0, 1]),
+        lambda m: first(m).pop("form"),
+        lambda m: first(m)["form"].pop("kind"),
+        lambda m: first(m)["form"].update(kind="low_rank"),
+        lambda m: first(m)["form"].update(mixer="magic"),
+        lambda m: first(m)["form"].update(gauge="free"),
+        lambda m: first(m)["form"].update(chains=[]),
+        lambda m: first(m)["form"]["chains"][0].update(width=10**9),
+        lambda m: first(m)["form"]["chains"][0].update(width=-3),
+        lambda m: first(m)["form"]["chains"][0]["groups"][1].update(order=[2, 0]),
+        lambda m: first(m)["form"]["chains"][0]["groups"][1].update(order="table"),
+        lambda m: first(m)["form"]["chains"][0]["groups"][1].update(order={"shuffle": 5}),
+        lambda m: first(m)["form"]["chains"][0]["groups"][0].update(order=[1, 2**64]),
+        lambda m: first(m)["form"]["chains"][0]["groups"][0].update(stages=60),
+        lambda m: first(m)["form"]["chains"][0].update(scales=[0, 1]),
         lambda m: m["kept"][0].update(name="other"),
     ],
 )
@@ -130,7 +169,7 @@ def test_no_mutilation_escapes_as_another_error(tmp_path: Path, data: st.DataObj
     except ArtifactError:
         return
     for layer in artifact.layers:  # what is accepted can be used
-        assert layer.spm.to_dense().shape == layer.shape
+        assert layer.operator.to_dense().shape == layer.shape
 
 
 def test_foreign_and_broken_files_are_refused(tmp_path: Path) -> None:

@@ -11,13 +11,15 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from spm_compress import CompressSettings, FitSettings, fit_model, open_source, read_artifact, write_artifact
 from spm_compress.calibration.data import read_batches
@@ -130,26 +132,149 @@ def test_compressed_calibration_data_has_a_limit(tmp_path: Path, monkeypatch: py
         read_batches(source, tmp_path / "bomb.npz")
 
 
-def test_an_artifact_that_claims_any_width_is_damaged(tmp_path: Path) -> None:
-    save_file({"w": torch.randn(64, 64)}, tmp_path / "model.safetensors")
-    path = tmp_path / "model.spm.safetensors"
-    settings = CompressSettings(FitSettings(stages=2, steps=1))
-    write_artifact(fit_model(open_source(tmp_path / "model.safetensors"), settings, beside=tmp_path), path)
-    raw = path.read_bytes()
-    (length,) = struct.unpack("<Q", raw[:8])
-    entries = json.loads(raw[8 : 8 + length])
-    manifest = json.loads(entries["__metadata__"]["spm_compress"])
-    structure = manifest["layers"][0]["structure"]
-    huge = 1 << 50
-    structure.update(in_features=huge, out_features=huge)
-    manifest["layers"][0]["shape"] = [huge, huge]
-    structure["chains"] = [
-        {"width": huge, "diagonals": [], "groups": [{"order": [1, 0], "stages": 0, "low": 1, "descending": False}]}
-    ]
-    numbers = {name: {"dtype": "F32", "shape": [0, huge], "data_offsets": [0, 0]} for name in ("w.spm.0.cross",)}
+def fitted_artifact(folder: Path, forms: tuple[str, ...] = ("spm",)) -> Path:
+    save_file({"w": torch.randn(64, 64)}, folder / "model.safetensors")
+    path = folder / "model.spm.safetensors"
+    settings = CompressSettings(FitSettings(stages=8, steps=1, forms=forms))
+    write_artifact(fit_model(open_source(folder / "model.safetensors"), settings, beside=folder), path)
+    return path
+
+
+def manifest_in(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        found: dict[str, Any] = json.loads(file.metadata()["spm_compress"])
+    return found
+
+
+def without_stages(width: int) -> dict[str, Any]:
+    groups = [{"order": [1, 0], "stages": 0, "low": 1, "descending": False}]
+    return {
+        "kind": "spm",
+        "mixer": "general",
+        "gauge": "canonical",
+        "in_features": width,
+        "out_features": width,
+        "chains": [{"width": width, "scales": [], "groups": groups}],
+    }
+
+
+# What a form claims, and the arrays, none of which has a number, by which that would be true.
+HUGE = 1 << 50
+CLAIMS: dict[str, tuple[dict[str, Any], dict[str, list[int]]]] = {
+    "spm": (without_stages(HUGE), {"0.off_diagonal": [0, HUGE]}),
+    "low_rank": (
+        {"kind": "low_rank", "in_features": HUGE, "out_features": HUGE, "rank": 0},
+        {"left": [HUGE, 0], "right": [0, HUGE]},
+    ),
+    "wide_dense": ({"kind": "dense", "in_features": HUGE, "out_features": 0}, {"weight": [0, HUGE]}),
+    "tall_dense": ({"kind": "dense", "in_features": 0, "out_features": HUGE}, {"weight": [HUGE, 0]}),
+    "sum": (
+        {
+            "kind": "sum",
+            "parts": [
+                without_stages(HUGE),
+                {"kind": "low_rank", "in_features": HUGE, "out_features": HUGE, "rank": 0},
+            ],
+        },
+        {"0.0.off_diagonal": [0, HUGE], "1.left": [HUGE, 0], "1.right": [0, HUGE]},
+    ),
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_an_artifact_that_claims_any_width_is_damaged(tmp_path: Path, claim: str) -> None:
+    path = fitted_artifact(tmp_path)
+    manifest = manifest_in(path)
+    form, arrays = CLAIMS[claim]
+    shape = [form.get("out_features", HUGE), form.get("in_features", HUGE)]
+    manifest["layers"][0].update(form=form, codecs=dict.fromkeys(arrays, "float32"), shape=shape)
+    numbers = {f"w.spm.{name}": {"dtype": "F32", "shape": of, "data_offsets": [0, 0]} for name, of in arrays.items()}
     header(path, {"__metadata__": {"spm_compress": json.dumps(manifest)}, **numbers})
     with pytest.raises(ArtifactError, match="manifest is damaged"):
         read_artifact(path)
+
+
+def unknown_form(layer: dict[str, Any]) -> None:
+    layer["form"]["kind"] = "magic"
+
+
+def unknown_part(layer: dict[str, Any]) -> None:
+    layer["form"]["parts"][1]["kind"] = "magic"
+
+
+def form_that_is_no_name(layer: dict[str, Any]) -> None:
+    layer["form"]["kind"] = ["spm"]
+
+
+def unknown_codec(layer: dict[str, Any]) -> None:
+    layer["codecs"]["1.left"] = "float8\nmagic"
+
+
+def codec_that_is_no_name(layer: dict[str, Any]) -> None:
+    layer["codecs"]["1.left"] = {"name": "float32"}
+
+
+def codec_of_another_dtype(layer: dict[str, Any]) -> None:
+    layer["codecs"]["1.left"] = "float16"
+
+
+def codec_that_is_missing(layer: dict[str, Any]) -> None:
+    del layer["codecs"]["1.left"]
+
+
+def codecs_that_are_a_list(layer: dict[str, Any]) -> None:
+    layer["codecs"] = list(layer["codecs"])
+
+
+def sum_in_a_sum(layer: dict[str, Any]) -> None:
+    """With the names that the arrays of such a sum would have, so that nothing else is wrong."""
+    inner = layer["form"]
+    layer["form"] = {"kind": "sum", "parts": [inner, inner["parts"][1]]}
+    layer["codecs"] = {
+        **{f"0.{name}": codec for name, codec in layer["codecs"].items()},
+        **dict.fromkeys(("1.left", "1.right"), "float32"),
+    }
+
+
+def sums_without_end(layer: dict[str, Any]) -> None:
+    for _ in range(100):
+        layer["form"] = {"kind": "sum", "parts": [layer["form"], layer["form"]["parts"][1]]}
+
+
+def sum_of_one(layer: dict[str, Any]) -> None:
+    layer["form"]["parts"].pop()
+
+
+def sum_of_very_many(layer: dict[str, Any]) -> None:
+    layer["form"]["parts"] *= 10_000
+
+
+def parts_of_two_shapes(layer: dict[str, Any]) -> None:
+    layer["form"]["parts"][1]["in_features"] = 32
+
+
+ATTACKS = [
+    *(unknown_form, unknown_part, form_that_is_no_name),
+    *(unknown_codec, codec_that_is_no_name, codec_of_another_dtype, codec_that_is_missing, codecs_that_are_a_list),
+    *(sum_in_a_sum, sums_without_end, sum_of_one, sum_of_very_many, parts_of_two_shapes),
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_form_or_a_codec_that_lies_is_one_line(tmp_path: Path, attack: Callable[[dict[str, Any]], None]) -> None:
+    path = fitted_artifact(tmp_path, ("sum",))
+    manifest, tensors = manifest_in(path), load_file(path)
+    assert sorted(manifest["layers"][0]["codecs"]) == sorted(
+        name.removeprefix("w.spm.") for name in tensors if ".order." not in name
+    )
+    attack(manifest["layers"][0])
+    if attack is sum_in_a_sum:
+        nested = {name.replace("w.spm.", "w.spm.0."): tensor for name, tensor in tensors.items()}
+        tensors = nested | {f"w.spm.1.{side}": tensors[f"w.spm.1.{side}"].clone() for side in ("left", "right")}
+    save_file(tensors, path, metadata={"spm_compress": json.dumps(manifest)})
+    with pytest.raises(ArtifactError, match="manifest is damaged") as refused:
+        read_artifact(path)
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_none_of_them_needs_memory(tmp_path: Path) -> None:

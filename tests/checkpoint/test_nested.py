@@ -252,7 +252,7 @@ def test_weights_of_wrapped_modules_are_loaded_into_what_a_factory_builds(prefix
     write_artifact(artifact, tmp_path / "m.spm.safetensors")
     assert artifact.source["key"] == "net"
     model = load(tmp_path / "m.spm.safetensors", factory="wrapped_builders:build")
-    matrices = {layer.name.removeprefix(prefix): layer.spm.to_dense() for layer in artifact.layers}
+    matrices = {layer.name.removeprefix(prefix): layer.operator.to_dense() for layer in artifact.layers}
     x = torch.randn(5, 64)
     hidden = torch.relu(x @ matrices["0.weight"].T + state()["0.bias"])
     torch.testing.assert_close(model(x), hidden @ matrices["2.weight"].T + state()["2.bias"], atol=1e-4, rtol=1e-4)

@@ -45,7 +45,7 @@ def test_a_large_artifact_is_read_as_it_was(path: Path) -> None:
     assert all(torch.equal(read.tensors[name], x) for name, x in meant.tensors.items())
     for layer, same in zip(read.layers, meant.layers, strict=True):
         assert layer.names == same.names
-        assert torch.equal(layer.spm.to_dense(), same.spm.to_dense())
+        assert torch.equal(layer.operator.to_dense(), same.operator.to_dense())
 
 
 def test_no_shard_is_larger_than_asked_for_unless_one_tensor_is(path: Path) -> None:

@@ -9,13 +9,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import mistake_folders
 import pytest
 
-from spm_compress import read_artifact
+from spm_compress import read_artifact, write_artifact
 from spm_compress.compress import CompressSettings
 from spm_compress_cli.config import option_key
 from spm_compress_cli.main import cli, main
@@ -102,6 +103,7 @@ def test_a_configuration_holds_every_option_and_the_command_line_goes_before_it(
 FITS = [
     "model.safetensors --stages 3 --block 8 --steps 4 --seed 3 --schedule random --mixer rotation --store float16",
     "model.safetensors --steps 4 --effort best --stages 4 --exclude 2.* --min-features 40",
+    "model.safetensors --stages 8 --block 8 --steps 4 --forms sum,low-rank --store float16 --layer 0.*:form=dense",
     "model.safetensors --budget 0.4 --block 8 --steps 4 --low-rank auto",
     "bert --include encoder.* --stages 3 --block 8 --steps 4 --calibration texts.txt --sequential",
     "bert --include encoder.* --block 8 --steps 4 --layer *.query.*:stages=6,low-rank=auto --layer *.key.*:mixer=auto",
@@ -118,6 +120,16 @@ def test_a_fit_repeated_from_its_artifact_gives_the_same_bytes(arguments: str, h
     run(f"fit --from first.spm.safetensors {again} --seed 9 -o other.spm.safetensors")
     said, other = (read_artifact(here / f"{name}.spm.safetensors").settings for name in ("first", "other"))
     assert {**said, "seed": 9} == dict(other)
+
+
+@pytest.mark.parametrize(("store", "said"), [("float32", "F32"), ("float16", "F16")])
+def test_a_fit_of_before_codecs_and_forms_is_repeated(store: str, said: str, here: Path, run: Run) -> None:
+    run(f"fit model.safetensors --stages 3 --steps 4 --mixer rotation --store {store} -o first.spm.safetensors")
+    first = read_artifact(here / "first.spm.safetensors")
+    settings = {key: value for key, value in first.settings.items() if key != "forms"} | {"store": said}
+    write_artifact(replace(first, settings=settings), here / "old.spm.safetensors")
+    run("fit --from old.spm.safetensors -o second.spm.safetensors")
+    assert (here / "first.spm.safetensors").read_bytes() == (here / "second.spm.safetensors").read_bytes()
 
 
 def test_what_a_manifest_says_of_a_fit_is_what_the_command_line_can_say() -> None:

@@ -186,11 +186,11 @@ def test_some_weights_are_fitted_anew(folder: Path) -> None:
     assert again.returncode == 0, again.stderr
     after = read_artifact(folder / "model.spm.safetensors")
     assert [layer.name for layer in after.layers] == [layer.name for layer in before.layers]
-    stages = {layer.name: layer.spm.structure.stages for layer in after.layers}
+    stages = {layer.name: layer.form.summary["stages"] for layer in after.layers}
     assert stages == {f"layer.{i}.weight": 4 if i in (1, 2) else 10 for i in range(6)}
     for old, new in zip(before.layers, after.layers, strict=True):
-        same = old.spm.structure == new.spm.structure and all(
-            torch.equal(a[name], b[name]) for a, b in zip(old.spm.numbers, new.spm.numbers, strict=True) for name in a
+        same = old.form == new.form and all(
+            torch.equal(array, new.operator.arrays[name]) for name, array in old.operator.arrays.items()
         )
         assert same == (new.name not in ("layer.1.weight", "layer.2.weight"))
     wrong = spm("fit", "model.safetensors", "--refit", "layr.*", cwd=folder)

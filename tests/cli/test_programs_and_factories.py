@@ -71,7 +71,7 @@ def test_a_program_is_fitted_and_exported_with_nothing_else(folder: Path) -> Non
     assert spm("fit", "model.pt2", "--stages", "6", "--steps", "20", "--quiet", cwd=folder).returncode == 0
     run = spm("export", "--onnx", "out.onnx", "--lowering", "stages", "--dense", "dense.onnx", "--json", cwd=folder)
     assert run.returncode == 0, run.stderr
-    layers = {layer.name: layer.spm.to_dense() for layer in read_artifact(folder / "model.spm.safetensors").layers}
+    layers = {layer.name: layer.operator.to_dense() for layer in read_artifact(folder / "model.spm.safetensors").layers}
     assert sorted(layers) == ["0.weight", "2.weight"]
     x = torch.randn(5, 64)
     (name,) = (i.name for i in onnxruntime.InferenceSession(folder / "out.onnx").get_inputs())
@@ -261,8 +261,8 @@ def test_a_weight_of_no_linear_layer_is_said_not_to_be_trained(folder: Path) -> 
     assert run.returncode == 0, run.stderr
     assert "a.in_proj_weight: not trained, as no linear layer has it as its own weight; kept as fitted" in run.stderr
     before, after = (read_artifact(folder / f"{name}.spm.safetensors").layers for name in ("nets", "t"))
-    assert torch.equal(before[0].spm.to_dense(), after[0].spm.to_dense())
-    assert not torch.equal(before[2].spm.to_dense(), after[2].spm.to_dense())
+    assert torch.equal(before[0].operator.to_dense(), after[0].operator.to_dense())
+    assert not torch.equal(before[2].operator.to_dense(), after[2].operator.to_dense())
     assert (
         "train its SPM layers further before use (distill)" in spm("report", "nets.spm.safetensors", cwd=folder).stdout
     )

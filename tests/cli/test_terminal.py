@@ -89,9 +89,20 @@ def test_a_wide_terminal_has_the_columns_that_a_narrow_one_leaves_out(shown: Sho
     report = ("report", "3.spm.safetensors")
     narrow, _ = shown(*report, FORCE_COLOR="1", COLUMNS="80")
     wide, _ = shown(*report, FORCE_COLOR="1", COLUMNS="200")
-    left_out = "left out for want of room: rank, bytes, parameters, multiply-adds"
+    left_out = "left out for want of room: bytes, parameters, multiply-adds"
     assert left_out in " ".join(narrow.split()) and left_out not in " ".join(wide.split())
     assert re.search(r"24,576 > [\d,]+", wide) and not re.search(r"24,576 > [\d,]+", narrow)
+
+
+def test_forms_are_said_in_words(folder: Path, shown: Shown) -> None:
+    source = open_source(folder / "model.safetensors")
+    for form in ("spm", "low_rank"):
+        settings = CompressSettings(FitSettings(stages=8, block=8, steps=1, forms=(form,)))
+        write_artifact(fit_model(source, settings, beside=folder), folder / f"{form}.spm.safetensors")
+    report, _ = shown("report", "low_rank.spm.safetensors")
+    assert re.search(rf"{re.escape(LAYER)} +64x96 +low_rank: rank \d+ ", report)
+    found, _ = shown("diff", "spm.spm.safetensors", "low_rank.spm.safetensors")
+    assert re.search(rf"{re.escape(LAYER)} +spm: stages 8 .* low_rank: rank \d+ ", found)
 
 
 def test_bars_on_a_terminal_lines_on_a_dumb_one_and_colours_only_where_they_are_wanted(folder: Path) -> None:
@@ -116,7 +127,7 @@ def test_verbose_says_how_each_weight_was_fitted_and_what_ran(shown: Shown) -> N
     assert results == same == nothing
     assert quiet == ""
     assert re.match(r"spm-compress \S+, torch \S+, onnxruntime \S+, Python 3", verbose)
-    assert "10 stages, rank 0, 3 steps from a" in verbose and "stages" not in plain
+    assert "; spm: stages 10; 3 steps from a" in verbose and "stages" not in plain
 
 
 def test_verbose_says_what_caused_an_error(folder: Path, shown: Shown) -> None:

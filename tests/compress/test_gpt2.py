@@ -68,7 +68,7 @@ def test_it_is_loaded_run_and_saved_again(folder: Path, artifact_path: Path) -> 
         before = model(tokens).logits
         # The same computed by transformers' own layers, with the operators' matrices in them.
         for name in replaced:
-            dense.get_submodule(name).weight.copy_(model.get_submodule(name).spm().to_dense().T)
+            dense.get_submodule(name).weight.copy_(model.get_submodule(name).operator().to_dense().T)
         torch.testing.assert_close(before, dense(tokens).logits, rtol=1e-4, atol=1e-4)
         for parameter in model.get_submodule("transformer.h.0.attn.c_attn").parameters():
             parameter.add_(0.01)

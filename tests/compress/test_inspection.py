@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import save_file
 
 from spm_compress import FitSettings, fit_matrices, open_source
+from spm_compress.codecs import FLOAT32
 from spm_compress.compress import Inspection, fit_model, inspect_model
 from spm_compress.compress.inspection import LayerInspection
 from spm_compress.compress.model import CompressSettings
 from spm_compress.errors import SourceError, UsageError
-from spm_compress.operator import Schedule, build_structure
-from spm_compress.operator.spm import SPM
+from spm_compress.forms import Operator
+from spm_compress.forms.form import stored_bytes
+from spm_compress.forms.spm import Schedule, build_spm
 from spm_compress.report import inspection_json
 
 
@@ -52,7 +54,7 @@ def test_it_takes_what_fit_takes_and_names_the_others_with_fits_reasons(tmp_path
     assert {(left.name, left.reason) for left in inspection.kept} == {(k.name, k.reason) for k in artifact.kept}
 
 
-def test_figures_are_those_of_numpy_and_of_the_structures_that_fit_stores(tmp_path: Path) -> None:
+def test_figures_are_those_of_numpy_and_of_the_forms_that_fit_stores(tmp_path: Path) -> None:
     weight = random(160, 128)
     layer = layer_of(tmp_path, weight)
     s = np.linalg.svd(weight.double().numpy(), compute_uv=False)
@@ -67,7 +69,7 @@ def test_figures_are_those_of_numpy_and_of_the_structures_that_fit_stores(tmp_pa
         if size.stages is None:
             continue
         stored = [
-            FitSettings(stages=stages).stored_structure(160, 128).stored_bytes(4)
+            stored_bytes(FitSettings(stages=stages).reference(160, 128).stored(FLOAT32), FLOAT32)
             for stages in (size.stages, size.stages + 1)
         ]
         assert stored[0] == size.stored_bytes <= size.bytes < stored[1]
@@ -94,16 +96,16 @@ def test_no_fit_goes_below_what_inspect_says(tmp_path: Path) -> None:
 
 
 def test_verdicts(tmp_path: Path) -> None:
-    structure = build_structure(64, 64, stages=6, schedule=Schedule.BUTTERFLY)
+    form = build_spm(64, 64, stages=6, schedule=Schedule.BUTTERFLY)
     draw = torch.Generator().manual_seed(0)
-    numbers = [{k: torch.randn(s, generator=draw) for k, s in named.items()} for named in structure.shapes()]
+    arrays = {name: torch.randn(shape, generator=draw) for name, shape in form.shapes.items()}
     u, _, vt = torch.linalg.svd(random(64, 64))
     said = {
         "zero": (torch.zeros(64, 64), "all zeros: nothing to keep"),
         "tiny": (random(64, 64) * 1e-12, "near zero: the root mean square of its entries is 9.9e-13"),
         "one": (random(64, 1) @ random(1, 64), "already low rank: rank 1 holds everything, in 3.12% of the numbers"),
         "constant": (torch.full((64, 64), 0.3), "already low rank: rank 1 holds everything, in 3.12% of the numbers"),
-        "chain": (SPM(structure, numbers).to_dense(), "a butterfly of 6 stages holds everything, in 10.94%"),
+        "chain": (Operator(form, arrays).to_dense(), "a butterfly of 6 stages holds everything, in 10.94%"),
         "fast": (u @ torch.diag(0.5 ** torch.arange(64.0).div(2)) @ vt, "spectrum decays fast: a truncated SVD"),
         "flat": (random(64, 64), "flat spectrum: 3% of the bytes keeps"),
     }
@@ -129,7 +131,7 @@ def test_a_probe_is_the_fit_it_names(tmp_path: Path) -> None:
         settings = FitSettings(stages=probe.stages, steps=20)
         (result,) = fit_matrices(tensors[probe.name][None], settings)
         assert probe.error == pytest.approx(result.error, rel=1e-6)
-        assert probe.stored_bytes == 4 * result.spm.parameter_count
+        assert probe.stored_bytes == 4 * result.operator.parameter_count
     assert any(probe.error is not None for probe in inspection.probes)
 
 

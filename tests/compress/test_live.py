@@ -27,7 +27,7 @@ def source(bert: Path) -> Source:
 
 @pytest.fixture
 def path(source: Source, texts: Path, tmp_path: Path) -> Path:
-    """An artifact of a small BERT, fitted with calibration data and so with shifts."""
+    """An artifact of a small BERT, fitted with calibration data and so with bias corrections."""
     settings = CompressSettings(fit=FitSettings(stages=4, block=8, steps=10), include=("encoder.*",))
     write_artifact(fit_model(source, settings, beside=tmp_path, data=texts), tmp_path / "bert.spm.safetensors")
     return tmp_path / "bert.spm.safetensors"
@@ -57,7 +57,7 @@ def test_saving_an_untrained_model_changes_nothing_but_rounding(path: Path) -> N
     spm_compress.save(spm_compress.load(path), path.with_name("again.spm.safetensors"), like=path)
     before, after = read_artifact(path), read_artifact(path.with_name("again.spm.safetensors"))
     for old, new in zip(before.layers, after.layers, strict=True):
-        torch.testing.assert_close(new.spm.to_dense(), old.spm.to_dense(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(new.operator.to_dense(), old.operator.to_dense(), rtol=1e-4, atol=1e-5)
         assert new.error == pytest.approx(old.error, abs=1e-5)
 
 
@@ -104,7 +104,7 @@ def test_a_fit_of_nothing_expands_to_the_same_bits(dtype: torch.dtype, tmp_path:
         assert torch.equal(tensor.view(torch.uint8), tensors[name].view(torch.uint8))
 
 
-def test_a_shift_without_a_bias_is_named_and_onnx_is_refused(path: Path) -> None:
+def test_a_bias_correction_without_a_bias_is_named_and_onnx_is_refused(path: Path) -> None:
     artifact = read_artifact(path)
     name = artifact.layers[0].name
     bias = name.removesuffix("weight") + "bias"

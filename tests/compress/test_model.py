@@ -13,9 +13,11 @@ from safetensors.torch import save_file
 
 from spm_compress import CompressSettings, FitSettings, fit_model, open_source, write_artifact
 from spm_compress.checkpoint import Artifact, FittedLayer
+from spm_compress.codecs import FLOAT16, FLOAT32
 from spm_compress.errors import SourceError, UsageError
 from spm_compress.fitting import StepReport
-from spm_compress.operator import Mixer
+from spm_compress.forms.form import stored_bytes
+from spm_compress.forms.spm import Mixer
 
 QUICK = CompressSettings(FitSettings(steps=10, block=8))
 
@@ -89,14 +91,16 @@ def test_tied_weights_are_fitted_once_and_stay_tied(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mixer", [Mixer.GENERAL, Mixer.ROTATION])
 def test_float16_is_stored_only_where_it_does_no_harm(mixer: Mixer, tmp_path: Path) -> None:
     layers = {}
-    for store in (torch.float32, torch.float16):
+    for store in (FLOAT32, FLOAT16):
         settings = CompressSettings(FitSettings(stages=20, steps=60, mixer=mixer), store=store)
         (layers[store],) = fitted(tmp_path, settings, a__weight=random(128, 128)).layers
-    exact, half = layers[torch.float32], layers[torch.float16]
+    exact, half = layers[FLOAT32], layers[FLOAT16]
     assert half.error <= 1.02 * exact.error + 1e-3
     if mixer is Mixer.ROTATION:  # angles are all of one size: they always fit
-        assert half.spm.numbers[0]["angles"].dtype == torch.float16
+        assert half.stored.codecs["0.angles"] == FLOAT16
         assert half.stored_bytes < 0.6 * exact.stored_bytes
+    assert (half.stored.codec == FLOAT16) == (half.reason is None)
+    assert exact.reason is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -112,13 +116,14 @@ def test_a_weight_that_is_not_finite_is_named(value: float, tmp_path: Path) -> N
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_errors_are_those_of_what_is_stored_whatever_the_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
     weight = random(64, 64).to(dtype)
-    for store, size in ((torch.float32, 4), (torch.float16, 2)):
+    for store, size in ((FLOAT32, 4), (FLOAT16, 2)):
         settings = replace(QUICK, fit=replace(QUICK.fit, mixer=Mixer.ROTATION), store=store)
         (layer,) = fitted(tmp_path, settings, a__weight=weight).layers
-        diagonals = sum(named["diagonals"].numel() for named in layer.spm.numbers)  # they stay float32
-        assert layer.stored_bytes == size * (layer.spm.parameter_count - diagonals) + 4 * diagonals
-        assert layer.stored_bytes == layer.spm.structure.stored_bytes(size)
-        dense = layer.spm.to(torch.float64).to_dense().numpy()
+        arrays = layer.operator.arrays.items()
+        scales = sum(array.numel() for name, array in arrays if name.endswith(".scales"))  # they stay float32
+        assert layer.stored_bytes == size * (layer.operator.parameter_count - scales) + 4 * scales
+        assert layer.stored_bytes == stored_bytes(layer.form, store)
+        dense = layer.operator.to(torch.float64).to_dense().numpy()
         exact = weight.double().numpy()
         assert layer.error == pytest.approx(np.linalg.norm(exact - dense) / np.linalg.norm(exact), rel=1e-5)
 

@@ -71,7 +71,7 @@ def test_layers_that_share_a_weight_go_on_sharing_it() -> None:
     model[1].weight = model[0].weight
     compress_model(model, settings=QUICK)
     with torch.no_grad():
-        next(iter(model[0].chains.parameters())).mul_(2)
+        next(iter(model[0].arrays.parameters())).mul_(2)
     assert torch.equal(model[0].weight, model[1].weight)
     assert not torch.equal(model[0].bias, model[1].bias)
 
@@ -104,7 +104,7 @@ def test_an_artifact_is_put_into_the_module_it_was_fitted_from(tmp_path: Path) -
     artifact = fit_model(open_source(tmp_path / "m.safetensors"), CompressSettings(QUICK), beside=tmp_path)
     apply_artifact(model, artifact)
     for i, layer in zip((0, 2), artifact.layers, strict=True):
-        torch.testing.assert_close(model[i].weight, layer.spm.to_dense(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(model[i].weight, layer.operator.to_dense(), rtol=1e-4, atol=1e-6)
     with pytest.raises(ArtifactError, match=r"0\.weight: the model has no parameter of that name and shape"):
         apply_artifact(nn.Sequential(nn.ReLU()), artifact)
     with pytest.raises(ArtifactError, match=r"0\.weight: is \(8, 64\) in the model, \(96, 64\) fitted"):

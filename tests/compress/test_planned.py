@@ -15,7 +15,8 @@ from spm_compress import CompressSettings, FitSettings, fit_model, open_source
 from spm_compress.checkpoint import Artifact
 from spm_compress.compress import Silent, parse_override, plan_model
 from spm_compress.errors import UsageError
-from spm_compress.operator import Mixer, build_structure
+from spm_compress.forms.spm import SPM, Mixer, build_spm
+from spm_compress.forms.sum import Sum
 
 QUICK = CompressSettings(FitSettings(steps=20, block=8))
 
@@ -33,7 +34,7 @@ class Counting(Silent):
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A weight that one group of stages makes exactly, and one of noise."""
-    easy = random_spm(build_structure(64, 64, stages=3, mixer=Mixer.ROTATION, block=8), dtype=torch.float32).to_dense()
+    easy = random_spm(build_spm(64, 64, stages=3, mixer=Mixer.ROTATION, block=8), dtype=torch.float32).to_dense()
     hard = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     save_file({"easy.weight": easy.contiguous(), "hard.weight": hard}, tmp_path / "model.safetensors")
     return tmp_path / "model.safetensors"
@@ -49,7 +50,7 @@ def fitted(model: Path, settings: CompressSettings, progress: Silent | None = No
 def test_a_budget_holds_for_what_is_stored_and_goes_where_it_helps(model: Path, budget: float) -> None:
     artifact = fitted(model, replace(QUICK, budget=budget))
     assert sum(layer.stored_bytes for layer in artifact.layers) <= budget * 2 * 64 * 64 * 4
-    stages = {layer.name: layer.spm.structure.stages for layer in artifact.layers}
+    stages = {layer.name: layer.form.summary["stages"] for layer in artifact.layers}
     assert stages["hard.weight"] >= stages["easy.weight"] == 3
 
 
@@ -71,8 +72,8 @@ def test_what_was_kept_gives_the_same_artifact(model: Path) -> None:
         artifact = fitted(model, settings)
     fresh = fit_model(open_source(model), settings, beside=model.parent)
     for a, b in zip(artifact.layers, fresh.layers, strict=True):
-        assert a.spm.structure == b.spm.structure
-        assert all(torch.equal(x[n], y[n]) for x, y in zip(a.spm.numbers, b.spm.numbers, strict=True) for n in x)
+        assert a.form == b.form
+        assert all(torch.equal(x, b.operator.arrays[name]) for name, x in a.operator.arrays.items())
 
 
 def test_an_error_bound_leaves_what_does_not_reach_it_dense(model: Path) -> None:
@@ -109,12 +110,23 @@ def test_a_dry_run_plans_without_the_fits(model: Path) -> None:
 
 def test_some_weights_can_have_other_settings(model: Path) -> None:
     overrides = (parse_override("*:stages=6"), parse_override("hard*:mixer=rotation,stages=9,low-rank=2,block=16"))
-    layers = {layer.name: layer.spm.structure for layer in fitted(model, replace(QUICK, overrides=overrides)).layers}
-    assert (layers["easy.weight"].stages, layers["easy.weight"].mixer is Mixer.ROTATION) == (6, False)
-    assert (layers["hard.weight"].stages, layers["hard.weight"].mixer) == (9, Mixer.ROTATION)
-    assert (layers["easy.weight"].rank, layers["hard.weight"].rank) == (0, 2)
+    layers = {layer.name: layer.form for layer in fitted(model, replace(QUICK, overrides=overrides)).layers}
+    easy, hard = layers["easy.weight"], layers["hard.weight"]
+    assert isinstance(easy, SPM)
+    assert (easy.stages, easy.mixer) == (6, Mixer.GENERAL)
+    assert isinstance(hard, Sum)
+    assert (hard.summary["stages"], hard.summary["mixer"], hard.summary["rank"]) == (9, "rotation", 2)
     planned = fitted(model, replace(QUICK, overrides=(parse_override("easy*:stages=4"),), budget=0.3))
-    assert {layer.name: layer.spm.structure.stages for layer in planned.layers}["easy.weight"] == 4
+    assert {layer.name: layer.form.summary["stages"] for layer in planned.layers}["easy.weight"] == 4
+
+
+def test_some_weights_can_have_another_form(model: Path) -> None:
+    override = parse_override("hard*:form=low-rank")
+    artifact = fitted(model, replace(QUICK, overrides=(override,)))
+    assert {layer.name: layer.form.kind for layer in artifact.layers} == {
+        "easy.weight": "spm",
+        "hard.weight": "low_rank",
+    }
 
 
 @pytest.mark.parametrize(
@@ -122,10 +134,11 @@ def test_some_weights_can_have_other_settings(model: Path) -> None:
     [
         ("stages=3", "write it as 'GLOB:stages=20,mixer=rotation'"),
         ("*:", "write it as"),
-        ("*:depth=3", "'depth' is none of stages, mixer"),
+        ("*:depth=3", "'depth' is none of form, stages, mixer"),
         ("*:stages=many", "'many' is no value for stages"),
         ("*:stages=0", "'0' is no value for stages"),
         ("*:mixer=magic", "'magic' is no value for mixer"),
+        ("*:form=magic", "'magic' is no value for form"),
     ],
 )
 def test_overrides_that_say_nothing(text: str, line: str) -> None:

@@ -53,15 +53,15 @@ def output_of(artifact: Artifact | None) -> np.ndarray:
         if layer is None:
             x = np.tanh(x @ weight)
         else:
-            assert layer.shift is not None
-            x = np.tanh(x @ layer.spm.to_dense().numpy().T + layer.shift.numpy())
+            assert layer.bias_correction is not None
+            x = np.tanh(x @ layer.operator.to_dense().numpy().T + layer.bias_correction.numpy())
     return x
 
 
 def test_each_step_brings_the_models_output_nearer(model: Path) -> None:
     exact = output_of(None)
     plain = fit_model(open_source(model), SETTINGS, beside=model.parent)
-    plain = replace(plain, layers=tuple(replace(layer, shift=torch.zeros(48)) for layer in plain.layers))
+    plain = replace(plain, layers=tuple(replace(layer, bias_correction=torch.zeros(48)) for layer in plain.layers))
     errors = [
         float(np.linalg.norm(output_of(each) - exact) / np.linalg.norm(exact))
         for each in (plain, fitted(model, SETTINGS), fitted(model, replace(SETTINGS, is_sequential=True)))
@@ -74,9 +74,11 @@ def test_output_errors_are_against_the_original_models_outputs(model: Path) -> N
     artifact = fitted(model, replace(SETTINGS, is_sequential=True))
     first = now = X.astype(np.float64)
     for layer, weight in zip(sorted(artifact.layers, key=lambda each: each.name), WEIGHTS, strict=True):
-        assert layer.shift is not None and layer.output_error is not None and layer.svd_output_error is not None
-        matrix = layer.spm.to_dense().double().numpy()
-        exact, found = first @ weight, now @ matrix.T + layer.shift.numpy()
+        assert (
+            layer.bias_correction is not None and layer.output_error is not None and layer.svd_output_error is not None
+        )
+        matrix = layer.operator.to_dense().double().numpy()
+        exact, found = first @ weight, now @ matrix.T + layer.bias_correction.numpy()
         expected = np.linalg.norm(found - exact) / np.linalg.norm(exact - exact.mean(0))
         assert layer.output_error == pytest.approx(expected, rel=2e-4)  # moments are summed in float32
         # What no matrix can correct is part of the SVD's error too.
@@ -90,8 +92,8 @@ def test_output_errors_are_against_the_original_models_outputs(model: Path) -> N
 
 def test_the_mean_output_of_a_calibrated_layer_is_kept(model: Path) -> None:
     (first,) = [layer for layer in fitted(model, SETTINGS).layers if layer.name == "w0"]
-    assert first.shift is not None
-    now = X @ first.spm.to_dense().numpy().T + first.shift.numpy()
+    assert first.bias_correction is not None
+    now = X @ first.operator.to_dense().numpy().T + first.bias_correction.numpy()
     np.testing.assert_allclose(now.mean(0), (X @ WEIGHTS[0]).mean(0), atol=1e-4)
     assert first.output_error is not None
     assert first.svd_output_error is not None

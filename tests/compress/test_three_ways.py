@@ -20,7 +20,7 @@ from spm_compress.checkpoint.factory_source import open_factory
 from spm_compress.compress import load_model
 from spm_compress.compress.live import refreshed
 from spm_compress.export import ExportSettings
-from spm_compress.export.lowering import Blocks
+from spm_compress.forms.lowering import Blocks
 
 QUICK = FitSettings(stages=4, block=8, steps=5)
 X = {"x": torch.randn(3, 64, generator=torch.Generator().manual_seed(1))}

@@ -16,7 +16,7 @@ from spm_compress.checkpoint import Artifact, Source
 from spm_compress.compress import load_model
 from spm_compress.distill import DistillSettings, Recovered, Trained, TrainingReport, recover
 from spm_compress.errors import ArtifactError, ExportError, UsageError
-from spm_compress.fitting import relative_error
+from spm_compress.forms import relative_error
 
 QUICK = DistillSettings(
     steps=60, batch=8, check_every=10, keep_every=5, held_out=0.2, learning_rate=1e-2, block_share=0.1
@@ -61,7 +61,7 @@ def test_what_is_stored_is_what_was_trained(
 
 def test_errors_are_those_of_the_new_numbers_against_the_old_weights(recovered: Recovered, source: Source) -> None:
     for layer in recovered.artifact.layers:
-        assert layer.error == pytest.approx(relative_error(source.read(layer.name), layer.spm), rel=1e-9)
+        assert layer.error == pytest.approx(relative_error(source.read(layer.name), layer.operator), rel=1e-9)
         assert layer.output_error is None
 
 

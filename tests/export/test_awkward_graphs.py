@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from spm_compress import ExportSettings, export_onnx, open_source
 from spm_compress.errors import ExportError, SourceError
 from spm_compress.export import Precision
-from spm_compress.export.lowering import Blocks, Dense
+from spm_compress.forms.lowering import Blocks, Dense
 
 TWICE = [node("MatMul", ["x", "w"], "h"), node("Relu", ["h"], "r"), node("MatMul", ["r", "w"])]
 
@@ -28,7 +28,7 @@ def exported(made: onnx.ModelProto, folder: Path, *include: str, **options: obje
     )
     expected, source = onnx.load(path), open_source(path)
     for each in artifact.layers:
-        assert overwrite(expected, source.read(each.name).numpy(), each.spm.to_dense().numpy())
+        assert overwrite(expected, source.read(each.name).numpy(), each.operator.to_dense().numpy())
     x = draw(9, 3, WIDTH)
     right, answers = run(expected, x=x), run(found.path, x=x)
     assert list(answers) == list(right)
@@ -37,14 +37,14 @@ def exported(made: onnx.ModelProto, folder: Path, *include: str, **options: obje
     return onnx.load(found.path), found.spliced
 
 
-OURS = {"w": draw(0), "v": draw(1), "w.spm.0.cross": draw(2, WIDTH), "w.operator": draw(3, WIDTH)}
+OURS = {"w": draw(0), "v": draw(1), "w.spm.0.off_diagonal": draw(2, WIDTH), "w.operator": draw(3, WIDTH)}
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
 def test_values_and_nodes_that_are_named_like_ours(precision: str, tmp_path: Path) -> None:
     nodes = [
         node("MatMul", ["x", "w"], "w.spm.y"),
-        helper.make_node("Add", ["w.spm.y", "w.spm.0.cross"], ["w.matrix.0"], name="w"),
+        helper.make_node("Add", ["w.spm.y", "w.spm.0.off_diagonal"], ["w.matrix.0"], name="w"),
         node("MatMul", ["w.matrix.0", "v"], "v.operator"),
         helper.make_node("Add", ["v.operator", "w.operator"], ["y"], name="v"),
     ]
@@ -53,13 +53,13 @@ def test_values_and_nodes_that_are_named_like_ours(precision: str, tmp_path: Pat
 
 def test_functions_of_our_domain_stay_what_they_are(tmp_path: Path) -> None:
     opset = [helper.make_opsetid("", 18)]
-    names = ("FeaturesFirst", "LeadingDimensions", f"SPM_{WIDTH}x{WIDTH}_2stages_blocks")
+    names = ("FeaturesFirst", "LeadingDimensions", "Stage", f"SPM_{WIDTH}x{WIDTH}_2stages_blocks")
     functions = [
         helper.make_function("spm_compress", name, ["a"], ["r"], [node(kind, ["a"], "r")], opset)
-        for name, kind in zip(names, ("Relu", "Tanh", "Sigmoid"), strict=True)
+        for name, kind in zip(names, ("Relu", "Tanh", "Neg", "Sigmoid"), strict=True)
     ]
-    nodes = [node(name, [at], to, "spm_compress") for name, at, to in zip(names, "xab", "abc", strict=True)]
-    made = graph([*nodes, node("MatMul", ["c", "w"])], {"w": draw(0)}, functions=functions, domains=["spm_compress"])
+    nodes = [node(name, [at], to, "spm_compress") for name, at, to in zip(names, "xabc", "abcd", strict=True)]
+    made = graph([*nodes, node("MatMul", ["d", "w"])], {"w": draw(0)}, functions=functions, domains=["spm_compress"])
     exported(made, tmp_path)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 import torch
-from draw import random_spm
+from draw import laid_out, random_spm
 from made import fitted_layer
 from torch import nn
 
@@ -18,8 +18,8 @@ from spm_compress.compress.job import digest
 from spm_compress.export import choice, one_file
 from spm_compress.export.choice import plans, rows_of_layers
 from spm_compress.export.graph import from_module
-from spm_compress.export.lowering import Blocks, Dense, Layout, lowerings
-from spm_compress.operator import Mixer, build_structure
+from spm_compress.forms.lowering import Blocks, Dense, Layout, lowerings
+from spm_compress.forms.spm import Gauge, Mixer
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +30,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def layer(name: str = "a.weight", weight: torch.Tensor | None = None) -> FittedLayer:
     out, into = weight.shape if weight is not None else (64, 64)
-    spm = random_spm(build_structure(into, out, stages=6, block=8, mixer=Mixer.CANONICAL), dtype=torch.float32)
+    form = laid_out(into, out, Mixer.GENERAL, Gauge.CANONICAL, stages=6, block=8)
     known = digest(weight) if weight is not None else ""
-    return fitted_layer(spm, name, known)
+    return fitted_layer(random_spm(form, dtype=torch.float32), name, known)
 
 
 def times(**given: list[float]) -> Mapping[str, list[float]]:

@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from made import mlp
 from safetensors.torch import save_file
 from torch import nn
 
@@ -17,8 +18,10 @@ from spm_compress.checkpoint import Artifact, source_of
 from spm_compress.errors import ArtifactError, ExportError, SourceError, VerificationError
 from spm_compress.export import ExportSettings, export_layers
 from spm_compress.export.graph import ACTIVATIONS
-from spm_compress.export.lowering import Stages
-from spm_compress.export.lowering.stages import _Body
+from spm_compress.export.splicing import matches
+from spm_compress.export.splicing.matches import digest_of
+from spm_compress.forms.lowering import Stages
+from spm_compress.forms.spm.lowering.stages import StagesBody
 
 QUICK = FitSettings(steps=10, block=8)
 
@@ -90,13 +93,13 @@ def test_single_layers_are_models_of_their_own(mlp_file: Path) -> None:
     written = export_layers(artifact, mlp_file.parent / "layers")
     assert [each.path.name for each in written] == ["0.weight.onnx", "2.weight.onnx"]
     x = torch.randn(3, 96)
-    expected = x @ artifact.layers[0].spm.to_dense().T
+    expected = x @ artifact.layers[0].operator.to_dense().T
     np.testing.assert_allclose(run(written[0].path, x), expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_wrong_lowering_is_caught_and_leaves_no_file(mlp_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = _Body.swapped
-    monkeypatch.setattr(_Body, "swapped", lambda self, width, stride, state: right(self, width, 1, state))
+    right = StagesBody.mixed
+    monkeypatch.setattr(StagesBody, "mixed", lambda self, i, stage, stride, state: right(self, i, stage, 1, state))
     before = set(mlp_file.parent.iterdir())
     with pytest.raises(VerificationError, match="differ by"):
         export_onnx(
@@ -133,3 +136,20 @@ def test_a_graph_that_keeps_data_outside_its_folder_is_refused(mlp_file: Path) -
     (folder / "g.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
     with pytest.raises(SourceError, match="outside its folder"):
         export_onnx(fitted(mlp_file), folder / "out.onnx", graph=folder / "g.onnx")
+
+
+def test_a_matrix_is_digested_once_an_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[bytes] = []
+
+    def counted(matrix: np.ndarray) -> str:
+        hashed.append(np.ascontiguousarray(matrix).tobytes())
+        return digest_of(matrix)
+
+    monkeypatch.setattr(matches, "digest_of", counted)
+    path = tmp_path / "model.safetensors"
+    save_file(mlp(40, 64, 48).state_dict(), path)
+    source = open_source(path)
+    artifact = fit_model(source, CompressSettings(FitSettings(stages=4, steps=2, block=8)), beside=tmp_path)
+    export_onnx(artifact, tmp_path / "out.onnx", source=source)  # its lowerings timed, and several plans written
+    assert len(hashed) == len(set(hashed))
+    assert len(set(hashed)) >= 2

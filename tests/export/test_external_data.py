@@ -19,8 +19,8 @@ from torch import nn
 
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
 from spm_compress.export import Precision, write_ort
-from spm_compress.export.lowering import Blocks
 from spm_compress.export.side_by_side import VerifySettings, side_by_side
+from spm_compress.forms.lowering import Blocks
 
 SETTINGS = CompressSettings(FitSettings(stages=2, steps=2, block=8))
 

@@ -1,4 +1,4 @@
-"""Turns that can be avoided are, and nothing else changes."""
+"""Transposes that can be avoided are, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import onnx_ir as ir
 import pytest
 from onnx import parser
 
-from spm_compress.export.lowering import Layout
 from spm_compress.export.splicing.features_first import keep_features_first
-from spm_compress.export.splicing.turns import Turns
+from spm_compress.export.splicing.transposes import Transposes
 from spm_compress.export.verification import session
+from spm_compress.forms.lowering import Layout
 
 # In each graph `turn` stands for FeaturesFirst then FeaturesLast: what remains where a layer was.
 CASES = {
@@ -70,7 +70,7 @@ def graph(text: str) -> ir.Model:
 
 
 def with_turns(model: ir.Model) -> ir.Model:
-    turns = Turns(model, 18)
+    turns = Transposes(model, 18)
     for node in list(model.graph):
         if node.op_type == "Identity":
             x, y = node.inputs[0], node.outputs[0]

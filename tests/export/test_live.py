@@ -14,7 +14,7 @@ from spm_compress.checkpoint import Artifact
 from spm_compress.compress.module import apply_artifact
 from spm_compress.errors import VerificationError
 from spm_compress.export import ExportSettings, files
-from spm_compress.export.lowering import Blocks
+from spm_compress.forms.lowering import Blocks
 
 SETTINGS = ExportSettings(lowering=Blocks())
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
 from spm_compress.checkpoint import Artifact
-from spm_compress.operator import Mixer
+from spm_compress.forms.spm import Mixer
 
 NETWORK = """
 from collections import OrderedDict
@@ -52,8 +52,8 @@ def test_every_layer_is_one_node_with_its_name_and_its_numbers(fitted: Artifact,
     for name, shape in LAYERS.items():
         layer, text = by_name[f"{name}.weight"], calls[name].doc_string
         assert f"{name}.weight: {shape}, run as {lowering}" in text
-        assert "6 pairwise mixing stages in 2 groups (canonical)" in text
-        assert f"{layer.spm.parameter_count:,} numbers instead of {layer.shape[0] * layer.shape[1]:,}" in text
+        assert "spm, stages 6, mixer general, gauge canonical" in text
+        assert f"{layer.operator.parameter_count:,} numbers instead of {layer.shape[0] * layer.shape[1]:,}" in text
         assert f"error of the weight {layer.error:.3f}, of an SVD of equal size {layer.svd_error:.3f}" in text
 
 
@@ -64,11 +64,16 @@ def test_functions_have_readable_ends_and_say_what_they_do(fitted: Artifact, low
         assert function.doc_string, function.name
         if not function.name.startswith("SPM_"):
             assert list(function.output) == ["y"]
+            if function.name == "Stage":
+                assert list(function.input) == ["x", "partner", "off_diagonal"]
+                assert "y = x + off_diagonal * x[partner]" in function.doc_string
             continue
         takes_x = lowering != "dense"
-        assert list(function.input) == ["x"] * takes_x + ["cross", "diagonals"]
+        assert list(function.input) == ["x"] * takes_x + ["off_diagonal", "scales"]
         assert list(function.output) == (["y"] if takes_x else ["matrix"])
-        assert "a stage: x' = x + cross * x[partner]" in function.doc_string
+        strides = "4, 2, 1" if function.name.startswith("SPM_48x96") else "1, 2, 4"
+        assert f"6 stages on 96 features, strides {strides} | {strides}\n" in function.doc_string
+        assert "a stage: x' = x + off_diagonal * x[partner]" in function.doc_string
 
 
 def test_what_stands_around_a_layer_is_named_after_it(fitted: Artifact) -> None:
@@ -92,8 +97,8 @@ def test_two_chains_and_a_low_rank_term_are_told_apart(tmp_path: Path) -> None:
     settings = ExportSettings(lowering=ExportSettings.named("stages"))
     found = export_onnx(artifact, tmp_path / "out.onnx", source=open_source(path), settings=settings)
     model = onnx.load(found.path)
-    (function,) = [each for each in model.functions if each.name.startswith("SPM_")]
-    assert list(function.input) == ["x", "chain0_cross", "chain1_cross", "chain1_diagonals", "left", "right"]
+    (function,) = [each for each in model.functions if each.name.startswith("SUM_")]
+    assert list(function.input) == ["x", "off_diagonal_0_0", "off_diagonal_0_1", "scales", "left", "right"]
     assert "plus left (right x) of rank 2" in function.doc_string
-    (call,) = [node for node in model.graph.node if node.op_type.startswith("SPM_")]
-    assert "a low-rank term of rank 2" in call.doc_string
+    (call,) = [node for node in model.graph.node if node.op_type.startswith("SUM_")]
+    assert "sum, stages 9, mixer general, gauge canonical, rank 2" in call.doc_string

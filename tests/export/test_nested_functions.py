@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
 from spm_compress.checkpoint import Artifact
-from spm_compress.export.lowering import Blocks, Dense, Lowering, Stages
+from spm_compress.forms.lowering import Blocks, Dense, Lowering, Stages
 
 N = 40
 SETTINGS = CompressSettings(FitSettings(stages=2, steps=2, block=8))
@@ -113,7 +113,7 @@ def replaced(artifact: Artifact) -> dict[str, np.ndarray]:
     """Return the weights as they are stored, with the fitted ones multiplied out, whichever way they hold them."""
     found = dict(WEIGHTS)
     for layer in artifact.layers:
-        s = layer.spm.to_dense().numpy()
+        s = layer.operator.to_dense().numpy()
         w = WEIGHTS[layer.name]
         found[layer.name] = min((s, s.T), key=lambda each: float(np.linalg.norm(each - w)))
     return found

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
 from spm_compress.checkpoint import Artifact
 from spm_compress.errors import SourceError
-from spm_compress.export.lowering import Blocks, Dense, Lowering, Stages
+from spm_compress.forms.lowering import Blocks, Dense, Lowering, Stages
 
 OUT, IN = 48, 40
 WEIGHT = np.random.default_rng(0).standard_normal((OUT, IN)).astype(np.float32)  # E
@@ -274,7 +274,7 @@ def with_matrices(made: onnx.ModelProto, artifact: Artifact) -> onnx.ModelProto:
         for each in body.initializer:
             tensors[f"{each.name}.2" if each.name in tensors else each.name] = each
     for layer in artifact.layers:
-        stored, matrix = tensors[layer.name], layer.spm.to_dense().numpy()
+        stored, matrix = tensors[layer.name], layer.operator.to_dense().numpy()
         before = numpy_helper.to_array(stored)
         flat = before.reshape(before.shape[:2])
         if layer.name == "q":  # what was quantized becomes float, and its DequantizeLinear an Identity

@@ -15,7 +15,7 @@ from running import spm
 from spm_compress import CompressSettings, FitSettings, export_onnx, fit_model, open_source
 from spm_compress.errors import ExportError, SpmError, UsageError, VerificationError
 from spm_compress.export import ExportSettings, ort_format, write_ort
-from spm_compress.export.lowering import Blocks, Lowering, Stages, lowerings
+from spm_compress.forms.lowering import Blocks, Lowering, Stages, lowerings
 
 
 def exported(mlp_file: Path, settings: ExportSettings) -> Path:
@@ -90,7 +90,7 @@ def test_what_onnx_runtime_cannot_convert_is_said_in_one_line_and_leaves_no_file
 def test_a_file_that_differs_is_not_kept(mlp_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnx_path, other = exported(mlp_file, ExportSettings(Stages())), mlp_file.parent / "other.onnx"
     model = onnx.load(onnx_path)
-    weight = next(array for array in model.graph.initializer if array.name.endswith(".spm.0.diagonals"))
+    weight = next(array for array in model.graph.initializer if array.name.endswith(".spm.0.scales"))
     values = onnx.numpy_helper.to_array(weight).copy()
     values[0] *= 1.01
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
-from spm_compress.export.lowering import Blocks, Dense, Lowering, Stages
+from spm_compress.forms.lowering import Blocks, Dense, Lowering, Stages
 
 
 @pytest.mark.parametrize(

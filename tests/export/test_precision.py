@@ -16,8 +16,8 @@ from spm_compress import CompressSettings, ExportSettings, FitSettings, export_o
 from spm_compress.checkpoint import Artifact
 from spm_compress.errors import VerificationError
 from spm_compress.export import Precision, one_file, saving
-from spm_compress.export.lowering import Layout, Lowering, lowerings
 from spm_compress.export.verification import Agreement
+from spm_compress.forms.lowering import Layout, Lowering, lowerings
 
 every_lowering = pytest.mark.parametrize(
     "lowering",

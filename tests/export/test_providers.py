@@ -7,14 +7,14 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from draw import random_spm
+from draw import laid_out, random_spm
 from made import fitted_layer
 
 from spm_compress.errors import UsageError
-from spm_compress.export.lowering import Lowering, lowerings
 from spm_compress.export.splicing.layer_model import layer_model
 from spm_compress.export.verification import check_provider, session
-from spm_compress.operator import Mixer, build_structure
+from spm_compress.forms.lowering import Lowering, lowerings
+from spm_compress.forms.spm import Gauge, Mixer
 
 # TF32 and other orders of summation; a wrong index or number is far beyond.
 TOLERANCE = 2e-3
@@ -26,13 +26,13 @@ PROVIDERS = [each for each in onnxruntime.get_available_providers() if each != "
 @pytest.mark.parametrize("lowering", lowerings(), ids=lambda lowering: lowering.name)
 @pytest.mark.parametrize("shape", [(384, 384), (1536, 384), (384, 1536)])
 def test_a_lowering_runs_there_too(shape: tuple[int, int], lowering: Lowering, provider: str) -> None:
-    structure = build_structure(shape[1], shape[0], stages=10, mixer=Mixer.CANONICAL)
-    spm = random_spm(structure, dtype=torch.float32)
-    layer = fitted_layer(spm)
+    form = laid_out(shape[1], shape[0], Mixer.GENERAL, Gauge.CANONICAL, stages=10)
+    operator = random_spm(form, dtype=torch.float32)
+    layer = fitted_layer(operator)
     model = ir.serde.serialize_model(layer_model(layer, lowering)).SerializeToString()
     x = np.random.default_rng(0).standard_normal((64, shape[1])).astype(np.float32)
     (found,) = session(model, provider=provider).run(None, {"x": x})
-    expected = x @ spm.to(torch.float64).to_dense().numpy().T
+    expected = x @ operator.to(torch.float64).to_dense().numpy().T
     assert np.linalg.norm(found - expected) < TOLERANCE * np.linalg.norm(expected)
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from draw import random_spm
+from draw import laid_out, random_spm
 from made import fitted_layer
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
@@ -19,9 +19,9 @@ from spm_compress import FitSettings, fit_matrices
 from spm_compress.checkpoint import FittedLayer
 from spm_compress.compress.job import digest
 from spm_compress.errors import ExportError
-from spm_compress.export.lowering import Dense, Lowering, Stages, lowerings
 from spm_compress.export.splicing.splice import splice
-from spm_compress.operator import Mixer, build_structure
+from spm_compress.forms.lowering import Dense, Lowering, Stages, lowerings
+from spm_compress.forms.spm import Gauge, Mixer
 
 WEIGHT = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))  # (out, in)
 
@@ -33,7 +33,7 @@ def layer() -> FittedLayer:
 
 def fitted(weight: Tensor) -> FittedLayer:
     (result,) = fit_matrices(weight[None], FitSettings(steps=20, block=8))
-    return fitted_layer(result.spm, "w.weight", digest(weight), result.error)
+    return fitted_layer(result.operator, "w.weight", digest(weight), result.error)
 
 
 def graph(
@@ -94,8 +94,8 @@ def test_a_product_is_replaced_whatever_way_it_is_written(case: str, lowering: L
     assert "val_92" not in model.graph.initializers
     assert {"before", "after"} <= {each.name for each in model.graph}
     assert any(each.op_type in ("MatMul", "Gemm") for each in model.graph) == (lowering == Dense())
-    operator = layer.spm.to(torch.float64).to_dense()
-    matrix = (operator if effective is WEIGHT else operator.T).numpy()
+    dense = layer.operator.to(torch.float64).to_dense()
+    matrix = (dense if effective is WEIGHT else dense.T).numpy()
     for batch in (1, 7):
         lead = [batch] if len(shape) == 2 else [batch, 3]
         x = np.random.default_rng(batch).standard_normal([*lead, matrix.shape[1]]).astype(np.float32)
@@ -116,13 +116,14 @@ KINDS = {
 def test_every_shape_runs_at_every_batch(kind: str, shape: tuple[int, int], lowering: Lowering) -> None:
     node, lead, is_gemm = KINDS[kind]
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    spm = random_spm(build_structure(shape[1], shape[0], stages=6, block=8, mixer=Mixer.CANONICAL), dtype=torch.float32)
-    layer = fitted_layer(spm, "w.weight", digest(weight))
+    form = laid_out(shape[1], shape[0], Mixer.GENERAL, Gauge.CANONICAL, stages=6, block=8)
+    operator = random_spm(form, dtype=torch.float32)
+    layer = fitted_layer(operator, "w.weight", digest(weight))
     bias = np.linspace(-1, 1, shape[0]).astype(np.float32)
     stored = weight if is_gemm else weight.T
     model = graph(node, stored, [*lead, shape[1]], {"c": bias} if is_gemm else {})
     splice(model, [layer], {layer.name: lowering})
-    matrix = spm.to(torch.float64).to_dense().numpy()
+    matrix = operator.to(torch.float64).to_dense().numpy()
     for batch in (1, 7, 512):
         x = np.random.default_rng(batch).standard_normal([batch, *lead[1:], shape[1]]).astype(np.float32)
         expected = np.maximum(x.astype(np.float64) @ matrix.T + (bias if is_gemm else 0), 0)
@@ -139,7 +140,7 @@ def test_a_weight_used_twice_is_replaced_twice_and_stored_once(layer: FittedLaye
     model.graph.outputs.append(second.outputs[0])
     model.graph.outputs[-1].type = ir.TensorType(ir.DataType.FLOAT)
     assert splice(model, [layer], {layer.name: Stages()}).nodes == {"w.weight": ["w", "w.2"]}
-    assert len(model.graph.initializers) == sum(len(named) for named in layer.spm.numbers)
+    assert len(model.graph.initializers) == len(layer.form.shapes)
 
 
 def test_products_that_share_a_weight_share_the_matrix_that_is_made(layer: FittedLayer) -> None:

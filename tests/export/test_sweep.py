@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from spm_compress.errors import UsageError
-from spm_compress.export.lowering import lowerings
 from spm_compress.export.measuring.sweep import SweepSettings, sweep
+from spm_compress.forms.lowering import lowerings
 
 
 def test_every_cell_times_every_lowering_beside_float32_and_int8() -> None:

@@ -12,10 +12,10 @@ from onnx import TensorProto, helper
 
 from spm_compress import ExportSettings, export_onnx, open_source
 from spm_compress.errors import VerificationError
-from spm_compress.export.lowering import Blocks
 from spm_compress.export.measuring.footprint import footprint
 from spm_compress.export.trials import Known, find_trial, random_inputs
 from spm_compress.export.verification import session
+from spm_compress.forms.lowering import Blocks
 
 
 def joined(past: str | int, total: str | int) -> ir.Model:

@@ -12,7 +12,7 @@ from spm_compress import CompressSettings, FitSettings, export_onnx, fit_model, 
 from spm_compress.checkpoint import Source
 from spm_compress.compress import load_model
 from spm_compress.export import ExportSettings
-from spm_compress.export.lowering import Blocks
+from spm_compress.forms.lowering import Blocks
 
 STEPS = 6
 PROMPT = np.array([[3, 17, 42]])

@@ -1,62 +1,39 @@
-"""Fitting matrices: planted targets, odd matrices, determinism, restarts."""
+"""Fitting matrices: how low the errors get, on Gaussian and on odd matrices, and that a batch changes nothing."""
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import pytest
 import torch
+from definition import dense_by_definition, drawn_numbers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import gaussian
 
-from spm_compress.errors import FitError
-from spm_compress.fitting import FitSettings, StepReport, fit_matrices, svd_error
-from spm_compress.operator import SPM, Mixer, Schedule
+from spm_compress.fitting import svd_error
+from spm_compress.forms import FitSettings, fit_matrices
+from spm_compress.forms.spm import Mixer
 
 
-def planted(settings: FitSettings, n: int, seed: int = 0) -> torch.Tensor:
-    structure = settings.structure(n, n)
-    generator = torch.Generator().manual_seed(seed)
-    numbers = [{name: torch.randn(s, generator=generator) for name, s in named.items()} for named in structure.shapes()]
-    return SPM(structure, numbers).to_dense()
-
-
-@pytest.mark.parametrize("n", [64, 256])
-@pytest.mark.parametrize("mixer", [Mixer.GENERAL, Mixer.ROTATION])
-@pytest.mark.parametrize("schedule", [Schedule.GROUPED, Schedule.BUTTERFLY])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_chain_of_the_same_family_is_recovered(schedule: Schedule, mixer: Mixer, n: int, seed: int) -> None:
-    settings = FitSettings(stages=n.bit_length() - 1, mixer=mixer, schedule=schedule, seed=seed)
-    target = planted(settings, n, seed)
-    (result,) = fit_matrices(target[None], settings)
-    found = result.spm.to_dense().double()
-    assert float((found - target).norm() / target.norm()) < 1e-5  # the issue asks for 1e-3
-    assert result.start == "hierarchical"
-
-
-@pytest.mark.parametrize("n", [64, 256])
-def test_the_hadamard_matrix_is_recovered(n: int) -> None:
-    hadamard = torch.ones(1, 1)
-    while len(hadamard) < n:
-        hadamard = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), hadamard)
-    settings = FitSettings(stages=n.bit_length() - 1, schedule=Schedule.BUTTERFLY)
-    (result,) = fit_matrices(hadamard[None], settings)
-    assert result.error < 1e-5
+def planted(settings: FitSettings, n: int) -> torch.Tensor:
+    structure = settings.spm(n, n)
+    return torch.from_numpy(dense_by_definition(structure, drawn_numbers(structure)))
 
 
 def test_a_deep_chain_descends_at_a_rate_that_gets_it_down() -> None:
     weights = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0))
     results = fit_matrices(weights, FitSettings(stages=45, block=8, steps=450))
-    # 0.292, 0.302, 0.286; at half the rate, falling as a root of the stages: 0.323, 0.329, 0.314
-    assert sum(result.error for result in results) / 3 < 0.31
+    # Of the truncated SVD's error at this size: 0.618, 0.637, 0.622; at half the rate 0.684, 0.694, 0.685, and at
+    # twice 0.770, 0.779, 0.914.
+    svd = [svd_error(weight, result.operator.parameter_count) for weight, result in zip(weights, results, strict=True)]
+    assert sum(result.error for result in results) < 0.655 * sum(svd)
 
 
-def test_descent_alone_ends_early_where_it_has_arrived() -> None:
-    (result,) = fit_matrices(torch.tensor([[[-3.0]]]), FitSettings(mixer=Mixer.ROTATION))
+@pytest.mark.parametrize("mixer", list(Mixer))
+def test_descent_alone_ends_early_where_it_has_arrived(mixer: Mixer) -> None:
+    (result,) = fit_matrices(torch.tensor([[[-3.0]]]), FitSettings(mixer=mixer))
     assert result.start == "random"
-    assert result.error < 1e-3
+    # It ends at 2e-6, before a last factor of least error: 3e-7 after 280 of 600 steps, 2e-7 after 260 by rotations.
+    assert result.error < 1e-5
     assert result.steps < FitSettings().steps
 
 
@@ -80,18 +57,10 @@ def test_a_matrix_ends_the_same_whatever_else_is_in_its_batch(
     whole = fit_matrices(weights, asked, covariances=covariances)
     part = fit_matrices(weights[order], asked, covariances=None if covariances is None else covariances[order])
     for row, alone in zip(order, part, strict=True):
-        assert alone.spm.structure == whole[row].spm.structure
-        assert (alone.steps, alone.restarts) == (whole[row].steps, whole[row].restarts)
-        for a, b in zip(alone.spm.numbers, whole[row].spm.numbers, strict=True):
-            assert all(torch.equal(a[name], b[name]) for name in a)
-
-
-def test_the_same_inputs_give_the_same_bytes() -> None:
-    weights, settings = gaussian(2, 48, 96), FitSettings(steps=40)
-    first, second = fit_matrices(weights, settings), fit_matrices(weights, settings)
-    for a, b in zip(first, second, strict=True):
-        assert a.error == b.error
-        assert all(torch.equal(x[k], y[k]) for x, y in zip(a.spm.numbers, b.spm.numbers, strict=True) for k in x)
+        assert alone.operator.form == whole[row].operator.form
+        assert (alone.error, alone.steps, alone.restarts) == (whole[row].error, whole[row].steps, whole[row].restarts)
+        for name, array in alone.operator.arrays.items():
+            assert torch.equal(array, whole[row].operator.arrays[name])
 
 
 def test_the_seed_matters() -> None:
@@ -100,85 +69,29 @@ def test_the_seed_matters() -> None:
     assert len(errors) == 2
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_dtypes_are_fitted_in_float32(dtype: torch.dtype) -> None:
-    (result,) = fit_matrices(gaussian(1, 40, 40).to(dtype), FitSettings(steps=50))
-    assert all(array.dtype == torch.float32 for named in result.spm.numbers for array in named.values())
-    assert result.error < 0.98
-
-
-@pytest.mark.parametrize("mixer", [Mixer.GENERAL, Mixer.ROTATION])
+# Most error of general stages and of rotations. Measured, in this order: 5e-3 and 8e-5; 1.5e-5 for one row or column;
+# 4e-7 for one number; 3e-3 and 0.58; 0.41 and 0.26.
+@pytest.mark.parametrize("mixer", list(Mixer))
 @pytest.mark.parametrize(
-    ("matrix", "most"),
+    ("matrix", "general", "rotation"),
     [
-        (torch.zeros(24, 24), 0.0),
-        (torch.zeros(5, 12), 0.0),
-        (torch.ones(64, 32), 0.05),
-        (gaussian(1, 40), 0.01),
-        (gaussian(40, 1), 0.01),
-        (torch.tensor([[-3.0]]), 0.01),
-        (gaussian(30, 1) @ gaussian(1, 50), 0.8),
-        (torch.diag(gaussian(24)), 0.9),
+        (torch.ones(64, 32), 0.01, 1e-3),
+        (gaussian(1, 40), 1e-4, 1e-4),
+        (gaussian(40, 1), 1e-4, 1e-4),
+        (torch.tensor([[-3.0]]), 1e-5, 1e-5),
+        (gaussian(30, 1) @ gaussian(1, 50), 0.01, 0.8),
+        (torch.diag(gaussian(24)), 0.6, 0.4),
     ],
-    ids=["zero", "zero wide", "constant", "1xN", "Nx1", "1x1", "rank 1", "singular diagonal"],
+    ids=["constant", "1xN", "Nx1", "1x1", "rank 1", "near-singular diagonal"],
 )
-def test_odd_matrices_are_fitted(matrix: torch.Tensor, most: float, mixer: Mixer) -> None:
+def test_odd_matrices_are_fitted(matrix: torch.Tensor, general: float, rotation: float, mixer: Mixer) -> None:
     (result,) = fit_matrices(matrix[None], FitSettings(mixer=mixer, steps=200))
-    assert all(bool(array.isfinite().all()) for named in result.spm.numbers for array in named.values())
-    assert result.error <= most
-
-
-def test_the_error_told_is_the_error_there_is() -> None:
-    weight = gaussian(96, 48)
-    (result,) = fit_matrices(weight[None], FitSettings(steps=60))
-    dense = result.spm.to(torch.float64).to_dense().numpy()
-    expected = np.linalg.norm(weight.numpy() - dense) / np.linalg.norm(weight.numpy())
-    assert result.error == pytest.approx(expected, rel=1e-6)
-
-
-def test_not_finite_weights_are_refused() -> None:
-    weights = gaussian(1, 8, 8)
-    weights[0, 3, 3] = math.nan
-    with pytest.raises(FitError, match="NaN"):
-        fit_matrices(weights, FitSettings())
-
-
-def test_a_batch_fits_as_well_as_one_by_one() -> None:
-    weights, settings = gaussian(3, 48, 48), FitSettings(steps=150)
-    together = [result.error for result in fit_matrices(weights, settings)]
-    # another random start for all but the first: errors agree to the spread between starts
-    for weight, error in zip(weights, together, strict=True):
-        assert fit_matrices(weight[None], settings)[0].error == pytest.approx(error, abs=0.02)
-
-
-def test_a_diverging_descent_starts_again_with_a_smaller_step() -> None:
-    (result,) = fit_matrices(gaussian(1, 48, 48), FitSettings(steps=60, learning_rate=30.0))
-    assert result.restarts > 0
-    assert result.error < 1.0
-
-
-def test_the_watch_hears_rising_steps_and_falling_errors() -> None:
-    heard: list[StepReport] = []
-    fit_matrices(gaussian(1, 40, 40), FitSettings(steps=50), heard.append)
-    assert [report.step for report in heard] == sorted(report.step for report in heard)
-    errors = [report.error for report in heard]
-    assert errors == sorted(errors, reverse=True)
-    assert heard[-1].steps == 50
+    assert all(bool(array.isfinite().all()) for array in result.operator.arrays.values())
+    assert result.error < (general if mixer is Mixer.GENERAL else rotation)
 
 
 def test_at_twenty_stages_a_gaussian_matrix_is_fitted_better_than_by_svd() -> None:
     weight = gaussian(1, 128, 128)
     (result,) = fit_matrices(weight, FitSettings(stages=20))
-    assert result.error < svd_error(weight[0], result.spm.parameter_count)
-
-
-@pytest.mark.parametrize("shape", [(30, 50), (50, 30), (40, 40)])
-def test_svd_error_is_numpys_at_whole_ranks_and_falls_in_between(shape: tuple[int, int]) -> None:
-    weight = gaussian(*shape)
-    values = np.linalg.svd(weight.numpy().astype(np.float64), compute_uv=False)
-    for rank in (0, 1, 7, min(shape)):
-        expected = math.sqrt((values[rank:] ** 2).sum() / (values**2).sum())
-        assert svd_error(weight, rank * sum(shape)) == pytest.approx(expected, abs=1e-7)
-    sizes = range(0, 8 * sum(shape), 13)
-    errors = [svd_error(weight, size) for size in sizes]
-    assert errors == sorted(errors, reverse=True)
+    # 0.760 against 0.853
+    assert result.error < 0.93 * svd_error(weight[0], result.operator.parameter_count)

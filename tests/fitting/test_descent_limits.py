@@ -7,17 +7,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from definition import dense_by_definition, dense_of, relative
+from definition import dense_by_definition, dense_of, drawn_numbers, relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import gaussian
 from torch import Tensor
 
-from spm_compress.errors import FitError, SpmError
-from spm_compress.fitting import FitResult, FitSettings, StepReport, fit_matrices, relative_error
-from spm_compress.operator import SPM, Mixer, Schedule
+from spm_compress.codecs import FLOAT32
+from spm_compress.errors import FitError
+from spm_compress.fitting import StepReport, svd_error
+from spm_compress.forms import FitResult, FitSettings, Operator, fit_matrices, relative_error
+from spm_compress.forms.spm import Gauge, Mixer, Schedule
 
-MIXERS = [Mixer.GENERAL, Mixer.ROTATION]
+MIXERS = list(Mixer)
 
 
 def fit(weight: Tensor, **options: object) -> FitResult:
@@ -25,38 +27,39 @@ def fit(weight: Tensor, **options: object) -> FitResult:
     return result
 
 
-def numbers_of(result: FitResult) -> list[Tensor]:
-    return [array for named in result.spm.numbers for array in named.values()]
+def arrays_of(result: FitResult) -> list[Tensor]:
+    return list(result.operator.arrays.values())
 
 
 def is_finite(result: FitResult) -> bool:
-    return math.isfinite(result.error) and all(bool(array.isfinite().all()) for array in numbers_of(result))
+    return math.isfinite(result.error) and all(bool(array.isfinite().all()) for array in arrays_of(result))
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("schedule", [Schedule.GROUPED, Schedule.BUTTERFLY])
-@pytest.mark.parametrize("n", [16, 64, pytest.param(256, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [16, 64, 256])
 def test_a_planted_chain_is_recovered_whatever_the_pairs_hold(schedule: Schedule, mixer: Mixer, n: int) -> None:
-    asked = FitSettings(stages=n.bit_length() - 1, mixer=mixer, schedule=schedule)
-    structure = asked.structure(n, n)
-    draw = np.random.default_rng(n)
-    numbers = [{name: draw.normal(size=shape) for name, shape in named.items()} for named in structure.shapes()]
+    asked = FitSettings(stages=n.bit_length() - 1, mixer=mixer, schedule=schedule, seed=n)
+    structure = asked.spm(n, n)
+    numbers = drawn_numbers(structure, n)
     weight = dense_by_definition(structure, numbers)
     (result,) = fit_matrices(torch.from_numpy(weight)[None], asked)
     # float32 numbers, a rounding of 6e-8 a stage: measured 0.7e-7 to 2.7e-7
-    assert relative(dense_of(result.spm), weight) < 1e-6
+    assert relative(dense_of(result.operator), weight) < 1e-6
     assert result.error < 1e-6
+    assert result.start == "hierarchical"
     # and a thousandth in one number is more than that
-    name = "angles" if mixer is Mixer.ROTATION else "cross"
-    numbers[0][name][(0,) * numbers[0][name].ndim] *= 1.001
+    name = "0.angles" if mixer is Mixer.ROTATION else "0.off_diagonal"
+    numbers[name][(0,) * numbers[name].ndim] *= 1.001
     assert relative(dense_by_definition(structure, numbers), weight) > 1e-6
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_hadamard_is_recovered_by_both_mixers(mixer: Mixer) -> None:
-    entry = [[(-1.0) ** bin(i & j).count("1") for j in range(64)] for i in range(64)]
-    result = fit(torch.tensor(entry), stages=6, mixer=mixer, schedule=Schedule.BUTTERFLY)
-    assert relative(dense_of(result.spm), np.array(entry)) < 1e-5
+@pytest.mark.parametrize("n", [64, 256])
+def test_hadamard_is_recovered_by_both_mixers(n: int, mixer: Mixer) -> None:
+    entry = [[(-1.0) ** bin(i & j).count("1") for j in range(n)] for i in range(n)]
+    result = fit(torch.tensor(entry), stages=n.bit_length() - 1, mixer=mixer, schedule=Schedule.BUTTERFLY)
+    assert relative(dense_of(result.operator), np.array(entry)) < 1e-5
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
@@ -64,38 +67,39 @@ def test_hadamard_is_recovered_by_both_mixers(mixer: Mixer) -> None:
 def test_error_is_the_distance_of_the_stored_numbers(m: int, n: int, mixer: Mixer) -> None:
     weight = gaussian(m, n)
     result = fit(weight, mixer=mixer, stages=6, steps=20, block=8)
-    expected = relative(dense_of(result.spm), weight.numpy())
+    expected = relative(dense_of(result.operator), weight.numpy())
     assert result.error == pytest.approx(expected, rel=1e-9)  # both sides in float64
     # an error of one thousandth in one stored number shows
-    off = [{name: array.clone() for name, array in named.items()} for named in result.spm.numbers]
-    largest = max((array for named in off for array in named.values()), key=lambda array: float(array.abs().max()))
+    off = {name: array.clone() for name, array in result.operator.arrays.items()}
+    largest = max(off.values(), key=lambda array: float(array.abs().max()))
     largest.view(-1)[largest.abs().argmax()] *= 1.001
-    assert relative_error(weight, SPM(result.spm.structure, off)) != pytest.approx(expected, rel=1e-9)
+    assert relative_error(weight, Operator(result.operator.form, off)) != pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize(("m", "n"), [(20, 20), (10, 26), (26, 10)])
-def test_stored_structure_is_the_one_announced(m: int, n: int, mixer: Mixer) -> None:
+def test_the_stored_form_is_the_one_announced(m: int, n: int, mixer: Mixer) -> None:
     asked = FitSettings(mixer=mixer, stages=7, steps=5, block=8)
     (result,) = fit_matrices(gaussian(1, m, n), asked)
-    assert result.spm.structure == asked.stored_structure(m, n)
-    assert result.spm.parameter_count == sum(array.numel() for array in numbers_of(result))
-    assert all(array.dtype == torch.float32 and not array.requires_grad for array in numbers_of(result))
+    assert result.operator.form == asked.reference(m, n).stored(FLOAT32)
+    assert result.operator.parameter_count == sum(array.numel() for array in arrays_of(result))
+    assert all(array.dtype == torch.float32 and not array.requires_grad for array in arrays_of(result))
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-@pytest.mark.parametrize("stages", [3, 5])
-def test_repeats_are_bitwise_equal(mixer: Mixer, stages: int) -> None:
-    # 3 stages begin from the closed form, 5 from random numbers.
-    weights, asked = gaussian(2, 8, 8), FitSettings(stages=stages, mixer=mixer, steps=30)
+@pytest.mark.parametrize(
+    ("shape", "stages", "start"), [((8, 8), 3, "hierarchical"), ((8, 8), 5, "random"), ((48, 96), 10, "random")]
+)
+def test_repeats_are_bitwise_equal(mixer: Mixer, shape: tuple[int, int], stages: int, start: str) -> None:
+    weights, asked = gaussian(2, *shape), FitSettings(stages=stages, mixer=mixer, steps=30)
     torch.manual_seed(1)
     first = fit_matrices(weights, asked)
     torch.manual_seed(2)
     second = fit_matrices(weights, asked)
-    assert {result.start for result in first} == {"hierarchical" if stages == 3 else "random"}
+    assert {result.start for result in first} == {start}
     for one, other in zip(first, second, strict=True):
         assert (one.error, one.steps, one.restarts) == (other.error, other.steps, other.restarts)
-        assert all(torch.equal(a, b) for a, b in zip(numbers_of(one), numbers_of(other), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(arrays_of(one), arrays_of(other), strict=True))
 
 
 def test_fitting_leaves_weights_and_the_global_generator_alone() -> None:
@@ -113,13 +117,13 @@ def test_fitting_leaves_weights_and_the_global_generator_alone() -> None:
 def test_other_dtypes_are_their_float32_values(dtype: torch.dtype) -> None:
     weight = gaussian(8, 12).to(dtype)
     given, float32 = fit(weight, stages=5, steps=20), fit(weight.float(), stages=5, steps=20)
-    assert all(torch.equal(a, b) for a, b in zip(numbers_of(given), numbers_of(float32), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(arrays_of(given), arrays_of(float32), strict=True))
 
 
 def test_strided_weights_are_their_values() -> None:
     weight = gaussian(12, 8)
     turned, copied = fit(weight.T, stages=5, steps=20), fit(weight.T.contiguous(), stages=5, steps=20)
-    assert all(torch.equal(a, b) for a, b in zip(numbers_of(turned), numbers_of(copied), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(arrays_of(turned), arrays_of(copied), strict=True))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -155,9 +159,9 @@ def test_odd_weights_give_finite_numbers_and_a_true_error(name: str, stages: int
     assert is_finite(result)
     if not weight.any():
         assert result.error == 0
-        assert not dense_of(result.spm).any()
+        assert not dense_of(result.operator).any()
     else:
-        assert result.error == pytest.approx(relative(dense_of(result.spm), weight.numpy()), rel=1e-6, abs=1e-9)
+        assert result.error == pytest.approx(relative(dense_of(result.operator), weight.numpy()), rel=1e-6, abs=1e-9)
         # The map zero is at 1, and starts are not far above it.
         assert result.error < 1.02
 
@@ -181,36 +185,36 @@ def test_scale_of_a_weight_does_not_change_its_fit(exponent: int, mixer: Mixer, 
     assert (scaled.steps, scaled.restarts) == (plain.steps, plain.restarts)
 
 
-@pytest.mark.parametrize("scale", [1e-20, 1e17, 1e20, 1e30])
+# The smallest of float32 with all digits is 1.2e-38, the largest of any 3.4e38.
+@pytest.mark.parametrize("scale", [1e-38, 1e-36, 1e-20, 1e17, 1e20, 1e30, 1e37])
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_weights_at_the_ends_of_float32_are_fitted_or_refused(scale: float, mixer: Mixer) -> None:
+def test_weights_at_the_ends_of_float32_are_fitted_as_any_others(scale: float, mixer: Mixer) -> None:
     weight = gaussian(8, 8)
-    try:
-        result = fit(weight * scale, stages=5, mixer=mixer, steps=20)
-    except FitError:
-        return
+    result = fit(weight * scale, stages=5, mixer=mixer, steps=20)
     assert is_finite(result)
-    assert result.error == pytest.approx(fit(weight, stages=5, mixer=mixer, steps=20).error, rel=1e-3)
+    # Measured: within 2e-7, the rounding of the weights and of the factor that brings them to one scale.
+    assert result.error == pytest.approx(fit(weight, stages=5, mixer=mixer, steps=20).error, rel=1e-5)
+
+
+def test_where_canonical_scales_would_leave_float32_the_free_gauge_is_stored() -> None:
+    asked = FitSettings(stages=5, steps=20)
+    for scale, gauge in ((1.0, Gauge.CANONICAL), (1e-38, Gauge.FREE)):
+        (result,) = fit_matrices(gaussian(1, 8, 8) * scale, asked)
+        form = asked.spm(8, 8)
+        assert result.operator.form == (form.stored(FLOAT32) if gauge is Gauge.CANONICAL else form)
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_a_batch_from_the_closed_form_is_its_matrices(mixer: Mixer) -> None:
-    weights, asked = gaussian(3, 8, 8), FitSettings(stages=3, mixer=mixer, steps=60)
-    together = [result.error for result in fit_matrices(weights, asked)]
-    alone = [fit_matrices(weight[None], asked)[0].error for weight in weights]
-    # The same start each; only how long it is polished depends on the batch, and gains below 1e-4 end that.
-    assert together == pytest.approx(alone, rel=0.01)
-
-
-@pytest.mark.parametrize("mixer", MIXERS)
-def test_a_batch_from_random_starts_is_about_its_matrices(mixer: Mixer) -> None:
-    weights, asked = gaussian(3, 32, 32), FitSettings(stages=10, mixer=mixer, steps=60)
-    together = [result.error for result in fit_matrices(weights, asked)]
-    alone = [fit_matrices(weight[None], asked)[0].error for weight in weights]
-    # Starts are drawn one after the other, so only the first is the same. Four seeds for one matrix spread
-    # by 0.035; an error taken from another matrix of the batch would be above 1.
-    assert together[0] == pytest.approx(alone[0], rel=0.01)
-    assert together == pytest.approx(alone, abs=0.05)
+@pytest.mark.parametrize(("n", "stages", "start"), [(8, 3, "hierarchical"), (32, 10, "random")])
+def test_a_batch_is_its_matrices(n: int, stages: int, start: str, mixer: Mixer) -> None:
+    weights, asked = gaussian(3, n, n), FitSettings(stages=stages, mixer=mixer, steps=60)
+    together, alone = fit_matrices(weights, asked), [fit_matrices(weight[None], asked)[0] for weight in weights]
+    assert {result.start for result in together} == {start}
+    # The same start each, and each ends by its own errors: at whole vectors of a processor to the bit, as test_descent
+    # tries; the 12 angles of a stack of 8x8 are cut elsewhere than those of one, and differ in the last digit.
+    for one, other in zip(together, alone, strict=True):
+        assert one.error == pytest.approx(other.error, rel=1e-6)
+        assert (one.steps, one.restarts) == (other.steps, other.restarts)
 
 
 def test_a_zero_in_a_batch_is_met_and_disturbs_no_other() -> None:
@@ -218,7 +222,7 @@ def test_a_zero_in_a_batch_is_met_and_disturbs_no_other() -> None:
     asked = FitSettings(stages=6, steps=30)
     first, zero = fit_matrices(weights, asked)
     assert zero.error == 0
-    assert not dense_of(zero.spm).any()
+    assert not dense_of(zero.operator).any()
     assert first.error == pytest.approx(fit_matrices(weights[:1], asked)[0].error, rel=1e-3)
 
 
@@ -233,39 +237,35 @@ def test_a_weight_and_its_transpose_are_fitted_alike(mixer: Mixer) -> None:
 
 @pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("rate", [50.0, 1e4])
-@pytest.mark.parametrize(("m", "n"), [(12, 12), (6, 14), (14, 6)])
-def test_a_step_far_too_large_still_ends_in_finite_numbers(m: int, n: int, rate: float, mixer: Mixer) -> None:
-    try:
-        result = fit(gaussian(m, n), stages=8, mixer=mixer, steps=40, learning_rate=rate)
-    except FitError:  # no restart converged, as documented
-        return
-    assert is_finite(result)
-    assert result.error < 1, "worse than the map zero is not converged"
-
-
-@pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize(("m", "n"), [(12, 12), (6, 14), (14, 6), (48, 48)])
-def test_a_step_far_too_large_begins_again_with_a_smaller_one(m: int, n: int, mixer: Mixer) -> None:
+def test_a_step_far_too_large_begins_again_and_ends_no_worse_than_it_began(
+    m: int, n: int, rate: float, mixer: Mixer
+) -> None:
     weight = gaussian(m, n)
-    result = fit(weight, stages=8, mixer=mixer, steps=40, learning_rate=50.0)
+    result = fit(weight, stages=8, mixer=mixer, steps=40, learning_rate=rate)
     start = fit(weight, stages=8, mixer=mixer, steps=0).error
-    # to end where it began is to diverge, however good the start was
-    assert result.restarts > 0 or result.error < start - 0.05
+    assert is_finite(result)
+    assert result.restarts > 0
+    # At 1e4 none of three smaller steps does, and what is left is the start: 0.987 to 0.9997.
+    assert result.error <= start + 1e-6 < 1
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_the_smaller_steps_descend(mixer: Mixer) -> None:
-    # At 20 every descent strays; a quarter of a quarter does not: 0.85 and 0.88 at three seeds.
-    result = fit(gaussian(48, 48), stages=8, mixer=mixer, steps=40, learning_rate=20.0)
+    # At 20 every descent strays; a quarter of a quarter, or of that, does not. At three seeds: 0.98 to 1.005 of the
+    # truncated SVD's error at this size, 0.961 to 0.966 by rotations. The map zero is at 1.19 and 1.10.
+    weight = gaussian(48, 48)
+    result = fit(weight, stages=8, mixer=mixer, steps=40, learning_rate=20.0)
     assert result.restarts > 0
-    assert result.error < 0.95
+    assert result.error < 1.03 * svd_error(weight, result.operator.parameter_count)
 
 
 def test_steps_that_fit_need_no_restart() -> None:
     for mixer in MIXERS:
         result = fit(gaussian(12, 12), stages=8, mixer=mixer, steps=30)
         assert result.restarts == 0
-        assert result.error < 0.95
+        # Measured at three seeds: 0.55 to 0.67, 0.61 to 0.63 by rotations; the start is at 0.999.
+        assert result.error < 0.75
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
@@ -283,21 +283,28 @@ def test_watch_hears_every_descent_from_its_start_to_its_end() -> None:
     assert steps == sorted(set(steps))
     assert steps[-1] == result.steps == 45
     assert {report.steps for report in heard} == {45}
-    # the error told last is that of the numbers, before canonical form rounds them again
+    # the error told last is that of the numbers, before the canonical gauge rounds them again
     assert heard[-1].error == pytest.approx(result.error, rel=1e-4)
-    assert heard[0].error > heard[-1].error
+    errors = [report.error for report in heard]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > errors[-1]
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_twenty_stages_take_a_good_part_of_a_gaussian_matrix(mixer: Mixer) -> None:
-    # Measured at 60 steps: 0.72 general, 0.82 rotation.
-    assert fit(gaussian(64, 64), stages=20, mixer=mixer, steps=60).error < 0.9
+    # Of the truncated SVD's error at this size, at three seeds: 1.01 to 1.08, 0.89 to 0.90 by rotations, after a
+    # tenth of the steps that a fit has. The map zero is at 1.37 and 1.19.
+    weight = gaussian(64, 64)
+    result = fit(weight, stages=20, mixer=mixer, steps=60)
+    most = {Mixer.GENERAL: 1.12, Mixer.ROTATION: 0.95}[mixer]
+    assert result.error < most * svd_error(weight, result.operator.parameter_count)
 
 
 def test_more_steps_and_more_stages_fit_better() -> None:
     weight = gaussian(24, 24)
     few, more = (fit(weight, stages=8, steps=steps).error for steps in (10, 60))
     deep = fit(weight, stages=16, steps=60).error
+    # Measured: 0.869, 0.628, 0.507; at two other seeds no two are closer than 0.09.
     assert few - 0.05 > more > deep + 0.05
 
 
@@ -308,19 +315,10 @@ def test_no_step_at_all_gives_the_start() -> None:
     assert is_finite(result)
 
 
-def test_asking_for_the_canonical_mixer_is_answered_in_one_line() -> None:
-    # It is a form to store, not to descend in; a KeyError says nothing of that.
-    try:
-        result = fit(gaussian(8, 8), stages=4, mixer=Mixer.CANONICAL, steps=5)
-    except SpmError:
-        return
-    assert result.spm.structure.mixer is Mixer.CANONICAL
-
-
 def test_relative_error_of_a_zero_weight_is_nothing_or_infinite() -> None:
     weight = gaussian(8, 8)
-    spm = fit(weight, stages=3, steps=0).spm
-    zero = fit(torch.zeros(8, 8), stages=3, steps=0).spm
+    some = fit(weight, stages=3, steps=0).operator
+    zero = fit(torch.zeros(8, 8), stages=3, steps=0).operator
     assert relative_error(torch.zeros(8, 8), zero) == 0
-    assert relative_error(torch.zeros(8, 8), spm) == math.inf
+    assert relative_error(torch.zeros(8, 8), some) == math.inf
     assert relative_error(weight, zero) == 1

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from spm_compress import FitSettings, fit_matrices
 from spm_compress.errors import FitError
 from spm_compress.fitting import svd_error
 from spm_compress.fitting.objective import output_error, regularized
 from spm_compress.fitting.truncated_svd import low_rank_factors
+from spm_compress.forms import FitSettings, fit_matrices
 
 SHAPES = [(48, 48), (80, 32), (32, 80)]
 
@@ -41,10 +41,10 @@ def test_weighting_lowers_the_error_of_the_outputs(shape: tuple[int, int], rank:
     def direct(dense: Tensor) -> float:
         return float((y - x @ dense.T).norm() / y.norm())
 
-    assert direct(weighted.spm.to_dense()) < 0.97 * direct(plain.spm.to_dense())
+    assert direct(weighted.operator.to_dense()) < 0.97 * direct(plain.operator.to_dense())
     assert weighted.error > plain.error  # it is another objective
-    assert output_error(weight, weighted.spm.to_dense(), covariance) == pytest.approx(
-        direct(weighted.spm.to_dense()), rel=1e-4
+    assert output_error(weight, weighted.operator.to_dense(), covariance) == pytest.approx(
+        direct(weighted.operator.to_dense()), rel=1e-4
     )
     assert plain.output_error is None
 

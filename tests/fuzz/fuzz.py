@@ -5,6 +5,7 @@ usage: fuzz.py safetensors|manifest|onnx|torch|program|gguf [libFuzzer's options
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -31,7 +32,9 @@ from safetensors.torch import save_file
 
 import spm_compress
 from spm_compress import CompressSettings, FitSettings
-from spm_compress.export.lowering import Layout, Stages
+from spm_compress.codecs import codecs
+from spm_compress.forms import forms
+from spm_compress.forms.lowering import Layout, Stages
 
 Q4 = gguf.GGMLQuantizationType.Q4_0
 # In memory, where there is such a place: a million files a run.
@@ -49,7 +52,7 @@ def safetensors(path: Path) -> None:
 
 def manifest(path: Path) -> None:
     for layer in checkpoint.read_artifact(path).layers:
-        layer.spm.to_dense()
+        layer.operator.to_dense()
 
 
 def torch_file(path: Path) -> None:
@@ -75,14 +78,21 @@ def seeds(kind: str) -> tuple[str, list[bytes]]:
     weight = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
     plain, artifact = HOME / "w.safetensors", HOME / "w.spm.safetensors"
     save_file({"w": weight}, plain)
-    settings = CompressSettings(FitSettings(stages=1, steps=1, block=2), min_features=1)
-    fitted = spm_compress.fit_model(spm_compress.open_source(plain), settings, beside=HOME)
-    LAYERS.extend(fitted.layers)
-    spm_compress.write_artifact(fitted, artifact)
+    artifacts = []
+    for form, store, stages in itertools.product(forms(), codecs().values(), (1, 2, 3)):
+        fit = FitSettings(stages=stages, steps=1, block=2, forms=(form,))
+        settings = CompressSettings(fit, min_features=1, store=store)
+        try:
+            fitted = spm_compress.fit_model(spm_compress.open_source(plain), settings, beside=HOME)
+        except SpmError:
+            continue  # not smaller than a matrix of this size, or larger than so many stages
+        spm_compress.write_artifact(fitted, artifact)
+        artifacts.append(artifact.read_bytes())
+        LAYERS.extend(fitted.layers[: not LAYERS])
     if kind == "safetensors":
         return ".safetensors", [plain.read_bytes()]
     if kind == "manifest":
-        return ".spm.safetensors", [artifact.read_bytes()]
+        return ".spm.safetensors", artifacts
     if kind == "onnx":
         ends = [helper.make_tensor_value_info(name, 1, ["n", 4]) for name in "xy"]
         nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]

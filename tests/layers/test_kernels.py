@@ -8,10 +8,10 @@ from draw import random_spm, structures
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from spm_compress import SPMLinear
+from spm_compress import FormLinear, SPMLinear
+from spm_compress.forms.spm import Gauge
+from spm_compress.forms.spm.plan import apply_stages
 from spm_compress.layers import linear
-from spm_compress.operator import Mixer
-from spm_compress.operator.spm import apply_stages
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 from spm_compress.layers import kernels
@@ -36,17 +36,17 @@ def as_on_a_gpu(monkeypatch):
 @given(structures(), st.booleans(), st.integers(1, 140))
 def test_kernels_agree_with_the_definition_and_its_gradients(structure, turned, rows):
     assume(kernels.GroupKernels.serve(structure))
-    if turned and structure.mixer is not Mixer.CANONICAL:
+    if turned and structure.gauge is Gauge.FREE:
         structure = structure.transposed()
-    layer = SPMLinear.from_spm(random_spm(structure, dtype=torch.float32)).to(DEVICE)
+    layer = FormLinear.of(random_spm(structure, dtype=torch.float32)).to(DEVICE)
     x = torch.randn(structure.in_features, rows, device=DEVICE).requires_grad_()
-    numbers = layer.spm().numbers
-    expected = apply_stages(structure, numbers, x)
-    found = layer._plan.apply(kernels.GroupKernels(structure, DEVICE).maps(numbers), x, layer._tables())
+    arrays = layer.operator().arrays
+    expected = apply_stages(structure, arrays, x)
+    found = layer._runner.apply(kernels.GroupKernels(structure, DEVICE).maps(arrays), x, layer._tables())
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.detach().abs().max()))
     weights = torch.randn(expected.shape, device=DEVICE)
     ours, theirs = (
-        torch.autograd.grad((y * weights).sum(), [x, *layer.chains.parameters()]) for y in (found, expected)
+        torch.autograd.grad((y * weights).sum(), [x, *layer.arrays.parameters()]) for y in (found, expected)
     )
     for our, their in zip(ours, theirs, strict=True):
         torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-5 * float(their.abs().max()))

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import copy
 import io
+from typing import Any
 
 import pytest
 import torch
-from as_linear import normal
+from as_linear import layer_of, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from spm_compress import FitSettings, SPMLinear
-from spm_compress.operator import SPM, build_structure
+from spm_compress.forms import Operator
+from spm_compress.forms.spm import Gauge, build_spm
 
 KINDS = [
     {},
     {"mixer": "rotation"},
-    {"mixer": "canonical"},
+    {"gauge": Gauge.CANONICAL},
     {"schedule": "random"},
     {"schedule": "butterfly", "stages": 5},
 ]
@@ -38,8 +40,8 @@ def test_shapes_and_attributes_are_those_of_linear(lead: tuple[int, ...], bias: 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("into", "out"), SHAPES)
-def test_both_paths_equal_the_dense_product(into: int, out: int, kind: dict[str, object]) -> None:
-    layer = SPMLinear(into, out, dtype=torch.float64, **kind)
+def test_both_paths_equal_the_dense_product(into: int, out: int, kind: dict[str, Any]) -> None:
+    layer = layer_of(into, out, dtype=torch.float64, **kind)
     x = normal(3, into, dtype=torch.float64)
     expected = nn.functional.linear(x, layer.weight, layer.bias)
     for path in ("blocks", "stages"):
@@ -60,8 +62,8 @@ def test_the_two_paths_are_one_map(into: int, out: int, stages: int, mixer: str)
 @pytest.mark.parametrize("path", ["blocks", "stages"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("into", "out"), [pytest.param(6, 6, marks=pytest.mark.slow), (5, 9), (9, 4)])
-def test_gradients(into: int, out: int, kind: dict[str, object], path: str) -> None:
-    layer = SPMLinear(into, out, block=4, dtype=torch.float64, path=path, **kind)
+def test_gradients(into: int, out: int, kind: dict[str, Any], path: str) -> None:
+    layer = layer_of(into, out, block=4, dtype=torch.float64, path=path, **kind)
     names = [name for name, _ in layer.named_parameters()]
     x = normal(2, into, dtype=torch.float64).requires_grad_()
 
@@ -152,11 +154,11 @@ def test_fresh_numbers_come_from_torchs_generator() -> None:
 
 
 def test_from_linear_recovers_a_linear_that_is_such_a_chain() -> None:
-    structure = build_structure(64, 64, stages=6)
+    form = build_spm(64, 64, stages=6)
     generator = torch.Generator().manual_seed(0)
-    numbers = [{n: torch.randn(s, generator=generator) for n, s in named.items()} for named in structure.shapes()]
+    arrays = {name: torch.randn(shape, generator=generator) for name, shape in form.shapes.items()}
     linear = nn.Linear(64, 64).double()
-    linear.weight.data = SPM(structure, numbers).to_dense().double()
+    linear.weight.data = Operator(form, arrays).to_dense().double()
     layer = SPMLinear.from_linear(linear, settings=FitSettings(stages=6))
     x = normal(5, 64, dtype=torch.float64)
     assert layer(x).dtype == torch.float64

@@ -8,15 +8,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from as_linear import ROUNDING, as_linear, normal
+from as_linear import ROUNDING, as_linear, layer_of, normal
 from definition import relative
+from draw import STAGES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from spm_compress.errors import UsageError
+from spm_compress.forms.spm import Gauge, Mixer, Schedule
 from spm_compress.layers import SPMLinear
-from spm_compress.operator import Mixer, Schedule
 
 PATHS = ["blocks", "stages"]
 SHAPES = [(6, 6), (4, 9), (9, 4)]
@@ -24,12 +25,12 @@ SHAPES = [(6, 6), (4, 9), (9, 4)]
 # -- what a layer is ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mixer", list(Mixer))
+@pytest.mark.parametrize(("mixer", "gauge"), STAGES)
 @pytest.mark.parametrize("schedule", list(Schedule))
 @pytest.mark.parametrize("path", PATHS)
-def test_forward_and_weight_are_the_definition(mixer: Mixer, schedule: Schedule, path: str) -> None:
+def test_forward_and_weight_are_the_definition(mixer: Mixer, gauge: Gauge, schedule: Schedule, path: str) -> None:
     for into, out in [*SHAPES, (1, 5), (5, 1), (1, 1)]:
-        layer = SPMLinear(into, out, mixer=mixer, schedule=schedule, block=4, path=path, dtype=torch.float64)
+        layer = layer_of(into, out, mixer, gauge, schedule=schedule, block=4, path=path, dtype=torch.float64)
         linear = as_linear(layer)
         x = normal(2, 3, into, dtype=torch.float64)
         assert relative(layer.weight.detach(), linear.weight.detach()) < 1e-10
@@ -40,7 +41,7 @@ def test_the_tolerance_notices_a_thousandth_in_one_number() -> None:
     layer = SPMLinear(6, 6, stages=4, dtype=torch.float64)
     linear = as_linear(layer)
     with torch.no_grad():
-        next(layer.chains[0].parameters())[1, 2] *= 1.001
+        layer.arrays["0_off_diagonal"][1, 2] *= 1.001
     x = normal(3, 6, dtype=torch.float64)
     assert relative(layer(x).detach(), linear(x).detach()) > 1e-7
 
@@ -84,7 +85,7 @@ def test_it_can_be_made_without_memory_as_linear_can() -> None:
 
 def test_print_says_what_it_is() -> None:
     text = repr(SPMLinear(6, 10, bias=False, stages=7, mixer="rotation"))
-    assert "in_features=6, out_features=10, bias=False, stages=7, mixer=rotation" in text
+    assert "in_features=6, out_features=10, bias=False, form=spm, stages=7, mixer=rotation" in text
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -101,14 +102,14 @@ def test_autocast_gives_the_dtype_of_linear(dtype: torch.dtype, path: str) -> No
     st.integers(1, 24),
     st.integers(1, 24),
     st.integers(1, 9),
-    st.sampled_from(list(Mixer)),
+    st.sampled_from(STAGES),
     st.sampled_from(list(Schedule)),
     st.integers(0, 99),
 )
 def test_both_paths_have_the_same_values_and_gradients(
-    into: int, out: int, stages: int, mixer: Mixer, schedule: Schedule, seed: int
+    into: int, out: int, stages: int, stage: tuple[Mixer, Gauge], schedule: Schedule, seed: int
 ) -> None:
-    layer = SPMLinear(into, out, stages=stages, mixer=mixer, schedule=schedule, block=4, seed=seed, dtype=torch.float64)
+    layer = layer_of(into, out, *stage, stages=stages, schedule=schedule, block=4, seed=seed, dtype=torch.float64)
     x = normal(3, into, dtype=torch.float64, seed=seed)
     toward = normal(3, out, dtype=torch.float64, seed=seed + 1)
     found = []
@@ -126,11 +127,11 @@ def test_both_paths_have_the_same_values_and_gradients(
 # -- fresh numbers ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mixer", list(Mixer))
+@pytest.mark.parametrize(("mixer", "gauge"), STAGES)
 @pytest.mark.parametrize(("into", "out"), [(256, 256), (64, 256), (256, 64)])
-def test_a_fresh_map_has_the_norm_that_linear_has_on_average(into: int, out: int, mixer: Mixer) -> None:
+def test_a_fresh_map_has_the_norm_that_linear_has_on_average(into: int, out: int, mixer: Mixer, gauge: Gauge) -> None:
     torch.manual_seed(0)
-    layer = SPMLinear(into, out, mixer=mixer)
+    layer = layer_of(into, out, mixer, gauge)
     # U(-1/sqrt(in), 1/sqrt(in)) has the variance 1 / (3 in): rows of squared norm 1/3
     assert float(layer.weight.detach().square().sum() / out) == pytest.approx(1 / 3, rel=1e-4)
     assert float(layer.bias.detach().abs().max()) <= 1 / math.sqrt(into)
@@ -141,13 +142,13 @@ def test_a_fresh_map_has_the_norm_that_linear_has_on_average(into: int, out: int
 
 
 def test_reset_draws_anew_and_repeats_with_the_seed() -> None:
-    for mixer in Mixer:
-        layer = SPMLinear(6, 10, stages=5, mixer=mixer)
+    for mixer, gauge in STAGES:
+        layer = layer_of(6, 10, mixer, gauge, stages=5)
         torch.manual_seed(1)
         layer.reset_parameters()
         first = {name: array.clone() for name, array in layer.state_dict().items()}
         layer.reset_parameters()
-        assert not torch.equal(layer.weight, SPMLinear(6, 10, stages=5, mixer=mixer).weight)
+        assert not torch.equal(layer.weight, layer_of(6, 10, mixer, gauge, stages=5).weight)
         assert any(not torch.equal(first[name], array) for name, array in layer.state_dict().items())
         torch.manual_seed(1)
         layer.reset_parameters()
@@ -158,11 +159,11 @@ def test_reset_draws_anew_and_repeats_with_the_seed() -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("mixer", list(Mixer))
+@pytest.mark.parametrize(("mixer", "gauge"), STAGES)
 @pytest.mark.parametrize(("into", "out"), SHAPES)
-def test_gradients_are_those_of_finite_differences(into: int, out: int, mixer: Mixer, path: str) -> None:
+def test_gradients_are_those_of_finite_differences(into: int, out: int, mixer: Mixer, gauge: Gauge, path: str) -> None:
     torch.manual_seed(0)
-    layer = SPMLinear(into, out, stages=4, mixer=mixer, block=4, dtype=torch.float64, path=path)
+    layer = layer_of(into, out, mixer, gauge, stages=4, block=4, dtype=torch.float64, path=path)
     names = [name for name, _ in layer.named_parameters()]
 
     def call(x: Tensor, *parameters: Tensor) -> Tensor:

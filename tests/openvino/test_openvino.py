@@ -6,6 +6,7 @@ Run by `make test-openvino`: onnxruntime-openvino replaces onnxruntime, so the t
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,19 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from draw import random_spm
-from made import fitted_layer
+from draw import STAGES, laid_out, random_spm
+from made import layer_as_it_is
 from safetensors.torch import load_file
 from torch import nn
 
 from spm_compress import CompressSettings, FitSettings, apply_artifact, export_onnx, fit_model, open_source
 from spm_compress.export import ExportSettings
-from spm_compress.export.lowering import Lowering, lowerings
 from spm_compress.export.splicing.layer_model import OPSET
 from spm_compress.export.splicing.matches import digest_of
 from spm_compress.export.splicing.splice import splice
-from spm_compress.operator import SPM, Mixer, build_structure
+from spm_compress.forms import Operator
+from spm_compress.forms.lowering import Lowering, lowerings
+from spm_compress.forms.spm import Gauge, Mixer
 
 PROVIDER = "OpenVINOExecutionProvider"
 # As for the CPU provider; what is seen here is at most 2e-7.
@@ -62,9 +64,9 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def exported(spm: SPM, lowering: Lowering, lead: list[str]) -> bytes:
+def exported(operator: Operator, lowering: Lowering, lead: list[str]) -> bytes:
     """Return y (*lead, out) = x (*lead, in) times a dense weight, which the operator has replaced."""
-    out, into = spm.shape
+    out, into = operator.shape
     weight = np.random.default_rng(1).standard_normal((out, into)).astype(np.float32)
     stored = ir.Value(name="weight", const_value=ir.tensor(weight.T, name="weight"))
     float32 = ir.TensorType(ir.DataType.FLOAT)
@@ -73,7 +75,7 @@ def exported(spm: SPM, lowering: Lowering, lead: list[str]) -> bytes:
     node = ir.Node("", "MatMul", [x, stored], outputs=[y])
     graph = ir.Graph([x], [y], nodes=[node], initializers=[stored], opset_imports={"": OPSET}, name="layer")
     model = ir.Model(graph, ir_version=9)
-    layer = fitted_layer(spm, sha256=digest_of(weight))
+    layer = replace(layer_as_it_is(operator), sha256=digest_of(weight))
     splice(model, [layer], {layer.name: lowering})
     return ir.serde.serialize_model(model).SerializeToString()
 
@@ -89,15 +91,17 @@ def test_a_node_that_openvino_lacks_is_noticed(tmp_path: Path) -> None:
 
 
 @every_lowering
-@pytest.mark.parametrize("mixer", list(Mixer), ids=lambda mixer: mixer.value)
+@pytest.mark.parametrize("kind", STAGES, ids=lambda kind: f"{kind[0].value} {kind[1].value}")
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_openvino_computes_a_layer(shape: tuple[int, int], mixer: Mixer, lowering: Lowering, tmp_path: Path) -> None:
-    spm = random_spm(build_structure(shape[1], shape[0], stages=10, mixer=mixer), dtype=torch.float32)
-    dense = spm.to(torch.float64).to_dense().numpy()
+def test_openvino_computes_a_layer(
+    shape: tuple[int, int], kind: tuple[Mixer, Gauge], lowering: Lowering, tmp_path: Path
+) -> None:
+    operator = random_spm(laid_out(shape[1], shape[0], *kind, stages=10), dtype=torch.float32)
+    dense = operator.to(torch.float64).to_dense().numpy()
     generator = np.random.default_rng(0)
     for lead, sizes in ((["rows"], [(1,), (5,), (64,)]), (["batch", "sequence"], [(1, 1), (2, 7)])):
         inputs = [generator.standard_normal((*size, shape[1])).astype(np.float32) for size in sizes]
-        outputs = on_openvino(exported(spm, lowering, lead), inputs, tmp_path / "profile")
+        outputs = on_openvino(exported(operator, lowering, lead), inputs, tmp_path / "profile")
         for x, found in zip(inputs, outputs, strict=True):
             assert relative_error(found, x.astype(np.float64) @ dense.T) < TOLERANCE
 

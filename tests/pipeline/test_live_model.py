@@ -24,8 +24,10 @@ from spm_compress import (
     read_artifact,
     summarize,
 )
+from spm_compress.checkpoint.entries import layer_tensors
+from spm_compress.codecs import FLOAT16
 from spm_compress.errors import ExportError
-from spm_compress.export.lowering import Blocks
+from spm_compress.forms.lowering import Blocks
 
 QUICK = FitSettings(stages=4, block=8, steps=5)
 EXPORT = ExportSettings(Blocks())
@@ -86,10 +88,11 @@ def test_what_is_no_linear_layer_stays_with_that_reason() -> None:
 
 def test_settings_of_a_file_are_settings_of_a_module(tmp_path: Path) -> None:
     model = mlp(64, 64, 64)
-    result = compress_model(model, settings=CompressSettings(QUICK, exclude=("2",), store=torch.float16))
+    result = compress_model(model, settings=CompressSettings(QUICK, exclude=("2",), store=FLOAT16))
     assert result.kept == {"2": "excluded"}
     (layer,) = result.artifact().layers
-    assert {x.dtype for named in layer.spm.numbers for key, x in named.items() if key != "diagonals"} == {torch.float16}
+    assert {codec for name, codec in layer.stored.codecs.items() if not name.endswith(".scales")} == {FLOAT16}
+    assert {each.dtype for name, each in layer_tensors(layer).items() if "off_diagonal" in name} == {torch.float16}
 
 
 def test_without_example_inputs_it_is_not_exported(tmp_path: Path) -> None:

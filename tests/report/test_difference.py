@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from spm_compress.checkpoint import read_artifact, write_artifact
+from spm_compress.checkpoint.artifact import MANIFEST_VERSION
 from spm_compress.errors import ArtifactError
 from spm_compress.report import summarize, to_json
-from spm_compress.report.difference import compare
+from spm_compress.report.difference import compare, difference_json
 
-GOLDEN = Path(__file__).parents[1] / "checkpoint" / "golden" / "v5.spm.safetensors"
+GOLDEN = Path(__file__).parents[1] / "checkpoint" / "golden" / f"v{MANIFEST_VERSION}.spm.safetensors"
 
 
 def test_an_artifact_does_not_differ_from_itself() -> None:
@@ -46,7 +47,24 @@ def test_what_differs_is_said(tmp_path: Path) -> None:
     assert report.settings is None
 
 
+def test_another_form_is_said_in_words(tmp_path: Path) -> None:
+    artifact = read_artifact(GOLDEN)
+    layers = {layer.name: layer for layer in artifact.layers}
+    other = replace(layers["low_rank.weight"], names=layers["sum.weight"].names)
+    rest = tuple(layer for layer in artifact.layers if layer.name != "sum.weight")
+    write_artifact(replace(artifact, layers=(*rest, other)), tmp_path / "b.spm.safetensors")
+    found = compare(GOLDEN, tmp_path / "b.spm.safetensors")
+    assert set(found.layers) == {"sum.weight"}
+    a, b = found.layers["sum.weight"]
+    assert a is not None
+    assert b is not None
+    assert (a.form, b.form) == ("sum: stages 5, rank 3", "low_rank: rank 2")
+    said = difference_json(found)
+    assert said["schema"] == "spm-compress/diff/2"
+    assert said["layers"]["sum.weight"]["b"]["form"] == "low_rank: rank 2"
+
+
 def test_other_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[]")
-    with pytest.raises(ArtifactError, match="is no spm-compress/report/1"):
+    with pytest.raises(ArtifactError, match="is no spm-compress/report/2"):
         compare(tmp_path / "a.json", GOLDEN)

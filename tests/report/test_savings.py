@@ -42,7 +42,7 @@ def test_every_figure_is_that_of_the_file(written: tuple[Artifact, Path]) -> Non
     assert savings.model_bytes.before == 4 * 64 * 96 + 64 * 4 + 5 * 8
     assert savings.model_parameters.after == layer.parameters.after + 64  # integers are no parameters
     assert layer.bytes.kept + layer.bytes.removed == 1.0
-    assert layer.stages == 10
+    assert layer.form_text == "spm: stages 10"
 
 
 def test_the_svd_beside_it_is_of_the_same_size(written: tuple[Artifact, Path]) -> None:
@@ -70,7 +70,9 @@ def test_the_verdict_says_in_words_what_the_errors_mean(
 def test_json_has_a_schema_and_all_of_it(written: tuple[Artifact, Path]) -> None:
     savings: Savings = summarize(*written)
     found = json.loads(json.dumps(to_json(savings)))
-    assert found["schema"] == "spm-compress/report/1"
+    assert found["schema"] == "spm-compress/report/2"
+    form = {"kind": "spm", "stages": 10, "mixer": "general", "gauge": "canonical"}
+    assert found["layers"][0]["form"] == form
     assert found["layers"][0]["error"] == savings.layers[0].error
     assert {kept["name"] for kept in found["kept"]} == {"bias", "ids"}
     assert found["model"]["bytes"]["after"] == written[1].stat().st_size

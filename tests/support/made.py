@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from spm_compress.checkpoint import FittedLayer
-from spm_compress.operator import SPM
+from spm_compress.codecs import FLOAT32, StoredArray
+from spm_compress.forms import Operator, StoredOperator
 
-__all__ = ["Attention", "fitted_layer", "gaussian", "mlp"]
+__all__ = ["Attention", "fitted_layer", "gaussian", "layer_as_it_is", "mlp"]
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -35,6 +37,12 @@ class Attention(nn.Module):
         return self.f(self.a(x, x, x, need_weights=False)[0])  # type: ignore[no-any-return]
 
 
-def fitted_layer(spm: SPM, name: str = "layer.weight", sha256: str = "", error: float = 0.0) -> FittedLayer:
+def fitted_layer(operator: Operator, name: str = "layer.weight", sha256: str = "", error: float = 0.0) -> FittedLayer:
     """Return a layer as a fit of a weight with that digest would have left it."""
-    return FittedLayer((name,), spm.shape, "F32", sha256, error, 0.0, 0, 0, "", spm)
+    return FittedLayer((name,), operator.shape, "F32", sha256, error, 0.0, 0, 0, "", StoredOperator.of(operator))
+
+
+def layer_as_it_is(operator: Operator) -> FittedLayer:
+    """As `fitted_layer`, stored in the gauge that the operator has, which a fit leaves only where it has to."""
+    arrays = {name: StoredArray.of(FLOAT32, array) for name, array in operator.arrays.items()}
+    return replace(fitted_layer(operator), stored=StoredOperator(operator.form, arrays))

@@ -87,7 +87,7 @@ def measure(
     settings: BenchSettings | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Bench:
-    """Time an ONNX model with random inputs; with `against`, both in turns. progress: is told a line a step.
+    """Time an ONNX model with random inputs; with `against`, both interleaved. progress: is told a line a step.
 
     A model with fixed axes is timed at those; each combination is timed once.
 

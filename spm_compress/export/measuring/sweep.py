@@ -12,17 +12,19 @@ import onnxruntime
 import torch
 
 from spm_compress.checkpoint.artifact import FittedLayer
+from spm_compress.codecs import FLOAT32
 from spm_compress.errors import UsageError
 from spm_compress.export.choice import processor
-from spm_compress.export.lowering import lowerings
 from spm_compress.export.measuring.timing import Timing, interleaved
 from spm_compress.export.precision import in_precision
 from spm_compress.export.saving import LIMIT
 from spm_compress.export.settings import Precision
 from spm_compress.export.splicing.layer_model import dense_model, layer_model
 from spm_compress.export.verification import check_provider, session
-from spm_compress.operator.spm import SPM
-from spm_compress.operator.structure import Mixer, build_structure
+from spm_compress.forms.form import Operator
+from spm_compress.forms.lowering import lowerings
+from spm_compress.forms.spm.form import build_spm
+from spm_compress.forms.stored import StoredOperator
 
 __all__ = ["SweepCell", "SweepSettings", "machine", "sweep"]
 
@@ -48,7 +50,7 @@ class SweepSettings:
 
 @dataclass(frozen=True)
 class SweepCell:
-    """One layer on one batch, all ways to run it timed in turns.
+    """One layer on one batch, all ways to run it timed interleaved.
 
     float32: the dense product; int8: the same by ONNX Runtime's dynamic quantization; lowerings: name -> the SPM.
     """
@@ -105,11 +107,9 @@ def _session(model: ir.Model, settings: SweepSettings) -> onnxruntime.InferenceS
 
 def _layer(features: int, settings: SweepSettings) -> FittedLayer:
     """Return a layer with random numbers: what it computes does not change how long it takes."""
-    structure = build_structure(features, features, stages=settings.stages, mixer=Mixer.CANONICAL, seed=settings.seed)
+    form = build_spm(features, features, stages=settings.stages, seed=settings.seed).stored(FLOAT32)
     draw = torch.Generator().manual_seed(settings.seed)
-    numbers = [
-        {name: torch.randn(shape, generator=draw) for name, shape in named.items()} for named in structure.shapes()
-    ]
+    arrays = {name: torch.randn(shape, generator=draw) for name, shape in form.shapes.items()}
     return FittedLayer(
         names=("layer",),
         shape=(features, features),
@@ -120,5 +120,5 @@ def _layer(features: int, settings: SweepSettings) -> FittedLayer:
         steps=0,
         restarts=0,
         start="random",
-        spm=SPM(structure, numbers),
+        stored=StoredOperator.of(Operator(form, arrays)),
     )

@@ -27,7 +27,7 @@ _BURST = 3
 def interleaved(
     calls: Mapping[str, Callable[[], object]], *, repeats: int, seconds: float | None = None
 ) -> dict[str, Timing]:
-    """Time calls in turns (a, a, a, b, b, b, a, ...), so that what disturbs the machine disturbs all of them.
+    """Time calls interleaved (a, a, a, b, b, b, a, ...), so that what disturbs the machine disturbs all of them.
 
     The first run of a turn is not timed: it finds the caches as the other call has left them, which no model that runs
     by itself does. repeats: timed runs of each, at least 1; seconds: stop earlier once the turns took this long.

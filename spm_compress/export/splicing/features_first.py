@@ -1,10 +1,10 @@
 """Keeping activations features first from layer to layer, instead of turning them for every one.
 
-1. A value is turned once, whoever asks for it (query, key and value share one).
+1. A value is transposed once, whoever asks for it (query, key and value share one).
 2. FeaturesFirst of FeaturesLast is what stood before both.
 3. Between two layers, elementwise operators work on (features, rows) as well: if all that goes into them is
-   turned already or a constant along the features, they are moved there and both turns disappear.
-4. A value that is still wanted as it was is turned back once, under its own name.
+   transposed already or a constant along the features, they are moved there and both transposes disappear.
+4. A value that is still wanted as it was is transposed back once, under its own name.
 
 Tried and lost on MiniLM: to merge FeaturesLast with attention's split into heads, and its joining with FeaturesFirst.
 ONNX Runtime 1.32 takes longer for one Transpose of four axes than for two simple ones (docs/measurements.md).
@@ -16,8 +16,15 @@ import math
 
 import onnx_ir as ir
 
-from spm_compress.export.lowering.interface import DOMAIN
-from spm_compress.export.splicing.turns import FIRST, LAST, axis_names, before_last, is_turn, leading_dimensions
+from spm_compress.export.splicing.transposes import (
+    FIRST,
+    LAST,
+    axis_names,
+    before_last,
+    is_transpose,
+    leading_dimensions,
+)
+from spm_compress.forms.emitter import DOMAIN
 
 __all__ = ["keep_features_first"]
 
@@ -29,8 +36,8 @@ _SEVERAL = {"Add", "Div", "Max", "Min", "Mul", "Pow", "Sub", "Where"}
 
 
 def keep_features_first(model: ir.Model) -> None:
-    """Remove avoidable turns from every graph of a model, under the rules above."""
-    for graph in {id(node.graph): node.graph for node in model.graph.all_nodes() if is_turn(node, FIRST)}.values():
+    """Remove avoidable transposes from every graph of a model, under the rules above."""
+    for graph in {id(node.graph): node.graph for node in model.graph.all_nodes() if is_transpose(node, FIRST)}.values():
         assert isinstance(graph, ir.Graph)
         _Pass(graph, axis_names(model)).run()
 
@@ -39,35 +46,35 @@ class _Pass:
     def __init__(self, graph: ir.Graph, names: frozenset[str]) -> None:
         self.graph = graph
         self.names = names
-        self.turned: dict[ir.Value, ir.Value] = {}  # value -> the same features first
+        self.transposed: dict[ir.Value, ir.Value] = {}  # value -> the same features first
 
     def run(self) -> None:
         for node in list(self.graph):
-            if is_turn(node, FIRST):
+            if is_transpose(node, FIRST):
                 self.visit(node)
-        for node in reversed(list(self.graph)):  # turns that nobody asks for any more
+        for node in reversed(list(self.graph)):  # transposes that nobody asks for any more
             is_wanted = any(value.uses() or value.is_graph_output() for value in node.outputs)
-            if (is_turn(node, FIRST) or is_turn(node, LAST)) and not is_wanted:
+            if (is_transpose(node, FIRST) or is_transpose(node, LAST)) and not is_wanted:
                 self.graph.remove(node, safe=True)
         self.graph.sort()
 
     def visit(self, node: ir.Node) -> None:
         moved: list[ir.Node] = []
-        if self.can_turn(_input(node), moved):
+        if self.can_transpose(_input(node), moved):
             makers = [operand.producer() for each in moved for operand in each.inputs if operand is not None]
-            last = next((maker for maker in makers if maker is not None and is_turn(maker, LAST)), None)
+            last = next((maker for maker in makers if maker is not None and is_transpose(maker, LAST)), None)
             if last is not None:  # else nothing would be won
                 for each in moved:  # rule 3; operands come before what they go into
                     self.move(each, last)
         x, first = _input(node), node.outputs[0]
-        found = self.turned.get(x) or before_last(x)  # rules 1 and 2
+        found = self.transposed.get(x) or before_last(x)  # rules 1 and 2
         if found is not None:
             first.replace_all_uses_with(found)
-        self.turned[x] = found or first
+        self.transposed[x] = found or first
 
-    def can_turn(self, value: ir.Value, moved: list[ir.Node]) -> bool:
+    def can_transpose(self, value: ir.Value, moved: list[ir.Node]) -> bool:
         """Say whether a value can be had features first; list the operators that have to move, in order."""
-        if value in self.turned or before_last(value) is not None:
+        if value in self.transposed or before_last(value) is not None:
             return True
         node = value.producer()
         if node is None or node.graph is not self.graph or node.domain not in _STANDARD:
@@ -79,7 +86,7 @@ class _Pass:
         for operand in node.inputs:
             if operand is None or _is_number(operand) or _is_along_features(operand, value):
                 continue
-            if not self.are_alike(operand, value) or not self.can_turn(operand, moved):
+            if not self.are_alike(operand, value) or not self.can_transpose(operand, moved):
                 return False
         moved.append(node)
         return True
@@ -92,7 +99,7 @@ class _Pass:
         return lead == leading_dimensions(value, self.names) and operand.shape[-1] == value.shape[-1]
 
     def move(self, node: ir.Node, last: ir.Node) -> None:
-        """Let an operator work features first; `last` turns values of its shape back."""
+        """Let an operator work features first; `last` transposes values of its shape back."""
         old = node.outputs[0]
         for i, operand in enumerate(list(node.inputs)):
             if operand is None or _is_number(operand):
@@ -100,7 +107,7 @@ class _Pass:
             if _is_along_features(operand, old):
                 node.replace_input_with(i, self.column(operand))
             else:
-                node.replace_input_with(i, self.turned.get(operand) or before_last(operand))
+                node.replace_input_with(i, self.transposed.get(operand) or before_last(operand))
         new = ir.Value(name=f"{old.name}.features_first", type=old.type)
         moved = ir.Node(
             node.domain, node.op_type, list(node.inputs), list(node.attributes.values()), outputs=[new], name=node.name
@@ -109,7 +116,7 @@ class _Pass:
         back = ir.Node(DOMAIN, last.op_type, [new, *last.inputs[1:]], name=f"{old.name}.features_last")
         back.outputs[0].name, back.outputs[0].type, back.outputs[0].shape = old.name, old.type, old.shape
         ir.convenience.replace_nodes_and_values(self.graph, node, [node], [moved, back], [old], [back.outputs[0]])
-        self.turned[back.outputs[0]] = new
+        self.transposed[back.outputs[0]] = new
 
     def column(self, constant: ir.Value) -> ir.Value:
         """Return a constant (n,) or (1, .., n) as (n, 1)."""

@@ -6,8 +6,8 @@ import onnx_ir as ir
 import torch
 
 from spm_compress.checkpoint.artifact import FittedLayer
-from spm_compress.export.lowering import Lowering
 from spm_compress.export.splicing.writer import Placed, Writer, initializer
+from spm_compress.forms.lowering import Lowering
 
 __all__ = ["OPSET", "dense_model", "layer_model"]
 
@@ -34,7 +34,7 @@ def dense_model(layer: FittedLayer) -> ir.Model:
     float32 = ir.TensorType(ir.DataType.FLOAT)
     x = ir.Value(name="x", type=float32, shape=ir.Shape(["rows", layer.shape[1]]))
     graph = ir.Graph([x], [], nodes=[], opset_imports={"": OPSET}, name=layer.name)
-    matrix = layer.spm.to(torch.float64).to_dense().T
+    matrix = layer.operator.to(torch.float64).to_dense().T
     node = ir.Node("", "MatMul", [x, initializer(graph, "weight", matrix, ir.DataType.FLOAT)])
     graph.append(node)
     y = node.outputs[0]

@@ -4,8 +4,8 @@ The rules:
 
 1. A product with E (`checkpoint.products`) is recognised by the values of E (out, in), whatever way it is stored.
    If E is a fitted weight, its operator goes there; if E^T is, the transposed operator.
-2. Only the product is replaced. The bias of a Gemm or Conv stays, as an Add; a layer's shift goes into the bias
-   (`checkpoint.shifts`). A 1x1 Conv mixes its channels, so they are
+2. Only the product is replaced. The bias of a Gemm or Conv stays, as an Add; a layer's correction goes into the bias
+   (`checkpoint.bias_corrections`). A 1x1 Conv mixes its channels, so they are
    put last for it and back afterwards. A lowering that makes the matrix leaves the product as it is, and so does any
    lowering at a product that is not plain.
 3. Whatever else reads the weight or a copy of it, a table that is looked up or an Add, gets the
@@ -25,14 +25,15 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass, ShapeInferencePass
 
 from spm_compress.checkpoint.artifact import FittedLayer
+from spm_compress.checkpoint.bias_corrections import correct_bias
 from spm_compress.checkpoint.free_names import free_name
-from spm_compress.checkpoint.shifts import shift_output
 from spm_compress.errors import ExportError
-from spm_compress.export.lowering import DOMAIN, Dense, Lowering
 from spm_compress.export.splicing.declared import declare, declared
 from spm_compress.export.splicing.features_first import keep_features_first
-from spm_compress.export.splicing.matches import Match, matches, none_found
+from spm_compress.export.splicing.matches import Digests, Match, matches, none_found
 from spm_compress.export.splicing.writer import Writer
+from spm_compress.forms.emitter import DOMAIN
+from spm_compress.forms.lowering import Dense, Lowering
 
 __all__ = ["Spliced", "require_opset", "splice"]
 
@@ -54,11 +55,16 @@ class Spliced:
     elsewhere: dict[str, list[str]] = field(default_factory=dict)
 
 
-def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[str, Lowering]) -> Spliced:
+def splice(
+    model: ir.Model,
+    layers: Sequence[FittedLayer],
+    lowerings: Mapping[str, Lowering],
+    digests: Digests | None = None,
+) -> Spliced:
     """Replace in place every product with a fitted weight, under the rules above.
 
-    lowerings: layer name -> how it is to run. Raises ExportError if the graph is too old, or holds none of the
-    fitted weights.
+    lowerings: layer name -> how it is to run; digests: of a graph that this one is a copy of. Raises ExportError if the
+    graph is too old, or holds none of the fitted weights.
     """
     opset = require_opset(model)
     said = declared(model)
@@ -67,9 +73,10 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[st
     writer = Writer(model, opset)
     nodes: dict[str, list[str]] = {}
     runs: dict[str, str] = {}
-    found = list(matches(model, layers))
+    digests = digests or Digests()
+    found = list(matches(model, layers, digests))
     for match in found:
-        _shift(model, match)
+        _correct(model, match)
         lowering = lowerings[match.layer.name] if match.product.is_plain else Dense()
         nodes.setdefault(match.layer.name, []).append(writer.replace(match, lowering))
         runs[nodes[match.layer.name][-1]] = lowering.name
@@ -80,7 +87,7 @@ def splice(model: ir.Model, layers: Sequence[FittedLayer], lowerings: Mapping[st
     for match in found:
         kinds = writer.replace_elsewhere(match)
         elsewhere.setdefault(match.layer.name, []).extend(kinds)
-    for name, kinds in writer.replace_copies({match.layer.sha256: match.layer for match in found}).items():
+    for name, kinds in writer.replace_copies({match.layer.sha256: match.layer for match in found}, digests).items():
         elsewhere[name].extend(kinds)
     keep_features_first(model)
     for node in model.graph.all_nodes():
@@ -144,7 +151,7 @@ def _remove_unused(model: ir.Model) -> None:
 def _infer_shapes(model: ir.Model) -> set[str | None]:
     """Find shapes and dtypes of inner values, where onnx can; return the names of those that had none.
 
-    Many files have them of inputs and outputs only, while turns and dtypes are decided inside.
+    Many files have them of inputs and outputs only, while transposes and dtypes are decided inside.
     """
     values = [value for node in model.graph.all_nodes() for value in node.outputs]
     unknown = {value.name for value in values if value.shape is None and not value.is_graph_output()}
@@ -153,7 +160,8 @@ def _infer_shapes(model: ir.Model) -> set[str | None]:
     return unknown
 
 
-def _shift(model: ir.Model, match: Match) -> None:
-    # A product with the transposed weight sees other inputs than those that the shift is the mean of.
-    if match.layer.shift is not None and not match.transposed and match.product.is_plain:
-        shift_output(model, match.product, match.layer.shift.double().numpy(), f"{match.layer.name}.spm.shift")
+def _correct(model: ir.Model, match: Match) -> None:
+    # A product with the transposed weight sees other inputs than those that the correction is the mean of.
+    correction = match.layer.bias_correction
+    if correction is not None and not match.transposed and match.product.is_plain:
+        correct_bias(model, match.product, correction.double().numpy(), f"{match.layer.name}.spm.bias_correction")

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -14,31 +13,37 @@ from torch import Tensor
 from spm_compress.checkpoint.artifact import FittedLayer
 from spm_compress.checkpoint.free_names import free_name
 from spm_compress.checkpoint.uses import is_handed_out, readers
-from spm_compress.export.lowering import DOMAIN, Dense, Lowering, number_arrays
-from spm_compress.export.splicing.matches import Match, digest_of
-from spm_compress.export.splicing.turns import LAST, Turns, is_turn
-from spm_compress.operator.canonical import to_canonical, transpose
-from spm_compress.operator.spm import SPM
-from spm_compress.operator.structure import Mixer, Structure
+from spm_compress.codecs import Codec
+from spm_compress.export.splicing.matches import Digests, Match
+from spm_compress.export.splicing.transposes import LAST, Transposes, is_transpose
+from spm_compress.forms.emitter import DOMAIN
+from spm_compress.forms.form import Form, numbers_of
+from spm_compress.forms.lowering import Dense, Lowering
+from spm_compress.forms.onnx_function import stored_values, write_function
+from spm_compress.forms.stored import StoredOperator
 
 __all__ = ["Placed", "Writer", "initializer"]
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A layer at one product: how it runs there, and its operator or the transposed one under a name of its own."""
+    """A layer at one product: how it runs there, and its operator or the transposed one under a name of its own.
+
+    The transposed one is in float32: its numbers are others, and would round in another way.
+    """
 
     layer: FittedLayer
     lowering: Lowering
     name: str
-    spm: SPM
+    stored: StoredOperator
 
     @staticmethod
     def of(layer: FittedLayer, lowering: Lowering, *, transposed: bool = False) -> Placed:
         """Return the layer as it is, or transposed."""
         if transposed:
-            return Placed(layer, lowering, f"{layer.name}.transposed", _transposed(layer.spm))
-        return Placed(layer, lowering, layer.name, layer.spm)
+            stored = StoredOperator.of(layer.operator.transposed())
+            return Placed(layer, lowering, f"{layer.name}.transposed", stored)
+        return Placed(layer, lowering, layer.name, layer.stored)
 
 
 def _value_names(model: ir.Model) -> set[str]:
@@ -52,8 +57,8 @@ class Writer:
     def __init__(self, model: ir.Model, opset: int) -> None:
         self.model = model
         self.opset = opset
-        self.functions: dict[tuple[Structure, Lowering, ir.DataType], str] = {}
-        self.turns: dict[ir.Graph, Turns] = {}
+        self.functions: dict[tuple[Form, tuple[Codec, ...], Lowering, ir.DataType], str] = {}
+        self.transposes: dict[ir.Graph, Transposes] = {}
         self.matrices: dict[object, tuple[str, ir.Value]] = {}
         self.taken = {node.name for node in model.graph.all_nodes() if node.name}
         self.values = _value_names(model)
@@ -83,7 +88,7 @@ class Writer:
             new.append(ir.Node("", "Transpose", [new[-1].outputs[0]], [perm]))
         elif dense.shape is not None:
             for node in new:  # what the axis of the features is decided by
-                if node.op_type == "Add" or is_turn(node, LAST):
+                if node.op_type == "Add" or is_transpose(node, LAST):
                     node.outputs[0].shape, node.outputs[0].type = dense.shape, dense.type
         result = new[-1].outputs[0]
         _name_around(call, new, self._prefix(f"{call.name}.spm"))
@@ -103,22 +108,22 @@ class Writer:
 
     def replace_elsewhere(self, match: Match) -> list[str]:
         """Let all else that reads the stored weight read the made matrix; return the kinds of those nodes."""
-        held, is_turned = match.product.held
+        held, is_transposed = match.product.held
         kinds = ["another product" if node.domain == DOMAIN else node.op_type for node, _ in readers(held)]
         kinds += ["an output of the graph"] * is_handed_out(held)
         if kinds:
             sizes = tuple(match.product.tensor.shape.numpy()[2:])
             dtype = held.dtype or match.product.tensor.dtype
-            _, matrix = self._made(match.layer, dtype, is_turned != match.transposed, sizes)
+            _, matrix = self._made(match.layer, dtype, is_transposed != match.transposed, sizes)
             for node, index in list(held.uses()):
                 node.replace_input_with(index, matrix)
         return kinds
 
-    def replace_copies(self, layers: Mapping[str, FittedLayer]) -> dict[str, list[str]]:
+    def replace_copies(self, layers: Mapping[str, FittedLayer], digests: Digests) -> dict[str, list[str]]:
         """Let what reads another copy of a fitted weight, either way around, read the made matrix too.
 
-        A table that its head holds turned is one. layers: by the digests of their weights. Returns layer -> kinds of
-        those nodes.
+        A table that its head holds transposed is one. layers: by the digests of their weights. Returns layer -> kinds
+        of those nodes.
         """
         shapes = {shape for layer in layers.values() for shape in (layer.shape, layer.shape[::-1])}
         kinds: dict[str, list[str]] = {}
@@ -126,37 +131,37 @@ class Writer:
             tensor = value.const_value
             if tensor is None or not tensor.dtype.is_floating_point() or tuple(tensor.shape.numpy()) not in shapes:
                 continue
-            array = tensor.numpy().astype(np.float32)
-            for is_turned, matrix in ((False, array), (True, array.T)):
-                layer = layers.get(digest_of(matrix))
+            for is_transposed in (False, True):
+                layer = layers.get(digests.of_tensor(tensor, transposed=is_transposed))
                 if layer is not None and value.uses():
                     kinds.setdefault(layer.name, []).extend(node.op_type for node, _ in value.uses())
-                    _, made = self._made(layer, tensor.dtype, is_turned, ())
+                    _, made = self._made(layer, tensor.dtype, is_transposed, ())
                     ir.convenience.replace_all_uses_with(value, made)
         return kinds
 
     def _made(
-        self, layer: FittedLayer, dtype: ir.DataType, is_turned: bool, sizes: tuple[int, ...]
+        self, layer: FittedLayer, dtype: ir.DataType, is_transposed: bool, sizes: tuple[int, ...]
     ) -> tuple[str, ir.Value]:
         """Return the value of the multiplied-out matrix, or its transpose, and the name of the node that makes it.
 
         sizes: ones that follow the two dimensions. All that reads the same matrix shares what is made.
         """
-        key = (layer.name, dtype, is_turned, sizes)
+        key = (layer.name, dtype, is_transposed, sizes)
         if key not in self.matrices:
             name = self._free_name(layer.name)
             new = [self._call(Placed.of(layer, Dense()), [], dtype, name)]
-            if is_turned:
+            if is_transposed:
                 new.append(ir.Node("", "Transpose", [new[-1].outputs[0]], [ir.AttrInt64s("perm", [1, 0])]))
             if sizes:
-                shape = ir.tensor([*(layer.shape[::-1] if is_turned else layer.shape), *sizes])
+                shape = ir.tensor([*(layer.shape[::-1] if is_transposed else layer.shape), *sizes])
                 constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", shape)])
                 new += [constant, ir.Node("", "Reshape", [new[-1].outputs[0], constant.outputs[0]])]
             prefix = self._prefix(f"{name}.matrix")
             for i, node in enumerate(new):
                 node.outputs[0].name = f"{prefix}.{i}"
             # In the main graph, before all else: bodies of loops and branches see it too.
-            self.model.graph.insert_before(self.model.graph[0], new)
+            first = next(iter(self.model.graph), None)
+            self.model.graph.extend(new) if first is None else self.model.graph.insert_before(first, new)
             self.matrices[key] = name, new[-1].outputs[0]
         return self.matrices[key]
 
@@ -169,27 +174,27 @@ class Writer:
         return self.prefixes[wanted]
 
     def layer(self, placed: Placed, x: ir.Value, dtype: ir.DataType, graph: ir.Graph) -> list[ir.Node]:
-        """Return the call of the operator's function on x, named after the layer, between the turns that it needs.
+        """Return the call of the operator's function on x, named after the layer, between the transposes that it needs.
 
         The nodes are not in a graph yet. A lowering that makes the matrix gets the product with it.
         """
         free, layout = self._free_name(placed.name), placed.lowering.layout
         if layout is None:
             call = self._call(placed, [], dtype, free)
-            turned = ir.Node("", "Transpose", [call.outputs[0]], [ir.AttrInt64s("perm", [1, 0])])
-            return [call, turned, ir.Node("", "MatMul", [x, turned.outputs[0]])]
-        turns = self.turns.setdefault(graph, Turns(self.model, self.opset))
-        before = turns.into(layout, x)
+            transposed = ir.Node("", "Transpose", [call.outputs[0]], [ir.AttrInt64s("perm", [1, 0])])
+            return [call, transposed, ir.Node("", "MatMul", [x, transposed.outputs[0]])]
+        transposes = self.transposes.setdefault(graph, Transposes(self.model, self.opset))
+        before = transposes.into(layout, x)
         call = self._call(placed, [before[-1].outputs[0] if before else x], dtype, free)
-        return [*before, call, *turns.back(layout, call.outputs[0], x, placed.spm.shape[0])]
+        return [*before, call, *transposes.back(layout, call.outputs[0], x, placed.stored.form.out_features)]
 
     def _call(self, placed: Placed, x: list[ir.Value], dtype: ir.DataType, free: str) -> ir.Node:
         prefix = self._prefix(f"{placed.name}.spm")
         arrays = [
             initializer(self.model.graph, f"{prefix}.{array}", values)
-            for array, values in number_arrays(placed.spm).items()
+            for array, values in stored_values(placed.stored.form, placed.stored.arrays).items()
         ]
-        function = self._function(placed.spm, placed.lowering, dtype)
+        function = self._function(placed.stored, placed.lowering, dtype)
         return ir.Node(DOMAIN, function, [*x, *arrays], name=free, doc_string=_describe(placed))
 
     def _free_name(self, name: str) -> str:
@@ -197,15 +202,17 @@ class Writer:
         self.taken.add(free)
         return free
 
-    def _function(self, spm: SPM, lowering: Lowering, dtype: ir.DataType) -> str:
-        key = (spm.structure, lowering, dtype)
+    def _function(self, stored: StoredOperator, lowering: Lowering, dtype: ir.DataType) -> str:
+        form = stored.form
+        key = (form, tuple(stored.codecs.values()), lowering, dtype)
         if key not in self.functions:
-            out, into = spm.shape
-            plain = f"SPM_{out}x{into}_{spm.structure.stages}stages_{lowering.name.split()[0]}"
+            size = "".join(f"_{value}{name}" for name, value in form.summary.items() if isinstance(value, int))
+            plain = f"{form.kind.upper()}_{form.out_features}x{form.in_features}{size}_{lowering.name.split()[0]}"
             taken = set(self.functions.values())
             name = next(n for n in (plain, *(f"{plain}_{i}" for i in range(2, len(taken) + 3))) if n not in taken)
-            function = lowering.function(spm.structure, dtype, self.opset, name)
-            self.model.functions[function.identifier()] = function
+            written = write_function(form, stored.codecs, lowering, dtype, self.opset, name)
+            for function in (*written.needed, written.function):
+                self.model.functions[function.identifier()] = function
             self.model.graph.opset_imports[DOMAIN] = 1
             self.functions[key] = name
         return self.functions[key]
@@ -223,25 +230,16 @@ def _name_around(call: ir.Node, nodes: Sequence[ir.Node], prefix: str) -> None:
 
 
 def _describe(placed: Placed) -> str:
-    layer, spm = placed.layer, placed.spm
-    (out, into), structure = spm.shape, spm.structure
-    groups = sum(len(chain.groups) for chain in structure.chains)
+    layer, form = placed.layer, placed.stored.form
+    out, into = form.out_features, form.in_features
     lines = [f"{layer.name}: {out}x{into}, run as {placed.lowering.name}"]
-    if groups:
-        lines.append(f"{structure.stages} pairwise mixing stages in {groups} groups ({structure.mixer.value})")
-    if structure.rank:
-        lines.append(f"a low-rank term of rank {structure.rank}")
-    count = spm.parameter_count
+    lines.append(", ".join([form.kind, *(f"{name} {value}" for name, value in form.summary.items())]))
+    count = numbers_of(form)
     lines.append(f"{count:,} numbers instead of {out * into:,} ({count / (out * into):.1%})")
     lines.append(f"relative error of the weight {layer.error:.3f}, of an SVD of equal size {layer.svd_error:.3f}")
     if layer.output_error is not None and layer.svd_output_error is not None:
         lines.append(f"of the outputs {layer.output_error:.3f}, of an SVD {layer.svd_output_error:.3f}")
     return "\n".join(lines)
-
-
-def _transposed(spm: SPM) -> SPM:
-    turned = transpose(spm)
-    return to_canonical(turned) if turned.structure.mixer is Mixer.GENERAL else turned
 
 
 def initializer(graph: ir.Graph, name: str, values: Tensor, dtype: ir.DataType | None = None) -> ir.Value:

@@ -1,0 +1,94 @@
+"""What every codec is: a way to store an array of numbers, and the arithmetic that makes the numbers again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from onnxscript import OpBuilder
+
+__all__ = ["Codec", "Parts", "StoredArray", "straight_through"]
+
+# Name of a part -> tensor; "" is the name of a part that stands alone.
+Parts = Mapping[str, Tensor]
+
+
+class Codec(Protocol):
+    """How an array of numbers is stored. A codec is frozen and hashable, and its name says all of it.
+
+    `decode` of `encode` is what every user of the array computes with: torch, ONNX and the errors of a report.
+    """
+
+    @property
+    def name(self) -> str:
+        """What a manifest says of it; `read_codec` finds the codec by it."""
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude that it can store."""
+
+    def encode(self, array: Tensor) -> Parts:
+        """Return what is stored of a floating-point array of any shape."""
+
+    def decode(self, parts: Parts) -> Tensor:
+        """Return the array that the parts stand for: float32, of the shape that was encoded.
+
+        Raises ValueError for parts that cannot be those of this codec.
+        """
+
+    def part_names(self) -> tuple[str, ...]:
+        """Return the names of the parts, in their order."""
+
+    def bytes(self, shape: tuple[int, ...]) -> int:
+        """Return the bytes that the parts of an array of this shape take."""
+
+    def emit(self, op: OpBuilder, parts: Mapping[str, ir.Value]) -> ir.Value:
+        """Return `decode` as ONNX: the float32 value that the stored parts stand for."""
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """One array as it is stored."""
+
+    codec: Codec
+    parts: Parts
+
+    @classmethod
+    def of(cls, codec: Codec, array: Tensor) -> StoredArray:
+        """Return an array as a codec stores it."""
+        return cls(codec, codec.encode(array.detach()))
+
+    def decoded(self) -> Tensor:
+        """Return the numbers, float32."""
+        return self.codec.decode(self.parts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.nbytes for part in self.parts.values())
+
+
+def straight_through(codec: Codec, array: Tensor) -> Tensor:
+    """Return what the codec makes of the array, to the bit; gradients pass as if nothing had been rounded.
+
+    Bengio, Leonard, Courville, arXiv 1308.3432.
+    """
+    rounded: Tensor = _StraightThrough.apply(array, codec)  # type: ignore[no-untyped-call]
+    return rounded
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, array: Tensor, codec: Codec) -> Tensor:
+        return codec.decode(codec.encode(array)).to(array.dtype)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Any) -> tuple[Tensor, None]:
+        return gradients[0], None

@@ -1,0 +1,20 @@
+"""One guard for every codec: what would harm a layer is not taken, and says so."""
+
+from __future__ import annotations
+
+from spm_compress.codecs.codec import Codec
+
+__all__ = ["refusal"]
+
+# A codec may raise the error of a layer by this factor, and by its own rounding.
+_MOST_HARM, _ROUNDING = 1.02, 1e-3
+
+
+def refusal(codec: Codec, before: float, after: float) -> str | None:
+    """Return why a codec is not taken for a layer, None if it is.
+
+    before, after: relative error of the layer with its numbers in float32, and as the codec has them.
+    """
+    if after <= _MOST_HARM * before + _ROUNDING:  # of NaN never
+        return None
+    return f"{codec.name} would raise the error from {before:.3f} to {after:.3f}; stored in float32"

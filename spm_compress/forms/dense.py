@@ -1,0 +1,101 @@
+"""A dense map as a form: the matrix itself, whose numbers a codec may store in fewer bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from spm_compress.fitting.objective import Objective
+from spm_compress.fitting.settings import OnStep
+from spm_compress.forms.form import Arrays, Fitted, Form, Operator
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from spm_compress.forms.emitter import Emitter
+    from spm_compress.forms.lowering import Lowering
+    from spm_compress.forms.settings import FitSettings
+
+__all__ = ["Dense"]
+
+
+@dataclass(frozen=True)
+class Dense(Form):
+    """The matrix (out, in)."""
+
+    kind: ClassVar[str] = "dense"
+    descends: ClassVar[bool] = False
+
+    in_features: int
+    out_features: int
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """As `Form.shapes`."""
+        return {"weight": (self.out_features, self.in_features)}
+
+    @property
+    def multiply_adds(self) -> int:
+        """As `Form.multiply_adds`."""
+        return self.in_features * self.out_features
+
+    @property
+    def summary(self) -> Mapping[str, int | str]:
+        """As `Form.summary`: the shape says it all."""
+        return {}
+
+    def apply(self, arrays: Arrays, x: Tensor) -> Tensor:
+        """As `Form.apply`."""
+        return arrays["weight"] @ x
+
+    def transposed(self) -> Dense:
+        """As `Form.transposed`."""
+        return Dense(self.out_features, self.in_features)
+
+    def transpose(self, arrays: Arrays) -> Operator:
+        """As `Form.transpose`."""
+        return Operator(self.transposed(), {"weight": arrays["weight"].mT})
+
+    def draw(self, arrays: Mapping[str, Tensor]) -> None:
+        """As `Form.draw`."""
+        nn.init.normal_(arrays["weight"])
+
+    def scaled(self, arrays: Arrays, factor: Tensor) -> Arrays:
+        """As `Form.scaled`."""
+        return {"weight": arrays["weight"] * factor[:, None, None]}
+
+    @classmethod
+    def candidates(cls, settings: FitSettings, out_features: int, in_features: int) -> Sequence[Dense]:
+        """As `Form.candidates`, of whatever size: who asks for a dense map wants all of its numbers."""
+        return [cls(in_features, out_features)]
+
+    def fit(self, objective: Objective, settings: FitSettings, watch: OnStep | None) -> list[Fitted]:
+        """As `Form.fit`: nothing is lost."""
+        return [Fitted({"weight": weight.clone()}, 0.0, 0, 0, "exact") for weight in objective.weights]
+
+    def best_factor(self, objective: Objective, arrays: Arrays) -> Tensor:
+        """As `Form.best_factor`: one."""
+        return torch.ones(len(objective.weights), device=objective.weights.device)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `Form.to_json`."""
+        return {"in_features": self.in_features, "out_features": self.out_features}
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any], tables: Mapping[str, Tensor]) -> Dense:
+        """As `Form.from_json`."""
+        return cls(int(entry["in_features"]), int(entry["out_features"]))
+
+    def lower(self, emit: Emitter, x: ir.Value | None, lowering: Lowering) -> ir.Value:
+        """As `Form.lower`: one product, whatever the lowering."""
+        from spm_compress.forms.products import product  # ONNX only where it is written
+
+        return product(emit, emit.numbers("weight"), x, lowering)
+
+    def described(self) -> Sequence[str]:
+        """As `Form.described`."""
+        return ["the matrix as it is stored"]

@@ -1,0 +1,118 @@
+"""What every form is written to ONNX with: its numbers, integers, positions, each emitted once in a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from spm_compress.codecs import Codec
+
+__all__ = ["DOMAIN", "Emitter"]
+
+DOMAIN = "spm_compress"
+_NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+class Emitter:
+    """Emits the values that one function needs.
+
+    dtype: of the activations; precision: in which coefficients are computed, never below float32, as
+    canonical numbers span more than 16 bits hold. functions: of ours that the nodes call.
+    """
+
+    def __init__(
+        self,
+        op: OpBuilder,
+        values: Mapping[str, ir.Value],
+        codecs: Mapping[str, Codec],
+        dtype: ir.DataType,
+        opset: int,
+    ) -> None:
+        # values: name -> value of every index table, and of every part of an array: ARRAY, or ARRAY.PART.
+        self.op = op
+        self.opset = opset
+        self.values = values
+        self.codecs = codecs
+        self.dtype = dtype
+        self.is_narrow = dtype in _NARROW
+        self.precision = ir.DataType.FLOAT if self.is_narrow else dtype
+        self.functions: dict[str, ir.Function] = {}
+        self.prefix = ""
+        self._known: dict[tuple[str | int, ...], ir.Value] = {}
+
+    def under(self, prefix: str) -> Emitter:
+        """Return the emitter of a part, whose arrays and tables are `PREFIX.name` here; what is known is shared."""
+        part = Emitter(self.op, self.values, self.codecs, self.dtype, self.opset)
+        part.prefix = f"{self.prefix}{prefix}."
+        part._known, part.functions = self._known, self.functions
+        return part
+
+    def once(self, key: tuple[str | int, ...], make: Callable[[], ir.Value]) -> ir.Value:
+        """Return what `make` emitted for this key the first time."""
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
+
+    def numbers(self, name: str) -> ir.Value:
+        """Return an array of numbers, as its codec decodes it, in the precision of the coefficients."""
+        full = f"{self.prefix}{name}"
+
+        def decoded() -> ir.Value:
+            codec = self.codecs[full]
+            parts = {part: self.values[f"{full}.{part}" if part else full] for part in codec.part_names()}
+            return self.op.Cast(codec.emit(self.op, parts), to=self.precision)
+
+        return self.once(("numbers", full), decoded)
+
+    def row(self, name: str, index: int) -> ir.Value:
+        """Return one row of an array of numbers."""
+        return self.op.Gather(self.numbers(name), self.integer(index), axis=0)
+
+    def table(self, name: str) -> ir.Value:
+        """Return an index table, int32."""
+        return self.values[f"{self.prefix}{name}"]
+
+    def call(self, function: ir.Function, *inputs: ir.Value) -> ir.Value:
+        """Call another local function, which is then needed in the model."""
+        self.functions[function.name] = function
+        return getattr(self.op, function.name)(*inputs, _domain=DOMAIN)
+
+    def integer(self, value: int) -> ir.Value:
+        """Return an int64 scalar."""
+        return self.once(("integer", value), lambda: self.op.Constant(value=ir.tensor(value, dtype=ir.DataType.INT64)))
+
+    def integers(self, *values: int) -> ir.Value:
+        """Return an int64 vector."""
+        # A tensor, not value_ints: up to 1.24, ONNX Runtime refuses a function whose Pad reads those.
+        return self.once(
+            ("integers", *values), lambda: self.op.Constant(value=ir.tensor(values, dtype=ir.DataType.INT64))
+        )
+
+    def number(self, value: float) -> ir.Value:
+        """Return a scalar in the precision of the coefficients."""
+        return self.once(("number", str(value)), lambda: self.op.Constant(value=ir.tensor(value, dtype=self.precision)))
+
+    def positions(self, width: int) -> ir.Value:
+        """Return (width,) 0, 1, 2, ..."""
+        return self.once(
+            ("positions", width),
+            lambda: self.op.Range(self.integer(0), self.integer(width), self.integer(1)),
+        )
+
+    def identity(self, width: int) -> ir.Value:
+        """Return the identity (width, width) in the precision of the coefficients."""
+        position = self.positions(width)
+        return self.op.Cast(self.op.Equal(self.op.Reshape(position, self.integers(-1, 1)), position), to=self.precision)
+
+    def summed(self, values: ir.Value, axis: int, *, keepdims: int) -> ir.Value:
+        """Sum along an axis; which was an attribute before opset 13."""
+        if self.opset < 13:
+            return self.op.ReduceSum(values, axes=[axis], keepdims=keepdims)
+        return self.op.ReduceSum(values, self.integers(axis), keepdims=keepdims)
+
+    def at_most(self, position: ir.Value, last: int) -> ir.Value:
+        """Return positions, those past the last one as the last one."""
+        op = self.op  # Min takes no integers before opset 12
+        return op.Where(op.Less(position, self.integer(last)), position, self.integer(last))

@@ -1,0 +1,38 @@
+"""The one ONNX function that every lowering of a chain is made of: Gather, Mul, Add.
+
+On the activations it runs a chain stage by stage; on the identity of a block it makes the blocks of a group.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnxscript import OpBuilder, build_function
+
+from spm_compress.forms.emitter import DOMAIN
+
+__all__ = ["stage_function"]
+
+_AXIS = 2  # features first: (1, runs, 2, stride, rows); features last: (rows, runs, 2, stride)
+
+
+def stage_function(opset: int, *, has_diagonal: bool) -> ir.Function:
+    """Return y = x + off_diagonal * x[partner], or with the diagonal y = diagonal * x + off_diagonal * x[partner].
+
+    partner: indices along the third axis of x; the coefficients are shaped to multiply x.
+    """
+
+    def emitted(op: OpBuilder, x: ir.Value, partner: ir.Value, *coefficients: ir.Value) -> ir.Value:
+        mixed = op.Mul(op.Gather(x, partner, axis=_AXIS), coefficients[0])
+        return op.Add(op.Mul(x, coefficients[1]) if has_diagonal else x, mixed)
+
+    names = ["x", "partner", "off_diagonal", *(["diagonal"] if has_diagonal else [])]
+    name = "StageWithDiagonal" if has_diagonal else "Stage"
+    function = build_function(
+        emitted, [ir.Value(name=each) for each in names], domain=DOMAIN, name=name, opset_imports={"": opset}
+    )
+    for node in function:
+        node.metadata_props.clear()
+    function.outputs[0].name = "y"
+    own = "diagonal * x" if has_diagonal else "x"
+    function.doc_string = f"one mixing stage: y = {own} + off_diagonal * x[partner]"
+    return function

@@ -1,0 +1,77 @@
+"""An operator as it is stored: a form, and every array in its codec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from spm_compress.codecs import FLOAT32, Codec, StoredArray, refusal
+from spm_compress.errors import FitError
+from spm_compress.forms.form import Form, Operator, relative_error
+
+__all__ = ["Encoded", "StoredOperator", "encoded"]
+
+
+@dataclass(frozen=True)
+class StoredOperator:
+    """What a file holds of one linear map; arrays by the names of `form.shapes`."""
+
+    form: Form
+    arrays: Mapping[str, StoredArray]
+
+    @classmethod
+    def of(cls, operator: Operator, codec: Codec = FLOAT32) -> StoredOperator:
+        """Return the operator with its numbers in a codec, in the form that serves it. Raises FitError as `store`."""
+        stored = operator.stored(codec)
+        codecs = stored.form.codecs(codec)
+        arrays = {name: StoredArray.of(codecs[name], array) for name, array in stored.arrays.items()}
+        return cls(stored.form, arrays)
+
+    def decoded(self) -> Operator:
+        """Return the operator that everybody computes with, float32."""
+        return Operator(self.form, {name: array.decoded() for name, array in self.arrays.items()})
+
+    @property
+    def codecs(self) -> dict[str, Codec]:
+        """The codec of every array."""
+        return {name: array.codec for name, array in self.arrays.items()}
+
+    @property
+    def codec(self) -> Codec:
+        """The codec that the numbers are in; some arrays may have to stay in float32 beside it."""
+        return next((codec for codec in self.codecs.values() if codec != FLOAT32), FLOAT32)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays and index tables."""
+        tables = sum(table.nbytes for table in self.form.tables.values())
+        return tables + sum(array.nbytes for array in self.arrays.values())
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An operator as it is stored, its relative error there, and why not in the codec that was asked for, if so."""
+
+    operator: StoredOperator
+    error: float
+    reason: str | None = None
+
+
+def encoded(operator: Operator, codec: Codec, weight: Tensor, error: float | None = None) -> Encoded:
+    """Store an operator that stands for a weight (out, in) in a codec, or in float32 where that would harm it.
+
+    error: of the operator itself, if it is known.
+    """
+    plain = StoredOperator.of(operator)
+    before = relative_error(weight, plain.decoded()) if error is None else error
+    if codec == FLOAT32:
+        return Encoded(plain, before)
+    try:
+        narrow = StoredOperator.of(plain.decoded(), codec)
+    except FitError:
+        return Encoded(plain, before, f"{codec.name} cannot hold the numbers; stored in float32")
+    after = relative_error(weight, narrow.decoded())
+    reason = refusal(codec, before, after)
+    return Encoded(plain, before, reason) if reason else Encoded(narrow, after)
