@@ -10,6 +10,7 @@ from torch import Tensor
 from spm_compress.forms.dense import Dense
 from spm_compress.forms.form import Form
 from spm_compress.forms.low_rank import LowRank
+from spm_compress.forms.monarch.form import Monarch
 from spm_compress.forms.spm.form import SPM
 from spm_compress.forms.sum import Sum
 
@@ -23,6 +24,7 @@ def forms() -> Mapping[str, type[Form]]:
         LowRank,
         Sum,
         Dense,
+        Monarch,
     )
     return {form.kind: form for form in found}
 

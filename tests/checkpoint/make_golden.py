@@ -3,8 +3,8 @@
     python tests/checkpoint/make_golden.py
 
 It holds SPMs of general stages, in the canonical gauge and in the free one, of rotations and of a schedule by tables,
-wide and tall; a sum with a low-rank term, a low-rank map and a dense one; numbers in float32 and in float16; bias
-corrections, a codec that was refused, tied names and kept tensors.
+wide and tall; a sum with a low-rank term, a low-rank map, a dense one and a Monarch matrix; numbers in float32 and in
+float16; bias corrections, a codec that was refused, tied names and kept tensors.
 `v<N>.expected.safetensors` has the dense matrices that those layers were on the day.
 """
 
@@ -22,6 +22,7 @@ from spm_compress.codecs import FLOAT16, FLOAT32, Codec, StoredArray
 from spm_compress.forms import Form, Operator, StoredOperator
 from spm_compress.forms.dense import Dense
 from spm_compress.forms.low_rank import LowRank
+from spm_compress.forms.monarch import Monarch
 from spm_compress.forms.spm import SPM, Mixer, Schedule, build_spm
 from spm_compress.forms.sum import Sum
 
@@ -48,6 +49,7 @@ FORMS: dict[str, tuple[Form, Codec]] = {
     "sum.weight": (Sum((canonical(40, 24, 5), LowRank(24, 40, 3))), FLOAT32),
     "half_sum.weight": (Sum((canonical(18, 18, 3, Schedule.RANDOM, FLOAT16), LowRank(18, 18, 2))), FLOAT16),
     "low_rank.weight": (LowRank(24, 40, 2), FLOAT32),
+    "monarch.weight": (Monarch(10, 7, 3, 2), FLOAT32),
 }
 # Those whose layers have a bias and were fitted with calibration data.
 CALIBRATED = ("sum.weight", "low_rank.weight")

@@ -82,7 +82,7 @@ def test_forms_bias_corrections_and_errors_of_outputs_are_read_back() -> None:
         **dict.fromkeys(("canonical.weight", "wide.weight", "tall.weight", "rotation.weight"), "spm"),
         **dict.fromkeys(("general.weight", "random.weight", "half.weight", "half_rotation.weight"), "spm"),
         **dict.fromkeys(("sum.weight", "half_sum.weight"), "sum"),
-        **{"low_rank.weight": "low_rank", "dense.weight": "dense"},
+        **{"low_rank.weight": "low_rank", "dense.weight": "dense", "monarch.weight": "monarch"},
     }
     term, alone, plain = layers["sum.weight"], layers["low_rank.weight"], layers["canonical.weight"]
     assert term.form.shapes["1.left"] == (40, 3)
