@@ -28,8 +28,8 @@ lint: $(VENV)/ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-test: lint  ## lint, types, floor plan, tests
-	$(BIN)/pytest
+test: lint  ## lint, types, floor plan, tests, and which lines they ran
+	$(BIN)/pytest --cov --cov-report=term:skip-covered
 
 test-slow: $(VENV)/ready  ## more cases of what `make test` tries
 	$(BIN)/pytest -m slow
@@ -102,4 +102,4 @@ bench: $(VENV)/ready  ## the figures of docs/measurements.md
 	$(BIN)/python benchmarks/recovery.py --train all
 
 clean:
-	rm -rf $(VENV) $(OPENVINO_VENV) $(CUDA_VENV) .venv-package examples/browser/node_modules build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OPENVINO_VENV) $(CUDA_VENV) .venv-package examples/browser/node_modules build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
