@@ -11,7 +11,11 @@ from spm_compress.compress.fitter import Fitter
 from spm_compress.compress.job import Job
 from spm_compress.compress.plan import Choice, Curve, Plan, Point, check_budget, within_budget, within_error
 from spm_compress.compress.settings import CompressSettings
+from spm_compress.forms.candidates import candidates
+from spm_compress.forms.dense import Dense
 from spm_compress.forms.form import stored_bytes
+from spm_compress.forms.settings import FitSettings
+from spm_compress.forms.spm.form import SPM
 
 __all__ = ["Forecast", "Planned", "fit_planned", "forecast"]
 
@@ -20,6 +24,8 @@ __all__ = ["Forecast", "Planned", "fit_planned", "forecast"]
 _USUAL, _REACH = 0.12, 2
 # No chain of more than this share of the dense bytes is tried: int8 has an error of 0.01 at half as much.
 _LARGEST = 0.5
+# The size of a dense map, whose numbers a codec stores; others are numbers of stages.
+_WHOLE = 0
 # Descents of a forecast: enough to order weights and sizes, a twelfth of the default.
 _PROBE_STEPS = 50
 
@@ -52,7 +58,7 @@ def fit_planned(fitter: Fitter, jobs: Sequence[Job], settings: CompressSettings)
     while any(remaining.values()):
         rung = _next_rung(jobs, remaining)
         for job, layer in _fitted(fitter, rung):
-            found[job.names[0], job.fit.stages] = layer
+            found[job.names[0], _rung_of(job)] = layer
             if settings.max_error is not None and _error(layer) <= settings.max_error:
                 remaining[job.names[0]] = []
     plan = _plan(jobs, found, settings)
@@ -75,11 +81,11 @@ def forecast(fitter: Fitter, jobs: Sequence[Job], settings: CompressSettings) ->
             memory = max(memory, _working_bytes(job))
             known = fitter.known(job)
             if known is not None:
-                found[job.names[0], job.fit.stages] = known[0]
+                found[job.names[0], _rung_of(job)] = known[0]
             else:
                 short.append(replace(job, fit=replace(job.fit, steps=min(job.fit.steps, _PROBE_STEPS))))
         for job, layer in _fitted(fitter, short):
-            found[job.names[0], job.fit.stages] = layer
+            found[job.names[0], _rung_of(job)] = layer
             seconds += fitter.seconds(job) * settings.fit_of(job.names[0]).steps / max(1, job.fit.steps)
     return Forecast(_plan(jobs, found, settings), seconds, memory)
 
@@ -87,9 +93,7 @@ def forecast(fitter: Fitter, jobs: Sequence[Job], settings: CompressSettings) ->
 def _next_rung(jobs: Sequence[Job], remaining: dict[str, list[int]]) -> list[Job]:
     """Take the next size of every job that has one."""
     return [
-        replace(job, fit=replace(job.fit, stages=remaining[job.names[0]].pop(0)))
-        for job in jobs
-        if remaining[job.names[0]]
+        replace(job, fit=_fit_at(job.fit, remaining[job.names[0]].pop(0))) for job in jobs if remaining[job.names[0]]
     ]
 
 
@@ -111,7 +115,9 @@ def _ladders(jobs: Sequence[Job], settings: CompressSettings) -> dict[str, list[
 def _rungs(job: Job, settings: CompressSettings) -> list[int]:
     """Return the numbers of stages to fit, rising. One that an override fixes is the only one."""
     if not settings.is_planned or "stages" in settings.override_of(job.names[0]):
-        return [job.fit.stages]
+        return [_rung_of(job)]
+    if job.fit.forms == (Dense.kind,):
+        return [_WHOLE]
     group = job.fit.block.bit_length() - 1
     shares: dict[int, float] = {}
     stages = group
@@ -121,15 +127,31 @@ def _rungs(job: Job, settings: CompressSettings) -> list[int]:
             break
         shares[stages] = share
         stages *= 2
+    if SPM.kind not in job.fit.forms:  # of other forms the smallest may be larger than the smallest chain
+        shares = {each: share for each, share in shares.items() if candidates(_fit_at(job.fit, each), *job.shape)}
+    whole = [_WHOLE] if Dense.kind in job.fit.forms and _stored(job, _WHOLE, settings) < job.dense_bytes else []
     budget = settings.budget
-    if budget is None:
-        return list(shares)
+    if budget is None or not shares:
+        return [*shares, *whole]
     reach = max(_USUAL, _REACH * budget)
-    return [stages for stages, share in shares.items() if share <= reach] or [min(shares)]
+    return [*([stages for stages, share in shares.items() if share <= reach] or [min(shares)]), *whole]
 
 
-def _stored(job: Job, stages: int, settings: CompressSettings) -> int:
-    return stored_bytes(replace(job.fit, stages=stages).reference(*job.shape), settings.store)
+def _fit_at(fit: FitSettings, rung: int) -> FitSettings:
+    """Return the fit of one size. A dense map has one of its own; beside it, no smaller form would be chosen."""
+    if rung == _WHOLE:
+        return replace(fit, forms=(Dense.kind,))
+    return replace(fit, stages=rung, forms=tuple(kind for kind in fit.forms if kind != Dense.kind))
+
+
+def _rung_of(job: Job) -> int:
+    return _WHOLE if job.fit.forms == (Dense.kind,) else job.fit.stages
+
+
+def _stored(job: Job, rung: int, settings: CompressSettings) -> int:
+    out_features, in_features = job.shape
+    form = Dense(in_features, out_features) if rung == _WHOLE else _fit_at(job.fit, rung).reference(*job.shape)
+    return stored_bytes(form, settings.store)
 
 
 def _working_bytes(job: Job) -> int:

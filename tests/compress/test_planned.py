@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from draw import random_spm
+from made import gaussian
 from safetensors.torch import save_file
 
 from spm_compress import CompressSettings, FitSettings, fit_model, open_source
 from spm_compress.checkpoint import Artifact
+from spm_compress.codecs import FLOAT16
 from spm_compress.compress import Silent, parse_override, plan_model
 from spm_compress.errors import UsageError
 from spm_compress.forms.spm import SPM, Mixer, build_spm
@@ -149,3 +151,16 @@ def test_overrides_that_say_nothing(text: str, line: str) -> None:
 def test_an_override_for_no_weight_is_a_mistake(model: Path) -> None:
     with pytest.raises(UsageError, match=r"`overrides` 'heavy\*' matches no tensor"):
         fitted(model, replace(QUICK, overrides=(parse_override("heavy*:stages=4"),)))
+
+
+def test_a_plan_mixes_forms_and_may_keep_a_dense_map_in_fewer_bits(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    low = gaussian(64, 2) @ gaussian(2, 64, seed=1)
+    save_file({"a.weight": low, "b.weight": gaussian(64, 64, seed=2)}, path)
+    fit = FitSettings(steps=5, block=8, forms=("spm", "low_rank", "dense"))
+    wanted = CompressSettings(fit, store=FLOAT16, max_error=0.01)
+    layers = {layer.name: layer for layer in fit_model(open_source(path), wanted, beside=tmp_path).layers}
+    assert (layers["a.weight"].form.kind, layers["b.weight"].form.kind) == ("low_rank", "dense")
+    assert layers["b.weight"].stored_bytes == 64 * 64 * 2
+    small = CompressSettings(fit, store=FLOAT16, budget=0.3)  # room for the one, and a chain or a low rank of the other
+    assert sum(layer.stored_bytes for layer in fit_model(open_source(path), small, beside=tmp_path).layers) <= 9830

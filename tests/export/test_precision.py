@@ -9,11 +9,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from made import mlp
 from safetensors.torch import save_file
 from torch import nn
 
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
 from spm_compress.checkpoint import Artifact
+from spm_compress.codecs import FLOAT16
 from spm_compress.errors import VerificationError
 from spm_compress.export import Precision, one_file, saving
 from spm_compress.export.verification import Agreement
@@ -112,3 +114,13 @@ def test_the_same_export_gives_the_same_bytes(fitted: tuple[Path, Artifact], tmp
     first = exported(fitted, tmp_path, lowerings()[2]).read_bytes()
     torch.manual_seed(6)
     assert exported(fitted, tmp_path, lowerings()[2]).read_bytes() == first
+
+
+def test_a_dense_map_that_is_stored_as_the_graph_has_it_is_no_copy_of_itself(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file(mlp(40, 64, 48).state_dict(), path)
+    fit = FitSettings(forms=("dense",))
+    artifact = fit_model(open_source(path), CompressSettings(fit, store=FLOAT16), beside=tmp_path)
+    for lowering in lowerings():
+        settings = ExportSettings(lowering=lowering, precision=Precision.FLOAT16)
+        export_onnx(artifact, tmp_path / "out.onnx", source=open_source(path), settings=settings)

@@ -63,6 +63,7 @@ class Writer:
         self.taken = {node.name for node in model.graph.all_nodes() if node.name}
         self.values = _value_names(model)
         self.prefixes: dict[str, str] = {}
+        self.ours: set[ir.Value] = set()  # initializers
 
     def replace(self, match: Match, lowering: Lowering) -> str:
         """Put the operator where the product was, or before it; return the new node's name."""
@@ -129,7 +130,9 @@ class Writer:
         kinds: dict[str, list[str]] = {}
         for value in list(self.model.graph.initializers.values()):
             tensor = value.const_value
-            if tensor is None or not tensor.dtype.is_floating_point() or tuple(tensor.shape.numpy()) not in shapes:
+            if value in self.ours or tensor is None or not tensor.dtype.is_floating_point():
+                continue  # ours may equal a fitted weight, too: the stored array of a dense map does
+            if tuple(tensor.shape.numpy()) not in shapes:
                 continue
             for is_transposed in (False, True):
                 layer = layers.get(digests.of_tensor(tensor, transposed=is_transposed))
@@ -191,11 +194,16 @@ class Writer:
     def _call(self, placed: Placed, x: list[ir.Value], dtype: ir.DataType, free: str) -> ir.Node:
         prefix = self._prefix(f"{placed.name}.spm")
         arrays = [
-            initializer(self.model.graph, f"{prefix}.{array}", values)
+            self._initializer(f"{prefix}.{array}", values)
             for array, values in stored_values(placed.stored.form, placed.stored.arrays).items()
         ]
         function = self._function(placed.stored, placed.lowering, dtype)
         return ir.Node(DOMAIN, function, [*x, *arrays], name=free, doc_string=_describe(placed))
+
+    def _initializer(self, name: str, values: Tensor) -> ir.Value:
+        value = initializer(self.model.graph, name, values)
+        self.ours.add(value)
+        return value
 
     def _free_name(self, name: str) -> str:
         free = free_name(name.removesuffix(".weight"), self.taken)
