@@ -13,7 +13,7 @@ from spm_compress.errors import SourceError
 __all__ = ["Weights"]
 
 # Bytes that are held between selection and fit; of a larger model the rest is read, and digested, a second time.
-_ROOM = 1 << 30
+_ROOM = 1 << 29
 
 
 class Weights:

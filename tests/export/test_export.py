@@ -153,3 +153,19 @@ def test_a_matrix_is_digested_once_an_export(tmp_path: Path, monkeypatch: pytest
     export_onnx(artifact, tmp_path / "out.onnx", source=source)  # its lowerings timed, and several plans written
     assert len(hashed) == len(set(hashed))
     assert len(set(hashed)) >= 2
+
+
+def test_the_default_export_is_made_of_gather_mul_add_whatever_runs_fastest(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(mlp(40, 64, 48).state_dict(), path)
+    source = open_source(path)
+    artifact = fit_model(source, CompressSettings(FitSettings(stages=4, steps=2, block=8)), beside=tmp_path)
+    exported = export_onnx(artifact, tmp_path / "out.onnx", source=source)
+    model = onnx.load(exported.path)
+    functions = {function.name: function for function in model.functions}
+    assert [node.op_type for node in functions["Stage"].node] == ["Gather", "Mul", "Add"]
+    called = {node.op_type for node in model.graph.node if node.domain == "spm_compress"}
+    layers = [functions[name] for name in called if name.startswith("SPM_")]
+    assert len(layers) == 2  # of two shapes
+    for layer in layers:
+        assert "Stage" in [node.op_type for node in layer.node]
