@@ -51,7 +51,7 @@ def show_exported(written: Sequence[Exported], ort: Sequence[OrtFiles], as_json:
             )
         if each.speedups:
             ratios = ", ".join(f"batch {batch}: {ratio:.2f}x" for batch, ratio in each.speedups.items())
-            console.print(f"speed of the whole model over the dense one, timed in turns: {ratios}", soft_wrap=True)
+            console.print(f"speed of the whole model over the dense one, timed interleaved: {ratios}", soft_wrap=True)
     for made in ort:
         worst = max(agreement.error for agreement in made.agreements)
         agreement = f"verified, relative error to the ONNX model {worst:.1e}"

@@ -1,4 +1,4 @@
-"""What the four studies share: variants of one model, several seeds, step times in turns, and the table at the end."""
+"""What the four studies share: variants of one model, several seeds, interleaved step times, and the table at the end."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def parameters(model: nn.Module) -> int:
 
 
 def run(study: Study, variants: Sequence[Variant], options: argparse.Namespace) -> list[dict[str, object]]:
-    """Train every variant with every seed, time a step of each in turns, and print the table.
+    """Train every variant with every seed, time a step of each, interleaved, and print the table.
 
     The learning rate of each variant is the best of the study's by the first seed, so none is at a disadvantage.
     """
@@ -132,7 +132,7 @@ def _step(study: Study, model: nn.Module, optimizer: torch.optim.Optimizer, draw
 
 
 def _time(study: Study, rows: Sequence[_Row], device: str, repeats: int = 25) -> None:
-    """Time whole training steps, the variants in turns, so that a busy moment meets all of them."""
+    """Time whole training steps, the variants interleaved, so that a busy moment meets all of them."""
     draw = torch.Generator().manual_seed(0)
     models = [row.variant.make().to(device) for row in rows]
     optimizers = [torch.optim.Adam(model.parameters(), lr=0.0) for model in models]

@@ -337,3 +337,36 @@ def test_what_the_fuzzer_found(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(SourceError, match=r"m\.onnx: w is damaged"):
         open_source(tmp_path / "m.onnx")
+
+
+def matmul_model(path: Path, *, op_type: str = "MatMul", inputs: tuple[str, ...] = ("x", "w"), dtype: int = 1) -> Path:
+    values = np.ones(64, np.float32)
+    weight = helper.make_tensor("w", dtype, [8, 8], values)
+    ends = [helper.make_tensor_value_info(name, 1, ["n", 8]) for name in "xy"]
+    node = helper.make_node(op_type, list(inputs), ["y"])
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)]), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "swapped", "said"),
+    [
+        ({"inputs": ("w",)}, (b"", b""), "has a node 'MatMul' that is none of ONNX"),
+        ({"op_type": ""}, (b"", b""), "has a node '' that is none of ONNX"),
+        ({}, (b"MatMul", b"\xdbatMul"), "that is none of ONNX|is not a readable ONNX model"),
+        ({"inputs": ("x", "vvvv")}, (b"vvvv", b"\xdbvvv"), "whose name is no text|is not a readable ONNX model"),
+        ({"dtype": TensorProto.FLOAT4E2M1}, (b"", b""), "tensor 'w' cannot be read"),
+    ],
+    ids=["one factor", "no operator", "operator that is no text", "value that is no text", "type of four bits"],
+)
+def test_a_graph_that_is_no_onnx_is_one_line(
+    options: dict[str, Any], swapped: tuple[bytes, bytes], said: str, tmp_path: Path
+) -> None:
+    path = matmul_model(tmp_path / "m.onnx", **options)
+    path.write_bytes(path.read_bytes().replace(*swapped) if swapped[0] else path.read_bytes())
+    with pytest.raises(SourceError, match=said) as raised:
+        source = open_source(path)
+        for name in source.tensors():
+            source.read(name)
+    assert "\n" not in str(raised.value)
