@@ -5,7 +5,7 @@
 
 square, wide, long: a 384x384, a 1536x384 and a 384x1536 weight of MiniLM. big: 2048x2048, drawn with singular values
 1/sqrt(k); its naive way is timed for a few steps only, and taken to need as many as the library to the same error. For
-each, both ways have the same stages, step size and planned steps, run interleaved, and every run has a process of its own:
+each, both have the same stages, step size and planned steps, run interleaved, and every run has a process of its own:
 
     ms a step       without what comes before the first and after the last
     error           that the naive way ends at (big: the library)

@@ -1,4 +1,4 @@
-"""What the four studies share: variants of one model, several seeds, interleaved step times, and the table at the end."""
+"""What the four studies share: variants of one model, several seeds, interleaved step times, and the table."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Exported:
 
     bytes, dense_bytes: with data files, of it and of the dense graph it came from; agreements: with the dense graph
     that has the operators' matrices in it; live: with the torch module, where there is one; choices: how each layer
-    runs and why, if that was measured; speedups: batch -> time of the dense graph over this one's, measured interleaved.
+    runs and why, if that was measured; speedups: batch -> time of the dense graph over this one's, interleaved.
     has_past: whether it takes and gives keys and values; others: the other files of a model that is several graphs.
     """
 
