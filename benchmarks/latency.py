@@ -34,7 +34,7 @@ from spm_compress.export.trials import random_inputs
 from spm_compress.export.verification import compare, run, session
 from spm_compress.forms import Operator, StoredOperator
 from spm_compress.forms.lowering import Blocks, Dense, Layout, Stages
-from spm_compress.forms.onnx_function import stored_values, write_function
+from spm_compress.forms.onnx_function import write_function
 from spm_compress.forms.spm import build_spm
 
 ROWS = 64
@@ -82,7 +82,7 @@ def features_first_model(layer: FittedLayer) -> ir.Model:
         ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([width, "rows"])) for name in "xy"
     )
     arrays = []
-    for name, values in stored_values(layer.form, layer.stored.arrays).items():
+    for name, values in layer.stored.tensors.items():
         tensor = ir.tensor(values.numpy(), name=name)
         arrays.append(ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor))
     node = ir.Node(function.domain, function.name, [x, *arrays], outputs=[y])

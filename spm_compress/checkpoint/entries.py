@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from spm_compress.checkpoint.keys import usual_stem
-from spm_compress.codecs import Codec, StoredArray, read_codec
+from spm_compress.codecs import Codec, StoredArray, part_key, read_codec
 from spm_compress.forms.form import Form, Operator, under
 from spm_compress.forms.registry import read_form
 from spm_compress.forms.stored import StoredOperator
@@ -89,15 +89,10 @@ class KeptTensor:
 
 def layer_tensors(layer: FittedLayer) -> dict[str, Tensor]:
     """Return what is stored of a layer, by what follows the stem of its keys: ARRAY, ARRAY.PART or TABLE."""
-    found = {
-        f"{name}.{part}" if part else name: tensor.contiguous()
-        for name, array in layer.stored.arrays.items()
-        for part, tensor in array.parts.items()
-    }
-    found.update(layer.form.tables)
+    found = layer.stored.tensors
     if layer.bias_correction is not None:
-        found[BIAS_CORRECTION] = layer.bias_correction.contiguous()
-    return found
+        found[BIAS_CORRECTION] = layer.bias_correction
+    return {name: tensor.contiguous() for name, tensor in found.items()}
 
 
 def layer_json(layer: FittedLayer, stem: str) -> dict[str, Any]:
@@ -163,7 +158,7 @@ def read_layer(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitte
 
 
 def _read_array(name: str, codec: Codec, shape: tuple[int, ...], own: Mapping[str, Tensor]) -> StoredArray:
-    parts = {part: own[f"{name}.{part}" if part else name] for part in codec.part_names()}
+    parts = {part: own[part_key(name, part)] for part in codec.part_names()}
     found = StoredArray(codec, parts)
     if tuple(found.decoded().shape) != shape:
         raise ValueError(f"{name} has shape {tuple(found.decoded().shape)}, not {shape}")

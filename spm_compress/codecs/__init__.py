@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from spm_compress.codecs.codec import Codec, StoredArray, straight_through
+from spm_compress.codecs.codec import Codec, StoredArray, part_key, straight_through
 from spm_compress.codecs.floats import FLOAT16, FLOAT32
 from spm_compress.codecs.guard import refusal
 
-__all__ = ["FLOAT16", "FLOAT32", "Codec", "StoredArray", "codecs", "read_codec", "refusal", "straight_through"]
+__all__ = [
+    "FLOAT16",
+    "FLOAT32",
+    "Codec",
+    "StoredArray",
+    "codecs",
+    "part_key",
+    "read_codec",
+    "refusal",
+    "straight_through",
+]
 
 
 def codecs() -> Mapping[str, Codec]:

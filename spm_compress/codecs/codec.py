@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from onnxscript import OpBuilder
 
-__all__ = ["Codec", "Parts", "StoredArray", "straight_through"]
+__all__ = ["Codec", "Parts", "StoredArray", "part_key", "straight_through"]
 
 # Name of a part -> tensor; "" is the name of a part that stands alone.
 Parts = Mapping[str, Tensor]
@@ -73,6 +73,11 @@ class StoredArray:
     def nbytes(self) -> int:
         """Bytes of all parts."""
         return sum(part.nbytes for part in self.parts.values())
+
+
+def part_key(array: str, part: str) -> str:
+    """Return the name of an array's part among the parts of other arrays: ARRAY, or ARRAY.PART."""
+    return f"{array}.{part}" if part else array
 
 
 def straight_through(codec: Codec, array: Tensor) -> Tensor:

@@ -7,19 +7,26 @@ from collections.abc import Callable, Mapping
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from spm_compress.codecs import Codec
+from spm_compress.codecs import Codec, part_key
+from spm_compress.forms.local_function import DOMAIN
 
-__all__ = ["DOMAIN", "Emitter"]
+__all__ = ["Emitter", "precision_of"]
 
-DOMAIN = "spm_compress"
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def precision_of(dtype: ir.DataType) -> ir.DataType:
+    """Return in which dtype coefficients are computed for activations of this one.
+
+    Never below float32, as canonical numbers span more than 16 bits hold.
+    """
+    return ir.DataType.FLOAT if dtype in _NARROW else dtype
 
 
 class Emitter:
     """Emits the values that one function needs.
 
-    dtype: of the activations; precision: in which coefficients are computed, never below float32, as
-    canonical numbers span more than 16 bits hold. functions: of ours that the nodes call.
+    dtype: of the activations; precision: of the coefficients. functions: of ours that the nodes call.
     """
 
     def __init__(
@@ -30,14 +37,14 @@ class Emitter:
         dtype: ir.DataType,
         opset: int,
     ) -> None:
-        # values: name -> value of every index table, and of every part of an array: ARRAY, or ARRAY.PART.
+        # values: name -> value of every index table, and of every part of an array, by `part_key`.
         self.op = op
         self.opset = opset
         self.values = values
         self.codecs = codecs
         self.dtype = dtype
         self.is_narrow = dtype in _NARROW
-        self.precision = ir.DataType.FLOAT if self.is_narrow else dtype
+        self.precision = precision_of(dtype)
         self.functions: dict[str, ir.Function] = {}
         self.prefix = ""
         self._known: dict[tuple[str | int, ...], ir.Value] = {}
@@ -61,7 +68,7 @@ class Emitter:
 
         def decoded() -> ir.Value:
             codec = self.codecs[full]
-            parts = {part: self.values[f"{full}.{part}" if part else full] for part in codec.part_names()}
+            parts = {part: self.values[part_key(full, part)] for part in codec.part_names()}
             return self.op.Cast(codec.emit(self.op, parts), to=self.precision)
 
         return self.once(("numbers", full), decoded)

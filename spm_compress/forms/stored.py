@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from spm_compress.codecs import FLOAT32, Codec, StoredArray, refusal
+from spm_compress.codecs import FLOAT32, Codec, StoredArray, part_key, refusal
 from spm_compress.errors import FitError
 from spm_compress.forms.form import Form, Operator, relative_error
 
@@ -42,6 +42,14 @@ class StoredOperator:
     def codec(self) -> Codec:
         """The codec that the numbers are in; some arrays may have to stay in float32 beside it."""
         return next((codec for codec in self.codecs.values() if codec != FLOAT32), FLOAT32)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that is stored: the arrays' parts by `part_key`, then the index tables."""
+        parts = {
+            part_key(name, part): tensor for name, array in self.arrays.items() for part, tensor in array.parts.items()
+        }
+        return {**parts, **self.form.tables}
 
     @property
     def nbytes(self) -> int:

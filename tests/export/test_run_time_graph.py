@@ -23,7 +23,6 @@ from spm_compress.export.splicing.layer_model import layer_model
 from spm_compress.export.splicing.splice import splice
 from spm_compress.export.verification import session
 from spm_compress.forms.lowering import Blocks, Dense, Layout, Lowering, Stages, lowerings
-from spm_compress.forms.onnx_function import stored_values
 from spm_compress.forms.spm import Gauge, Mixer
 
 ORDER_ONLY = {"Reshape", "Flatten", "Transpose"}
@@ -73,7 +72,7 @@ def test_stages_gather_multiply_and_add_once_a_stage(tmp_path: Path) -> None:
 def test_the_file_holds_the_numbers_and_little_else(lowering: Lowering) -> None:
     layer = layer_of(2048, 2048)
     size = len(ir.serde.serialize_model(layer_model(layer, lowering)).SerializeToString())
-    numbers = sum(array.nbytes for array in stored_values(layer.form, layer.stored.arrays).values())
+    numbers = sum(array.nbytes for array in layer.stored.tensors.values())
     assert numbers == 4 * layer.operator.parameter_count
     assert size < numbers + 24_000  # nodes; 2048 x 2048 values would be 16 MB, one index table 16,384 bytes
 

@@ -24,7 +24,7 @@ from spm_compress.export.splicing.transposes import (
     is_transpose,
     leading_dimensions,
 )
-from spm_compress.forms.emitter import DOMAIN
+from spm_compress.forms.local_function import DOMAIN
 
 __all__ = ["keep_features_first"]
 

@@ -32,7 +32,7 @@ from spm_compress.export.splicing.declared import declare, declared
 from spm_compress.export.splicing.features_first import keep_features_first
 from spm_compress.export.splicing.matches import Digests, Match, matches, none_found
 from spm_compress.export.splicing.writer import Writer
-from spm_compress.forms.emitter import DOMAIN
+from spm_compress.forms.local_function import DOMAIN
 from spm_compress.forms.lowering import Dense, Lowering
 
 __all__ = ["Spliced", "require_opset", "splice"]

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
-from onnxscript import OpBuilder, build_function
+from onnxscript import OpBuilder
 
-from spm_compress.forms.emitter import DOMAIN
+from spm_compress.forms.local_function import DOMAIN, local_function
 from spm_compress.forms.lowering import Layout
 
 __all__ = ["FIRST", "LAST", "Transposes", "axis_names", "before_last", "is_transpose", "leading_dimensions"]
@@ -84,12 +84,8 @@ class Transposes:
 
     def _call(self, name: str, body: Callable[..., ir.Value], inputs: Sequence[ir.Value]) -> ir.Node:
         if (DOMAIN, name, "") not in self.model.functions:
-            values = [ir.Value(name=each) for each in ("x", "lead")[: len(inputs)]]
-            function = build_function(body, values, domain=DOMAIN, name=name, opset_imports={"": self.opset})
-            for node in function:
-                node.metadata_props.clear()
-            function.outputs[0].name = "y"
-            function.doc_string = _ABOUT[next(each for each in _ABOUT if name.startswith(each))]
+            about = _ABOUT[next(each for each in _ABOUT if name.startswith(each))]
+            function = local_function(name, body, ("x", "lead")[: len(inputs)], self.opset, about=about)
             self.model.functions[function.identifier()] = function
         self.model.graph.opset_imports[DOMAIN] = 1
         return ir.Node(DOMAIN, name, list(inputs))

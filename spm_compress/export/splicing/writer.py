@@ -16,10 +16,10 @@ from spm_compress.checkpoint.uses import is_handed_out, readers
 from spm_compress.codecs import Codec
 from spm_compress.export.splicing.matches import Digests, Match
 from spm_compress.export.splicing.transposes import LAST, Transposes, is_transpose
-from spm_compress.forms.emitter import DOMAIN
 from spm_compress.forms.form import Form, numbers_of
+from spm_compress.forms.local_function import DOMAIN
 from spm_compress.forms.lowering import Dense, Lowering
-from spm_compress.forms.onnx_function import stored_values, write_function
+from spm_compress.forms.onnx_function import write_function
 from spm_compress.forms.stored import StoredOperator
 
 __all__ = ["Placed", "Writer", "initializer"]
@@ -193,10 +193,7 @@ class Writer:
 
     def _call(self, placed: Placed, x: list[ir.Value], dtype: ir.DataType, free: str) -> ir.Node:
         prefix = self._prefix(f"{placed.name}.spm")
-        arrays = [
-            self._initializer(f"{prefix}.{array}", values)
-            for array, values in stored_values(placed.stored.form, placed.stored.arrays).items()
-        ]
+        arrays = [self._initializer(f"{prefix}.{array}", values) for array, values in placed.stored.tensors.items()]
         function = self._function(placed.stored, placed.lowering, dtype)
         return ir.Node(DOMAIN, function, [*x, *arrays], name=free, doc_string=_describe(placed))
 

@@ -6,6 +6,7 @@ holds the numbers and no index tables; runtimes fold them to constants when they
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ class ChainEmitter:
         self.emit = emit
         self.op = emit.op
         self.structure = structure
+        self._stage_function = functools.cache(functools.partial(stage_function, emit.opset))
 
     def partners(self, width: int, stride: int) -> ir.Value:
         """Return (width,) position xor stride; a position without partner keeps itself."""
@@ -68,7 +70,7 @@ class ChainEmitter:
 
         state: pairs on its third axis; coefficients: of `coefficients`, shaped to multiply it.
         """
-        function = stage_function(self.emit.opset, has_diagonal=len(coefficients) > 1)
+        function = self._stage_function(has_diagonal=len(coefficients) > 1)
         return self.emit.call(function, state, partner, *coefficients)
 
     def coefficients(self, i: int, stage: int) -> list[ir.Value]:

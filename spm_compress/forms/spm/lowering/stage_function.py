@@ -6,9 +6,9 @@ On the activations it runs a chain stage by stage; on the identity of a block it
 from __future__ import annotations
 
 import onnx_ir as ir
-from onnxscript import OpBuilder, build_function
+from onnxscript import OpBuilder
 
-from spm_compress.forms.emitter import DOMAIN
+from spm_compress.forms.local_function import local_function
 
 __all__ = ["stage_function"]
 
@@ -27,12 +27,6 @@ def stage_function(opset: int, *, has_diagonal: bool) -> ir.Function:
 
     names = ["x", "partner", "off_diagonal", *(["diagonal"] if has_diagonal else [])]
     name = "StageWithDiagonal" if has_diagonal else "Stage"
-    function = build_function(
-        emitted, [ir.Value(name=each) for each in names], domain=DOMAIN, name=name, opset_imports={"": opset}
-    )
-    for node in function:
-        node.metadata_props.clear()
-    function.outputs[0].name = "y"
     own = "diagonal * x" if has_diagonal else "x"
-    function.doc_string = f"one mixing stage: y = {own} + off_diagonal * x[partner]"
-    return function
+    about = f"one mixing stage: y = {own} + off_diagonal * x[partner]"
+    return local_function(name, emitted, names, opset, about=about)
