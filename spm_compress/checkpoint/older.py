@@ -40,7 +40,7 @@ def modern_layer(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tup
     if rank and chains:
         form = {"kind": "sum", "parts": [spm, low_rank]}
         stages = {name: tensor for name, tensor in own.items() if not name.startswith(f"{len(chains)}.")}
-        own = prefixed({"0": stages, "1": term})
+        own = prefixed([stages, term])
     elif rank:
         form, own = low_rank, term
     codecs = {name: _codec(tensor) for name, tensor in own.items() if tensor.is_floating_point()}

@@ -81,6 +81,15 @@ class Objective:
         energy = _energy(dense, weighted)
         return torch.where(energy > 0, _energy(self.weights, weighted) / energy, 1.0)
 
+    def errors(self, matrices: Tensor) -> Tensor:
+        """Return (k,) the relative errors of matrices (k, out, in), one for each weight."""
+        energy, _ = energies(self, matrices - self.weights)
+        return energy.sqrt() / self.norms()
+
+    def row(self, i: int) -> Objective:
+        """Return the objective of one of the batch."""
+        return self.subset(torch.tensor([i], device=self.weights.device))
+
     def subset(self, rows: Tensor) -> Objective:
         """Return the objective of some of the batch."""
         metric = None if self.metric is None else self.metric[rows]

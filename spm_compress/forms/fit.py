@@ -82,7 +82,7 @@ def fit_matrices(
     reached = _best_of(objective, forms, settings, watch)
     results = []
     for i, (form, fitted) in enumerate(reached):
-        row = objective if k == 1 else objective.subset(torch.tensor([i], device=weights.device))
+        row = objective if k == 1 else objective.row(i)
         operator = _rescaled(row, form, fitted, float(norms[i]) / unit)
         weight = weights[i].cpu()
         operator = (operator.transposed() if narrowing else operator).stored()

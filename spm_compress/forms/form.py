@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Arrays", "Fitted", "Form", "Operator", "Runner", "prefixed", "relative_error", "under"]
 
 Arrays = Mapping[str, Tensor]
+_T = TypeVar("_T")
 
 # Errors are computed in float64 by so many columns at a time: a large weight in float64 would take most of the memory.
 _COLUMNS = 512
@@ -247,9 +248,9 @@ def under(arrays: Arrays, prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
 
 
-def prefixed(parts: Mapping[str, Arrays]) -> dict[str, Tensor]:
-    """Return the arrays of several parts as one mapping, `under` being the way back."""
-    return {f"{prefix}.{name}": array for prefix, arrays in parts.items() for name, array in arrays.items()}
+def prefixed(parts: Iterable[Mapping[str, _T]]) -> dict[str, _T]:
+    """Return what parts have by name as one mapping, that of part i as `<i>.<name>`; `under` is the way back."""
+    return {f"{i}.{name}": value for i, part in enumerate(parts) for name, value in part.items()}
 
 
 def relative_error(weight: Tensor, operator: Operator) -> float:

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from spm_compress.fitting.objective import Objective, energies
+from spm_compress.fitting.objective import Objective
 from spm_compress.fitting.settings import OnStep
 from spm_compress.fitting.truncated_svd import low_rank_factors
 from spm_compress.forms.form import Arrays, Fitted, Form, Operator
@@ -80,7 +79,7 @@ class LowRank(Form):
 
     def fit(self, objective: Objective, settings: FitSettings, watch: OnStep | None) -> list[Fitted]:
         """As `Form.fit`: one truncated SVD for each, weighted where the objective is."""
-        return [self._fit(objective.subset(torch.tensor([i]))) for i in range(len(objective.weights))]
+        return [self._fit(objective.row(i)) for i in range(len(objective.weights))]
 
     def _fit(self, row: Objective) -> Fitted:
         metric = None if row.metric is None else row.metric[0]
@@ -89,8 +88,7 @@ class LowRank(Form):
         if row.is_transposed:
             left, right = right.mT, left.mT
         left, right = left.float(), right.float()
-        energy, _ = energies(row, (left @ right)[None] - row.weights)
-        error = float(energy[0].sqrt() / row.norms()[0])
+        error = float(row.errors((left @ right)[None]))
         return Fitted({"left": left, "right": right}, error, 0, 0, "svd")
 
     def to_json(self) -> dict[str, Any]:

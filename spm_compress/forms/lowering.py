@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 __all__ = ["Blocks", "Dense", "Layout", "Lowering", "Stages", "lowerings"]
 
@@ -17,27 +18,31 @@ class Layout(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Stages:
-    """Literally as the form is defined: for a chain Gather, Mul and Add, stage by stage."""
+class _OnActivations:
+    """What takes activations, in one of the layouts."""
+
+    way: ClassVar[str]
 
     layout: Layout = Layout.FEATURE_MAJOR
 
     @property
     def name(self) -> str:
         """Name in reports; its first word is the one that `lowering` takes."""
-        return f"stages {self.layout.value}"
+        return f"{self.way} {self.layout.value}"
 
 
 @dataclass(frozen=True)
-class Blocks:
+class Stages(_OnActivations):
+    """Literally as the form is defined: for a chain Gather, Mul and Add, stage by stage."""
+
+    way: ClassVar[str] = "stages"
+
+
+@dataclass(frozen=True)
+class Blocks(_OnActivations):
     """In few batched products: a runtime that folds constants multiplies stages out to blocks when it loads."""
 
-    layout: Layout = Layout.FEATURE_MAJOR
-
-    @property
-    def name(self) -> str:
-        """As `Stages.name`."""
-        return f"blocks {self.layout.value}"
+    way: ClassVar[str] = "blocks"
 
 
 @dataclass(frozen=True)

@@ -52,12 +52,12 @@ class Sum(Form):
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """As `Form.shapes`."""
-        return {f"{i}.{name}": shape for i, part in enumerate(self.parts) for name, shape in part.shapes.items()}
+        return prefixed(part.shapes for part in self.parts)
 
     @property
     def tables(self) -> Mapping[str, Tensor]:
         """As `Form.tables`."""
-        return prefixed({str(i): part.tables for i, part in enumerate(self.parts)})
+        return prefixed(part.tables for part in self.parts)
 
     @property
     def multiply_adds(self) -> int:
@@ -95,7 +95,7 @@ class Sum(Form):
 
     def codecs(self, codec: Codec) -> Mapping[str, Codec]:
         """As `Form.codecs`."""
-        return {f"{i}.{name}": each for i, part in enumerate(self.parts) for name, each in part.codecs(codec).items()}
+        return prefixed(part.codecs(codec) for part in self.parts)
 
     def trainable(self, arrays: Arrays) -> Operator:
         """As `Form.trainable`."""
@@ -110,7 +110,7 @@ class Sum(Form):
 
     def scaled(self, arrays: Arrays, factor: Tensor) -> Arrays:
         """As `Form.scaled`."""
-        return prefixed({str(i): part.scaled(own, factor) for i, (part, own) in enumerate(self._parts(arrays))})
+        return prefixed(part.scaled(own, factor) for part, own in self._parts(arrays))
 
     @classmethod
     def candidates(cls, settings: FitSettings, out_features: int, in_features: int) -> Sequence[Sum]:
@@ -143,7 +143,7 @@ class Sum(Form):
         found = []
         for each in descend(start.target, start.arrays, descent, term.rank, watch):
             left, right = each.factors
-            arrays = prefixed({"0": each.arrays, "1": {"left": left, "right": right}})
+            arrays = prefixed([each.arrays, {"left": left, "right": right}])
             found.append(Fitted(arrays, each.error, each.steps, each.restarts, start.name))
         return found
 
@@ -219,5 +219,5 @@ def _total(terms: Sequence[Tensor]) -> Tensor:
 
 
 def _joined(parts: Sequence[Operator]) -> Operator:
-    arrays = prefixed({str(i): part.arrays for i, part in enumerate(parts)})
+    arrays = prefixed(part.arrays for part in parts)
     return Operator(Sum(tuple(part.form for part in parts)), arrays)

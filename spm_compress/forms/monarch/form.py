@@ -15,10 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from spm_compress.fitting.objective import Objective, energies
+from spm_compress.fitting.objective import Objective
 from spm_compress.fitting.settings import OnStep
 from spm_compress.fitting.truncated_svd import rank_one
 from spm_compress.forms.descending import Start, WholeTarget, fit_by_descent
@@ -127,10 +126,9 @@ class Monarch(Form):
             return fit_by_descent(self, objective, settings, watch)
         found = []
         for i in range(len(objective.weights)):  # one by one, so that each ends the same in whatever batch
-            row = objective.subset(torch.tensor([i], device=objective.weights.device))
+            row = objective.row(i)
             arrays = self._nearest(row.weights)
-            energy, _ = energies(row, self._tiles_joined(arrays) - row.weights)
-            error = float(energy[0].sqrt() / row.norms()[0])
+            error = float(row.errors(self._tiles_joined(arrays)))
             found.append(Fitted({name: array[0] for name, array in arrays.items()}, error, 0, 0, "projection"))
         return found
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from spm_compress.fitting.objective import Objective
 from spm_compress.fitting.threads import inner
 from spm_compress.forms.descending import Start
-from spm_compress.forms.form import Arrays
+from spm_compress.forms.form import Arrays, prefixed
 from spm_compress.forms.spm import hierarchical
 from spm_compress.forms.spm.block_products import coefficients
 from spm_compress.forms.spm.structure import Chain, Gauge, Mixer
@@ -60,11 +60,8 @@ def _random(target: Target, structure: SPM, seed: int) -> Arrays:
     generator = torch.Generator().manual_seed(seed)
     objective = target.objective
     weights, batch = objective.weights, len(objective.weights)
-    start = {
-        f"{i}.{name}": array.to(weights.device)
-        for i, chain in enumerate(structure.chains)
-        for name, array in _random_rotations(batch, chain, structure.mixer, generator).items()
-    }
+    drawn = prefixed(_random_rotations(batch, chain, structure.mixer, generator) for chain in structure.chains)
+    start = {name: array.to(weights.device) for name, array in drawn.items()}
     entries = target.entries(start)
     gain = _START_GAIN * objective.frobenius() / torch.linalg.vector_norm(entries, dim=(1, 2))
     # On the weight's side of zero: descent from the other side has to pass a saddle (1x1 never does).

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from spm_compress.codecs import FLOAT32, Codec
 from spm_compress.errors import FitError
-from spm_compress.forms.form import Arrays, Operator
+from spm_compress.forms.form import Arrays, Operator, prefixed
 from spm_compress.forms.spm.block_products import coefficients
 from spm_compress.forms.spm.pairing import pair_count, partner
 from spm_compress.forms.spm.plan import resize
@@ -70,7 +70,7 @@ def to_canonical(structure: SPM, arrays: Arrays, codec: Codec = FLOAT32) -> Oper
             by_chain[-1]["scales"] = torch.stack(put_down)
     if not is_short:
         by_chain[-1]["scales"] = scale[None]
-    exact = {f"{i}.{name}": array for i, named in enumerate(by_chain) for name, array in named.items()}
+    exact = prefixed(by_chain)
     if not _in_range(exact, dtype):
         raise FitError(f"the canonical gauge of this chain leaves the range of {dtype}; store the free one")
     return Operator(replace(structure, mixer=Mixer.GENERAL).stored(codec), exact).to(dtype)
@@ -145,8 +145,7 @@ def transpose(structure: SPM, arrays: Arrays) -> Operator:
     by_chain = [
         _transposed(chain, named) for chain, named in zip(structure.chains, structure.by_chain(arrays), strict=True)
     ][::-1]
-    back = {f"{i}.{name}": array for i, named in enumerate(by_chain) for name, array in named.items()}
-    return Operator(structure.transposed(), back)
+    return Operator(structure.transposed(), prefixed(by_chain))
 
 
 def _transposed(chain: Chain, named: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from spm_compress.errors import FitError, UsageError
 from spm_compress.fitting.objective import Objective
 from spm_compress.fitting.settings import OnStep
 from spm_compress.forms.descending import Start, fit_by_descent
-from spm_compress.forms.form import Arrays, Fitted, Form, Operator, under
+from spm_compress.forms.form import Arrays, Fitted, Form, Operator, prefixed, under
 from spm_compress.forms.sizes import largest_within
 from spm_compress.forms.spm.balance import balanced
 from spm_compress.forms.spm.begin import begin, scaled
@@ -67,11 +67,7 @@ class SPM(Form):
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """As `Form.shapes`, chain by chain: `0.angles`, or `0.diagonal` and `0.off_diagonal`, and `0.scales`."""
-        return {
-            f"{i}.{name}": shape
-            for i, chain in enumerate(self.chains)
-            for name, shape in chain.shapes(self.mixer, self.gauge).items()
-        }
+        return prefixed(chain.shapes(self.mixer, self.gauge) for chain in self.chains)
 
     @property
     def tables(self) -> Mapping[str, Tensor]:
@@ -155,8 +151,7 @@ class SPM(Form):
 
     def draw(self, arrays: Mapping[str, Tensor]) -> None:
         """As `Form.draw`: rotations, which pass every signal on; canonical stages close to the identity."""
-        for i, chain in enumerate(self.chains):
-            named = under(arrays, str(i))
+        for chain, named in zip(self.chains, self.by_chain(arrays), strict=True):
             if "angles" in named:
                 named["angles"].uniform_(-math.pi, math.pi)
             elif "diagonal" in named:
