@@ -4,26 +4,17 @@ usage: fit_minilm.py [STAGES ...]    (10 and 20 unless given)
 """
 
 import statistics
-import subprocess
 import sys
 import time
 from collections import defaultdict
-from pathlib import Path
+
+from real_models import ROOT, fetched
 
 from spm_compress import CompressSettings, FitSettings, fit_model, open_source
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def minilm() -> Path:
-    fetched = subprocess.run(
-        [sys.executable, ROOT / "examples" / "fetch_model.py", "minilm"], check=True, stdout=subprocess.PIPE, text=True
-    )
-    return Path(fetched.stdout.strip())
-
 
 def main(stages: list[int]) -> None:
-    source = open_source(minilm())
+    source = open_source(fetched("minilm"))
     print("| stages | shape | layers | kept | error | SVD of equal size | median ratio |")
     print("|---|---|---|---|---|---|---|")
     for count in stages:

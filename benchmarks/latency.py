@@ -10,7 +10,6 @@ large: a model over 2 GB, loaded from elsewhere. The last two are not among thos
 from __future__ import annotations
 
 import functools
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ import onnx_ir as ir
 import onnxsim
 import onnxslim
 import torch
+from real_models import fetched
 from transformers import BertConfig, BertModel
 
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
@@ -110,12 +110,12 @@ def minilm() -> None:
     """At 1, 16, 128 and 2,048 tokens; the numbers of the fit do not matter here either."""
     with tempfile.TemporaryDirectory() as folder:
         sizes = [(1, 1), (1, 16), (1, 128), (16, 128)]
-        exported("all-MiniLM-L6-v2", fetched_minilm(), FitSettings(steps=0), Path(folder), sizes)
+        exported("all-MiniLM-L6-v2", fetched("minilm"), FitSettings(steps=0), Path(folder), sizes)
 
 
 def simplifiers() -> None:
     """Size of an export after each, over its size before; outputs compared."""
-    source = open_source(fetched_minilm())
+    source = open_source(fetched("minilm"))
     print("\nall-MiniLM-L6-v2, size after a simplifier over the size before")
     print("| lowering | onnxsim | onnxslim |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
@@ -133,12 +133,6 @@ def simplifiers() -> None:
                 assert compare(run(session(as_bytes), inputs), expected) < 1e-6
                 growths.append(len(as_bytes) / path.stat().st_size)
             print(f"| {lowering.name} | {growths[0]:.2f} | {growths[1]:.2f} |", flush=True)
-
-
-def fetched_minilm() -> Path:
-    root = Path(__file__).resolve().parent.parent
-    script = [sys.executable, str(root / "examples" / "fetch_model.py"), "minilm"]
-    return Path(subprocess.run(script, capture_output=True, text=True, check=True).stdout.strip())
 
 
 def exported(

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from spm_compress.checkpoint import FittedLayer
     from spm_compress.compress import Progress as FitProgress
     from spm_compress.fitting import StepReport
-from spm_compress.forms.form import form_text
 
 
 def message(text: str, verbosity: Verbosity) -> None:
@@ -85,6 +84,8 @@ class _Lines:
         outputs = "" if layer.output_error is None else f", of its outputs {layer.output_error:.3f}"
         how = ""
         if self.verbose:
+            from spm_compress.forms.form import form_text
+
             form = form_text(layer.form.kind, layer.form.summary)
             how = f"; {form}; {layer.steps} steps from a {layer.start} start"
             how += f", {layer.restarts} restarts, {layer.stored_bytes:,} bytes"

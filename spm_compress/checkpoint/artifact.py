@@ -23,7 +23,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from spm_compress.checkpoint.entries import (
-    BIAS_CORRECTION,
     FittedLayer,
     KeptTensor,
     kept_json,
@@ -33,7 +32,7 @@ from spm_compress.checkpoint.entries import (
     read_layer,
 )
 from spm_compress.checkpoint.files import beside, save_tensors, sha256_of, write_tensors, write_whole_set
-from spm_compress.checkpoint.keys import Keys, choose_keys
+from spm_compress.checkpoint.keys import BIAS_CORRECTION, Keys, choose_keys
 from spm_compress.checkpoint.older import modern_layer
 from spm_compress.errors import ArtifactError
 

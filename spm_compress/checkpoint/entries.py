@@ -8,14 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from spm_compress.checkpoint.keys import usual_stem
+from spm_compress.checkpoint.keys import BIAS_CORRECTION, usual_stem
 from spm_compress.codecs import Codec, StoredArray, part_key, read_codec
 from spm_compress.forms.form import Form, Operator, under
 from spm_compress.forms.registry import read_form
 from spm_compress.forms.stored import StoredOperator
 
 __all__ = [
-    "BIAS_CORRECTION",
     "FittedLayer",
     "KeptTensor",
     "kept_json",
@@ -24,8 +23,6 @@ __all__ = [
     "read_kept",
     "read_layer",
 ]
-
-BIAS_CORRECTION = "bias_correction"
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import itertools
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Keys", "choose_keys", "is_storable", "usual_stem"]
+__all__ = ["BIAS_CORRECTION", "Keys", "choose_keys", "is_storable", "usual_stem"]
 
+BIAS_CORRECTION = "bias_correction"  # stands behind a layer's stem, beside its arrays
 _RESERVED = "__metadata__"  # safetensors' own, for what is no tensor
 
 

@@ -12,13 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
-from spm_compress.checkpoint.keys import usual_stem
+from spm_compress.checkpoint.keys import BIAS_CORRECTION, usual_stem
 from spm_compress.codecs import FLOAT16, FLOAT32
 from spm_compress.forms.form import prefixed, under
 
 __all__ = ["modern_layer"]
 
-BIAS_CORRECTION = "bias_correction"
 _ARRAYS = {"direct": "diagonal", "cross": "off_diagonal", "diagonals": "scales"}
 
 

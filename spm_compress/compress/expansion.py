@@ -45,9 +45,8 @@ def expand(artifact: Artifact) -> Expanded:
         for name in layer.names:
             bias = bias_of(name)
             if bias in artifact.tensors:
-                tensors[bias] = (artifact.tensors[bias].float() + layer.bias_correction).to(
-                    artifact.tensors[bias].dtype
-                )
+                own = artifact.tensors[bias]
+                tensors[bias] = (own.float() + layer.bias_correction).to(own.dtype)
             else:
                 lost.append(name)
     for name in artifact.source.get("input_first", ()):

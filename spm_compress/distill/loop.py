@@ -114,13 +114,8 @@ class _Training:
     ) -> None:
         if not validation:
             raise UsageError("nothing is held out to judge the training by; give more data or a larger share")
-        self.teacher, self.student, self.validation, self.settings = (
-            teacher.eval(),
-            student.eval(),
-            validation,
-            settings,
-        )
-        self.parameters = parameters
+        self.teacher, self.student = teacher.eval(), student.eval()
+        self.parameters, self.validation, self.settings = parameters, validation, settings
         self.optimizer = _optimizer(list(self.parameters.values()), settings)
         self.device = next(iter(self.parameters.values())).device
         self.blocks = Blocks(teacher, student)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from draw import random_spm
+from draw import random_operator
 from made import gaussian
 from safetensors.torch import save_file
 
@@ -36,7 +36,7 @@ class Counting(Silent):
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A weight that one group of stages makes exactly, and one of noise."""
-    easy = random_spm(build_spm(64, 64, stages=3, mixer=Mixer.ROTATION, block=8), dtype=torch.float32).to_dense()
+    easy = random_operator(build_spm(64, 64, stages=3, mixer=Mixer.ROTATION, block=8), dtype=torch.float32).to_dense()
     hard = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     save_file({"easy.weight": easy.contiguous(), "hard.weight": hard}, tmp_path / "model.safetensors")
     return tmp_path / "model.safetensors"

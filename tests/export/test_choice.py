@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 import torch
-from draw import laid_out, random_spm
+from draw import laid_out, random_operator
 from made import fitted_layer
 from torch import nn
 
@@ -32,7 +32,7 @@ def layer(name: str = "a.weight", weight: torch.Tensor | None = None) -> FittedL
     out, into = weight.shape if weight is not None else (64, 64)
     form = laid_out(into, out, Mixer.GENERAL, Gauge.CANONICAL, stages=6, block=8)
     known = digest(weight) if weight is not None else ""
-    return fitted_layer(random_spm(form, dtype=torch.float32), name, known)
+    return fitted_layer(random_operator(form, dtype=torch.float32), name, known)
 
 
 def times(**given: list[float]) -> Mapping[str, list[float]]:

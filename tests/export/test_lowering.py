@@ -7,7 +7,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from draw import STAGES, laid_out, random_operator, random_spm
+from draw import STAGES, laid_out, random_operator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import layer_as_it_is
@@ -78,7 +78,7 @@ def test_a_low_rank_alone_is_lowered_too(shape: tuple[int, int], lowering: Lower
 
 @pytest.mark.parametrize("lowering", lowerings(), ids=lambda lowering: lowering.name)
 def test_the_tolerance_notices_one_number_off_by_a_thousandth(lowering: Lowering) -> None:
-    operator = random_spm(build_spm(48, 48, stages=10, mixer=Mixer.ROTATION), dtype=torch.float32)
+    operator = random_operator(build_spm(48, 48, stages=10, mixer=Mixer.ROTATION), dtype=torch.float32)
     wrong = Operator(operator.form, {name: array.clone() for name, array in operator.arrays.items()})
     wrong.arrays["0.scales"][0, 3] *= 1.01
     assert relative_error(operator, lowering, 5) < TOLERANCE < relative_error(wrong, lowering, 5, expected_of=operator)

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from draw import laid_out, random_spm
+from draw import laid_out, random_operator
 from made import fitted_layer
 
 from spm_compress.errors import UsageError
@@ -27,7 +27,7 @@ PROVIDERS = [each for each in onnxruntime.get_available_providers() if each != "
 @pytest.mark.parametrize("shape", [(384, 384), (1536, 384), (384, 1536)])
 def test_a_lowering_runs_there_too(shape: tuple[int, int], lowering: Lowering, provider: str) -> None:
     form = laid_out(shape[1], shape[0], Mixer.GENERAL, Gauge.CANONICAL, stages=10)
-    operator = random_spm(form, dtype=torch.float32)
+    operator = random_operator(form, dtype=torch.float32)
     layer = fitted_layer(operator)
     model = ir.serde.serialize_model(layer_model(layer, lowering)).SerializeToString()
     x = np.random.default_rng(0).standard_normal((64, shape[1])).astype(np.float32)

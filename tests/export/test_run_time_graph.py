@@ -12,7 +12,7 @@ import onnxsim
 import onnxslim
 import pytest
 import torch
-from draw import laid_out, random_spm
+from draw import laid_out, random_operator
 from made import fitted_layer
 from torch import nn
 
@@ -30,7 +30,7 @@ ORDER_ONLY = {"Reshape", "Flatten", "Transpose"}
 
 def layer_of(out: int, into: int, stages: int = 10, name: str = "layer.weight") -> FittedLayer:
     form = laid_out(into, out, Mixer.GENERAL, Gauge.CANONICAL, stages=stages)
-    return fitted_layer(random_spm(form, dtype=torch.float32), name)
+    return fitted_layer(random_operator(form, dtype=torch.float32), name)
 
 
 def run_time_nodes(model: ir.Model, folder: Path) -> Counter[str]:

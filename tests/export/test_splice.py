@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from draw import laid_out, random_spm
+from draw import laid_out, random_operator
 from made import fitted_layer
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
@@ -117,7 +117,7 @@ def test_every_shape_runs_at_every_batch(kind: str, shape: tuple[int, int], lowe
     node, lead, is_gemm = KINDS[kind]
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     form = laid_out(shape[1], shape[0], Mixer.GENERAL, Gauge.CANONICAL, stages=6, block=8)
-    operator = random_spm(form, dtype=torch.float32)
+    operator = random_operator(form, dtype=torch.float32)
     layer = fitted_layer(operator, "w.weight", digest(weight))
     bias = np.linspace(-1, 1, shape[0]).astype(np.float32)
     stored = weight if is_gemm else weight.T

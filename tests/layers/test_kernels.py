@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from draw import random_spm, structures
+from draw import random_operator, structures
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -38,7 +38,7 @@ def test_kernels_agree_with_the_definition_and_its_gradients(structure, turned, 
     assume(kernels.GroupKernels.serve(structure))
     if turned and structure.gauge is Gauge.FREE:
         structure = structure.transposed()
-    layer = FormLinear.of(random_spm(structure, dtype=torch.float32)).to(DEVICE)
+    layer = FormLinear.of(random_operator(structure, dtype=torch.float32)).to(DEVICE)
     x = torch.randn(structure.in_features, rows, device=DEVICE).requires_grad_()
     arrays = layer.operator().arrays
     expected = apply_stages(structure, arrays, x)

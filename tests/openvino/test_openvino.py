@@ -14,7 +14,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from draw import STAGES, laid_out, random_spm
+from draw import STAGES, laid_out, random_operator
 from made import layer_as_it_is
 from safetensors.torch import load_file
 from torch import nn
@@ -96,7 +96,7 @@ def test_a_node_that_openvino_lacks_is_noticed(tmp_path: Path) -> None:
 def test_openvino_computes_a_layer(
     shape: tuple[int, int], kind: tuple[Mixer, Gauge], lowering: Lowering, tmp_path: Path
 ) -> None:
-    operator = random_spm(laid_out(shape[1], shape[0], *kind, stages=10), dtype=torch.float32)
+    operator = random_operator(laid_out(shape[1], shape[0], *kind, stages=10), dtype=torch.float32)
     dense = operator.to(torch.float64).to_dense().numpy()
     generator = np.random.default_rng(0)
     for lead, sizes in ((["rows"], [(1,), (5,), (64,)]), (["batch", "sequence"], [(1, 1), (2, 7)])):

@@ -65,8 +65,3 @@ def random_operator(form: Form, seed: int = 0, dtype: torch.dtype = torch.float6
     generator = torch.Generator().manual_seed(seed)
     shapes = form.shapes.items()
     return Operator(form, {name: torch.randn(shape, generator=generator, dtype=dtype) for name, shape in shapes})
-
-
-def random_spm(structure: SPM, seed: int = 0, dtype: torch.dtype = torch.float64) -> Operator:
-    """As `random_operator`, of an SPM."""
-    return random_operator(structure, seed, dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from definition import relative
-from draw import any_forms, random_operator, random_spm, structures
+from draw import any_forms, random_operator, structures
 from hypothesis import given, settings
 
 from spm_compress.forms import Form, Operator
@@ -16,7 +16,7 @@ from spm_compress.forms.sum import Sum
 @settings(max_examples=100, deadline=None)
 @given(structures())
 def test_the_balanced_form_and_two_transpositions_are_the_same_map(structure: SPM) -> None:
-    spm = random_spm(structure)
+    spm = random_operator(structure)
     dense = spm.to_dense()
     assert relative(balanced(structure, spm.arrays).to_dense(), dense) < 1e-10
     assert relative(spm.transposed().transposed().to_dense(), dense) < 1e-12
@@ -34,7 +34,7 @@ def test_the_form_that_trains_is_the_same_map(form: Form) -> None:
 
 
 def test_rotations_stay_rotations_when_transposed() -> None:
-    spm = random_spm(build_spm(40, 24, stages=9, mixer=Mixer.ROTATION, block=8))
+    spm = random_operator(build_spm(40, 24, stages=9, mixer=Mixer.ROTATION, block=8))
     turned = spm.transposed()
     assert isinstance(turned.form, SPM)
     assert turned.form.mixer is Mixer.ROTATION
@@ -42,7 +42,7 @@ def test_rotations_stay_rotations_when_transposed() -> None:
 
 
 def test_balanced_stages_have_equal_energy_where_canonical_ones_do_not() -> None:
-    canonical = random_spm(build_spm(64, 64, stages=10)).stored()
+    canonical = random_operator(build_spm(64, 64, stages=10)).stored()
     assert isinstance(canonical.form, SPM)
     even = balanced(canonical.form, canonical.arrays)
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from definition import as_arrays, dense_by_definition, dense_of, relative
-from draw import STAGES, any_forms, laid_out, random_operator, random_spm, structures
+from draw import STAGES, any_forms, laid_out, random_operator, structures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,7 +78,7 @@ def test_the_tolerances_notice_a_thousandth_in_one_number() -> None:
 
 def test_canonical_gauge_halves_the_numbers_of_the_stages() -> None:
     for into, out, ends in ((48, 48, 48), (24, 48, 48), (48, 24, 48 + 24)):
-        spm = random_spm(build_spm(into, out, stages=10, block=8))
+        spm = random_operator(build_spm(into, out, stages=10, block=8))
         # the rest is one scaling at the end, and one before a fold, which lets no scale pass
         assert canonical_of(spm).parameter_count == spm.parameter_count // 2 + ends
 
@@ -117,7 +117,7 @@ def test_the_stored_form_of_any_operator_is_the_form_announced_and_the_same_map(
 
 def test_conversions_leave_the_numbers_they_are_given_alone() -> None:
     for mixer, gauge in STAGES:
-        spm = random_spm(laid_out(10, 6, mixer, gauge, stages=6, block=4))
+        spm = random_operator(laid_out(10, 6, mixer, gauge, stages=6, block=4))
         before = {name: array.clone() for name, array in spm.arrays.items()}
         form = spm_of(spm)
         to_canonical(form, spm.arrays), to_general(form, spm.arrays), transpose(form, spm.arrays)
@@ -125,7 +125,7 @@ def test_conversions_leave_the_numbers_they_are_given_alone() -> None:
 
 
 def test_canonical_gauge_of_a_canonical_operator_is_itself() -> None:
-    spm = random_spm(build_spm(10, 6, stages=6).stored(FLOAT32))
+    spm = random_operator(build_spm(10, 6, stages=6).stored(FLOAT32))
     for canonical in (canonical_of(spm), spm.stored()):
         assert canonical.form is spm.form
         assert canonical.arrays is spm.arrays
@@ -178,7 +178,7 @@ def test_silence_that_lasts_converts() -> None:
 def test_general_stages_in_the_free_gauge_are_the_same_map() -> None:
     for mixer, gauge in STAGES:
         for into, out in SHAPES:
-            spm = random_spm(laid_out(into, out, mixer, gauge, stages=7, block=4))
+            spm = random_operator(laid_out(into, out, mixer, gauge, stages=7, block=4))
             general = to_general(spm_of(spm), spm.arrays)
             assert (spm_of(general).mixer, spm_of(general).gauge) == (Mixer.GENERAL, Gauge.FREE)
             assert relative(dense_of(general), dense_of(spm)) < 1e-12
@@ -191,7 +191,7 @@ def test_transposed_operator_is_the_transposed_matrix(
     into: int, out: int, mixer: Mixer, gauge: Gauge, schedule: Schedule
 ) -> None:
     for stages in (1, 4, 11):
-        spm = random_spm(laid_out(into, out, mixer, gauge, stages=stages, schedule=schedule, block=4))
+        spm = random_operator(laid_out(into, out, mixer, gauge, stages=stages, schedule=schedule, block=4))
         turned = spm.transposed()
         expected = dense_of(spm).T
         assert turned.shape == (into, out)
@@ -225,7 +225,7 @@ def test_converting_a_transposed_operator_is_lossless(structure: SPM) -> None:
 
 def test_transposing_moves_scales_with_their_order() -> None:
     # Scales between two groups with an order between: the one place where they have to be permuted.
-    spm = random_spm(build_spm(10, 10, stages=6, mixer=Mixer.ROTATION, block=4))
+    spm = random_operator(build_spm(10, 10, stages=6, mixer=Mixer.ROTATION, block=4))
     assert spm_of(spm).chains[0].scales == (1,)
     turned = spm.transposed()
     assert relative(dense_of(turned), dense_of(spm).T) < 1e-12

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from definition import as_arrays, dense_by_definition, dense_of, relative
-from draw import STAGES, any_forms, laid_out, random_operator, random_spm, structures
+from draw import STAGES, any_forms, laid_out, random_operator, structures
 from hypothesis import given, settings
 
 from spm_compress.forms import Form, Operator
@@ -44,7 +44,7 @@ def test_every_mixer_gauge_schedule_and_shape_is_its_definition(
     into: int, out: int, mixer: Mixer, gauge: Gauge, schedule: Schedule
 ) -> None:
     for stages in (1, 4, 11):
-        spm = random_spm(laid_out(into, out, mixer, gauge, stages=stages, schedule=schedule, block=8), stages)
+        spm = random_operator(laid_out(into, out, mixer, gauge, stages=stages, schedule=schedule, block=8), stages)
         check(spm, dense_of(spm))
 
 
@@ -68,7 +68,7 @@ def test_transposed_structures_are_their_definition_too(structure: SPM) -> None:
     # Groups of falling strides, groups without stages and moved orders come from here alone.
     if structure.gauge is Gauge.CANONICAL:
         return
-    spm = random_spm(structure.transposed())
+    spm = random_operator(structure.transposed())
     check(spm, dense_of(spm))
 
 
@@ -83,7 +83,7 @@ def test_groups_of_any_start_and_direction_are_their_definition(mixer: Mixer, ga
     )
     chain = Chain(11, groups, (0, 1, 2, 3, 4))
     narrow = Chain(4, (Group(Affine(3, 1), 2, 1, descending=True),), (1,))
-    spm = random_spm(SPM(mixer, 5, 3, (chain, narrow), gauge))
+    spm = random_operator(SPM(mixer, 5, 3, (chain, narrow), gauge))
     with_orders = dense_of(spm)
     check(spm, with_orders)
     assert np.linalg.matrix_rank(with_orders) == 3
@@ -149,7 +149,7 @@ def test_the_tolerance_notices_a_thousandth_in_any_number(
 
 @pytest.mark.parametrize("gauge", list(Gauge))
 def test_the_off_diagonal_number_of_a_position_without_partner_counts_for_nothing(gauge: Gauge) -> None:
-    spm = random_spm(laid_out(5, 5, Mixer.GENERAL, gauge, stages=1))
+    spm = random_operator(laid_out(5, 5, Mixer.GENERAL, gauge, stages=1))
     expected = dense_of(spm)
     spm.arrays["0.off_diagonal"][0, 4] = 1e6
     check(spm, expected)
@@ -157,7 +157,7 @@ def test_the_off_diagonal_number_of_a_position_without_partner_counts_for_nothin
 
 @pytest.mark.parametrize("rows", [0, 1, 5])
 def test_any_number_of_rows_is_taken(rows: int) -> None:
-    spm = random_spm(build_spm(6, 10, stages=4, block=4))
+    spm = random_operator(build_spm(6, 10, stages=4, block=4))
     x = torch.randn(6, rows, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     assert spm.matmul(x).shape == spm.form.apply(spm.arrays, x).shape == (10, rows)
     assert relative(spm.matmul(x), dense_of(spm) @ x.numpy()) < TOLERANCE
@@ -184,7 +184,7 @@ def test_a_stack_of_operators_is_each_of_them(
 
 
 def test_another_dtype_keeps_form_and_numbers() -> None:
-    spm = random_spm(build_spm(8, 8, stages=3))
+    spm = random_operator(build_spm(8, 8, stages=3))
     half = spm.to(torch.bfloat16)
     assert half.form == spm.form
     assert half.to_dense().dtype == torch.bfloat16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from definition import dense_of, relative
-from draw import STAGES, laid_out, random_spm
+from draw import STAGES, laid_out, random_operator
 
 from spm_compress.forms.spm import Gauge, Mixer, Schedule, build_spm
 from spm_compress.forms.spm.plan import FusedPlan
@@ -25,7 +25,7 @@ def test_the_matrix_is_its_definition(
     plan = FusedPlan(structure)
     # The last block of a butterfly is not full where the width is no power of two.
     assert (plan.paths is not None) == (schedule is Schedule.GROUPED or out in (32, 64, 256))
-    spm = random_spm(structure)
+    spm = random_operator(structure)
     # float64 rounds at 1e-16; nine stages leave near 1e-15.
     assert relative(plan.dense(plan.prepared(spm.arrays)), dense_of(spm)) < 1e-12
 
@@ -35,7 +35,7 @@ def test_what_is_out_of_reach_is_zero_and_the_rest_is_the_tiles(into: int, out: 
     structure = build_spm(into, out, stages=stages, block=block)
     plan = FusedPlan(structure)
     assert plan.reach is not None
-    spm = random_spm(structure)
+    spm = random_operator(structure)
     expected = torch.from_numpy(dense_of(spm))
     tiles = plan.reached(expected)
     assert relative(plan.reach.product(*plan.prepared(spm.arrays)[0]), tiles) < 1e-12
@@ -57,7 +57,7 @@ def test_reach_is_claimed_for_two_whole_groups_alone(into: int, out: int, stages
 def test_the_matrix_can_be_differentiated_twice() -> None:
     structure = build_spm(16, 16, stages=4, block=4)
     plan = FusedPlan(structure)
-    arrays = random_spm(structure).arrays
+    arrays = random_operator(structure).arrays
 
     def dense(diagonal: torch.Tensor, off_diagonal: torch.Tensor) -> torch.Tensor:
         return plan.dense(plan.prepared({"0.diagonal": diagonal, "0.off_diagonal": off_diagonal}))
