@@ -39,15 +39,14 @@ from typing import Any, TypeVar
 
 import torch
 from closed_butterfly import butterfly, is_installed
-from monarch import nearest_size, project
 from real_models import DENSE_WEIGHTS, ROOT, covariances, dense_weights
 from torch import Tensor
 
-from spm_compress import FitSettings, fit_matrices
+from spm_compress import FitSettings, Monarch, Operator, fit_matrices
 from spm_compress.fitting import svd_error
-from spm_compress.fitting.objective import output_error
+from spm_compress.fitting.objective import Objective, output_error
 from spm_compress.forms import EFFORTS, StoredOperator
-from spm_compress.forms.form import stored_bytes
+from spm_compress.forms.form import numbers_of, stored_bytes
 
 FLOAT, INDEX = 4, 2  # bytes
 SIZES = (0.03, 0.06, 0.12)
@@ -201,21 +200,42 @@ def compare(model: str, matrices: Sequence[Matrix], settings: FitSettings, size:
 def compare_one(model: str, matrix: Matrix, size: float, fitted: Fitted) -> Row:
     weight = matrix.weight
     m, n = weight.shape
-    shape = nearest_size(m, n, fitted.stored // FLOAT)
+    form = nearest_monarch(m, n, fitted.stored // FLOAT)
     return Row(
         model=model,
         name=matrix.name,
         shape=f"{m}x{n}",
         size=size,
         spm_size=fitted.stored / (FLOAT * m * n),
-        monarch_size=shape.stored_numbers(m, n) / (m * n),
+        monarch_size=numbers_of(form) / (m * n),
         spm=fitted.error,
         svd=svd(matrix, fitted.stored),
         pruned=matrix.error(pruned(weight, fitted.stored)),
-        monarch=matrix.error(project(weight, shape)),
+        monarch=matrix.error(projected(weight, form)),
         int8=matrix.error(rounded(weight, 8)),
         int4=matrix.error(rounded(weight, 4)),
     )
+
+
+def nearest_monarch(m: int, n: int, numbers: int) -> Monarch:
+    """Return the form whose blocks divide both widths and whose size is nearest by ratio; of equals the squarest."""
+    forms = [Monarch(n, m, right, left) for right in divisors(n) for left in divisors(m)]
+
+    def distance(form: Monarch) -> tuple[float, float]:
+        p, q = form.tile
+        return abs(math.log(numbers_of(form) / numbers)), abs(math.log(p / q))
+
+    return min(forms, key=distance)
+
+
+def divisors(n: int) -> list[int]:
+    return [i for i in range(1, n + 1) if n % i == 0]
+
+
+def projected(weight: Tensor, form: Monarch) -> Tensor:
+    """Return the Monarch matrix (m, n) that is nearest to weight (m, n) in the Frobenius norm."""
+    (fitted,) = form.fit(Objective(weight[None]), FitSettings(), None)
+    return Operator(form, fitted.arrays).to_dense()
 
 
 def compare_butterfly(model: str, matrices: Sequence[Matrix], settings: FitSettings) -> list[ButterflyRow]:

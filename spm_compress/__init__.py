@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 from spm_compress.version import __version__
 
 _HOMES = {
+    "Form": "spm_compress.forms",
     "Operator": "spm_compress.forms",
+    "LowRank": "spm_compress.forms.low_rank",
+    "Sum": "spm_compress.forms.sum",
+    "Dense": "spm_compress.forms.dense",
+    "Monarch": "spm_compress.forms.monarch",
+    "Codec": "spm_compress.codecs",
     "SPM": "spm_compress.forms.spm",
     "SPMLinear": "spm_compress.layers",
     "FormLinear": "spm_compress.layers",
@@ -38,15 +44,21 @@ _HOMES = {
 
 __all__ = [
     "SPM",
+    "Codec",
     "CompressSettings",
+    "Dense",
     "DistillSettings",
     "ExportSettings",
     "FitSettings",
+    "Form",
     "FormLinear",
+    "LowRank",
     "Mixer",
+    "Monarch",
     "Operator",
     "SPMLinear",
     "Schedule",
+    "Sum",
     "__version__",
     "apply_artifact",
     "compress_model",
@@ -65,11 +77,16 @@ __all__ = [
 
 if TYPE_CHECKING:
     from spm_compress.checkpoint import open_source, read_artifact, write_artifact
+    from spm_compress.codecs import Codec
     from spm_compress.compress import CompressSettings, apply_artifact, expand, fit_model, load, save
     from spm_compress.distill import DistillSettings, recover
     from spm_compress.export import ExportSettings, export_onnx
-    from spm_compress.forms import FitSettings, Operator, fit_matrices
+    from spm_compress.forms import FitSettings, Form, Operator, fit_matrices
+    from spm_compress.forms.dense import Dense
+    from spm_compress.forms.low_rank import LowRank
+    from spm_compress.forms.monarch import Monarch
     from spm_compress.forms.spm import SPM, Mixer, Schedule
+    from spm_compress.forms.sum import Sum
     from spm_compress.layers import FormLinear, SPMLinear
     from spm_compress.pipeline import compress_model
     from spm_compress.report import summarize

@@ -33,7 +33,7 @@ from spm_compress.checkpoint.entries import (
 )
 from spm_compress.checkpoint.files import beside, save_tensors, sha256_of, write_tensors, write_whole_set
 from spm_compress.checkpoint.keys import BIAS_CORRECTION, Keys, choose_keys
-from spm_compress.checkpoint.older import modern_layer
+from spm_compress.checkpoint.older import LAST_OLDER, modern_layer
 from spm_compress.errors import ArtifactError
 
 __all__ = [
@@ -56,6 +56,8 @@ MANIFEST_VERSION = 6
 # Of one of the files that a large artifact is made of; saving takes twice as much memory for a moment.
 SHARD_BYTES = 1 << 29
 SUFFIX = ".spm.safetensors"
+# Of a file, in bytes, on every file system that is common.
+_LONGEST_NAME = 255
 ARTIFACT_KEY = "spm_compress"
 
 
@@ -190,7 +192,9 @@ def read_artifact(path: Path) -> Artifact:
         version = manifest["version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path}: its manifest is damaged ({error}); run fit again") from error
-    if not isinstance(version, int) or version > MANIFEST_VERSION:
+    if type(version) is not int or version < 1:
+        raise ArtifactError(f"{path}: its manifest is damaged (version {version!r:.40}); run fit again")
+    if version > MANIFEST_VERSION:
         raise ArtifactError(
             f"{path}: manifest version {version} is newer than this program reads (1 to {MANIFEST_VERSION}); "
             "upgrade spm-compress"
@@ -228,6 +232,8 @@ def _read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _shard_at(path: Path, name: str) -> Path:
+    if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+        raise ValueError(f"a part of the name {name!r:.40}")
     place = beside(path, name)
     if place is None:
         raise ArtifactError(f"{path}: its part {name!r} lies outside its folder; such an artifact is not followed")
@@ -248,7 +254,7 @@ def find_artifact(folder: Path) -> Path:
 
 
 def _read_layer(entry: Mapping[str, Any], tensors: Mapping[str, Tensor], version: int) -> FittedLayer:
-    return read_layer(*(modern_layer(entry, tensors) if version < 6 else (entry, tensors)))
+    return read_layer(*(modern_layer(entry, tensors) if version <= LAST_OLDER else (entry, tensors)))
 
 
 def _read_curves(entry: Any) -> dict[str, list[dict[str, float]]] | None:

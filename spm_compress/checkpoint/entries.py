@@ -11,6 +11,7 @@ from torch import Tensor
 from spm_compress.checkpoint.keys import BIAS_CORRECTION, usual_stem
 from spm_compress.codecs import Codec, StoredArray, part_key, read_codec
 from spm_compress.forms.form import Form, Operator, under
+from spm_compress.forms.json_values import whole
 from spm_compress.forms.registry import read_form
 from spm_compress.forms.stored import StoredOperator
 
@@ -123,28 +124,31 @@ def read_layer(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitte
 
     Raises LookupError, TypeError, ValueError, ArithmeticError or AttributeError for what is no such entry.
     """
-    name = entry["names"][0]
+    names = entry["names"]
+    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+        raise TypeError(f"names that are no list of texts: {names!r}")
+    name = names[0]
     own = under(tensors, str(entry.get("stem", usual_stem(name))))
     form = read_form(entry["form"], own)
     arrays = {
         array: _read_array(array, read_codec(entry["codecs"][array]), shape, own)
         for array, shape in form.shapes.items()
     }
-    out_features, in_features = entry["shape"]
+    out_features, in_features = map(whole, entry["shape"])
     if (out_features, in_features) != (form.out_features, form.in_features):
         raise ValueError(f"{name}: form and shape differ")
     correction = own.get(BIAS_CORRECTION)
     if correction is not None and tuple(correction.shape) != (out_features,):
         raise ValueError(f"{name}: a bias correction of shape {tuple(correction.shape)}, not {(out_features,)}")
     return FittedLayer(
-        names=tuple(str(alias) for alias in entry["names"]),
+        names=tuple(names),
         shape=(out_features, in_features),
         dtype=str(entry["dtype"]),
         sha256=str(entry["sha256"]),
         error=float(entry["error"]),
         svd_error=float(entry["svd_error"]),
-        steps=int(entry["steps"]),
-        restarts=int(entry["restarts"]),
+        steps=whole(entry["steps"]),
+        restarts=whole(entry["restarts"]),
         start=str(entry["start"]),
         stored=StoredOperator(form, arrays),
         output_error=_optional(entry.get("output_error")),
@@ -165,7 +169,11 @@ def _read_array(name: str, codec: Codec, shape: tuple[int, ...], own: Mapping[st
 def read_kept(entry: Mapping[str, Any], tensor: Tensor) -> KeptTensor:
     """Return the kept tensor of an entry. Raises as `read_layer`, also where the shapes differ."""
     kept = KeptTensor(
-        str(entry["name"]), tuple(entry["shape"]), str(entry["dtype"]), int(entry["bytes"]), str(entry["reason"])
+        str(entry["name"]),
+        tuple(map(whole, entry["shape"])),
+        str(entry["dtype"]),
+        whole(entry["bytes"]),
+        str(entry["reason"]),
     )
     if tuple(tensor.shape) != kept.shape:
         raise ValueError(f"{kept.name} has shape {tuple(tensor.shape)}, not {kept.shape}")

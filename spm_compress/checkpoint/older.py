@@ -16,7 +16,10 @@ from spm_compress.checkpoint.keys import BIAS_CORRECTION, usual_stem
 from spm_compress.codecs import FLOAT16, FLOAT32
 from spm_compress.forms.form import prefixed, under
 
-__all__ = ["modern_layer"]
+__all__ = ["LAST_OLDER", "modern_layer"]
+
+# The last version of a manifest that is said in another way than today's.
+LAST_OLDER = 5
 
 _ARRAYS = {"direct": "diagonal", "cross": "off_diagonal", "diagonals": "scales"}
 

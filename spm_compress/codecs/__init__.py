@@ -6,13 +6,14 @@ from collections.abc import Mapping
 
 from spm_compress.codecs.codec import Codec, StoredArray, part_key, straight_through
 from spm_compress.codecs.floats import FLOAT16, FLOAT32
-from spm_compress.codecs.guard import refusal
+from spm_compress.codecs.guard import cannot_hold, refusal
 
 __all__ = [
     "FLOAT16",
     "FLOAT32",
     "Codec",
     "StoredArray",
+    "cannot_hold",
     "codecs",
     "part_key",
     "read_codec",

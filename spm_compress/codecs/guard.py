@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from spm_compress.codecs.codec import Codec
 
-__all__ = ["refusal"]
+__all__ = ["cannot_hold", "refusal"]
 
 # A codec may raise the error of a layer by this factor, and by its own rounding.
 _MOST_HARM, _ROUNDING = 1.02, 1e-3
@@ -15,6 +17,13 @@ def refusal(codec: Codec, before: float, after: float) -> str | None:
 
     before, after: relative error of the layer with its numbers in float32, and as the codec has them.
     """
-    if after <= _MOST_HARM * before + _ROUNDING:  # of NaN never
+    if not math.isfinite(after):
+        return cannot_hold(codec)
+    if after <= _MOST_HARM * before + _ROUNDING:
         return None
     return f"{codec.name} would raise the error from {before:.3f} to {after:.3f}; stored in float32"
+
+
+def cannot_hold(codec: Codec) -> str:
+    """Return what is said of numbers that are out of a codec's range."""
+    return f"{codec.name} cannot hold the numbers; stored in float32"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from spm_compress.checkpoint.artifact import Artifact
+from spm_compress.checkpoint.limits import require_room
 from spm_compress.checkpoint.tensor_info import DECODED, DTYPES, bias_of
 from spm_compress.errors import UsageError
 
@@ -31,13 +34,15 @@ def expand(artifact: Artifact) -> Expanded:
 
     Fitted weights are computed in float32 and rounded to the dtype they had; what was
     quantized stays float32. Raises UsageError for an artifact of an ONNX model, whose weights have other names and
-    orders in its file.
+    orders in its file, SourceError for a matrix that would take more memory than `SPM_COMPRESS_MAX_GIB` allows.
     """
     if artifact.source.get("onnx", str(artifact.source["path"]).endswith(".onnx")):
         raise UsageError("the artifact is of an ONNX model; write a dense one with: `export_onnx` `lowering` dense")
     tensors = dict(artifact.tensors)
     lost = []
     for layer in artifact.layers:
+        # A low rank of a few bytes may claim any size.
+        require_room(Path(artifact.source["path"]), f"the dense {layer.name}", 4 * math.prod(layer.shape))
         dense = layer.operator.to_dense().to(DTYPES.get(layer.dtype, torch.float32))
         tensors.update({name: dense.clone() for name in layer.names})
         if layer.bias_correction is None:

@@ -18,6 +18,7 @@ from spm_compress.checkpoint.modules import load_module
 from spm_compress.checkpoint.source import Source
 from spm_compress.checkpoint.tensor_info import bias_of
 from spm_compress.checkpoint.trace import own_tensors
+from spm_compress.codecs import FLOAT32, Codec, codecs
 from spm_compress.compress.module import apply_artifact
 from spm_compress.errors import ArtifactError
 from spm_compress.forms.form import Operator
@@ -85,10 +86,11 @@ def refreshed(
     stored = {id(parameter) for parameter in held.values()}
     tensors = {name: now[name].to(old.dtype) if name in now else old for name, old in artifact.tensors.items()}
     changed = [name for name, old in artifact.tensors.items() if not torch.equal(tensors[name], old)]
+    asked = codecs().get(str(artifact.settings.get("store")), FLOAT32)
     return replace(
         artifact,
         source={**artifact.source, "path": os.path.relpath(source.path, beside)},
-        layers=tuple(_refreshed(layer, model, source, stored) for layer in artifact.layers),
+        layers=tuple(_refreshed(layer, model, source, stored, asked) for layer in artifact.layers),
         versions={"spm_compress": __version__, "torch": torch.__version__},
         tensors=tensors,
         recovery={**(recovery or {}), "retrained": sorted({*changed, *artifact.retrained})},
@@ -114,8 +116,13 @@ def _form_linear(layer: FittedLayer, model: nn.Module, modules: Mapping[str, nn.
     return next((each for each in found if isinstance(each, FormLinear)), None)
 
 
-def _refreshed(layer: FittedLayer, model: nn.Module, source: Source, stored: Container[int]) -> FittedLayer:
-    """Return the layer with the model's numbers in the stored form. stored: ids of parameters that are kept tensors."""
+def _refreshed(
+    layer: FittedLayer, model: nn.Module, source: Source, stored: Container[int], asked: Codec
+) -> FittedLayer:
+    """Return the layer with the model's numbers in the stored form.
+
+    stored: ids of parameters that are kept tensors. asked: codec of the fit, which this layer may have refused.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
     module = _form_linear(layer, model, modules)
     parameters = own_tensors(model)
@@ -140,7 +147,8 @@ def _refreshed(layer: FittedLayer, model: nn.Module, source: Source, stored: Con
     weight = source.read(layer.name)
     live = module.operator()
     operator = Operator(live.form, {name: array.detach().cpu() for name, array in live.arrays.items()})
-    found = encoded(operator, layer.stored.codec, weight.float())
+    codec = asked if layer.reason else layer.stored.codec
+    found = encoded(operator, codec, weight.float())
     correction = None if module.bias is None or id(module.bias) in stored else module.bias.detach().cpu().float()
     # Errors of outputs were measured before, and nothing says what they are now.
     return replace(

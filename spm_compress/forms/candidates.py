@@ -13,7 +13,8 @@ __all__ = ["candidates", "check_forms"]
 def candidates(settings: FitSettings, out_features: int, in_features: int) -> list[Form]:
     """Return the forms that settings allow for a weight of this shape, the plainest of every kind first.
 
-    None has more stored numbers than the SPM that is asked for, except a dense map; there may be no form as small.
+    None has more stored numbers than the SPM that is asked for, except a dense map that is asked for alone; there may
+    be no form as small.
     Raises UsageError for a kind that there is not.
     """
     check_forms(settings.forms)

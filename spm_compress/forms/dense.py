@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spm_compress.fitting.objective import Objective
 from spm_compress.fitting.settings import OnStep
 from spm_compress.forms.form import Arrays, Fitted, Form, Operator
+from spm_compress.forms.json_values import whole
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -28,7 +29,6 @@ class Dense(Form):
     """The matrix (out, in)."""
 
     kind: ClassVar[str] = "dense"
-    descends: ClassVar[bool] = False
 
     in_features: int
     out_features: int
@@ -70,12 +70,22 @@ class Dense(Form):
 
     @classmethod
     def candidates(cls, settings: FitSettings, out_features: int, in_features: int) -> Sequence[Dense]:
-        """As `Form.candidates`, of whatever size: who asks for a dense map wants all of its numbers."""
-        return [cls(in_features, out_features)]
+        """As `Form.candidates`; where no other form is asked for, of whatever size."""
+        form = cls(in_features, out_features)
+        is_wanted = settings.forms == (cls.kind,) or form.multiply_adds <= settings.numbers(out_features, in_features)
+        return [form] if is_wanted else []
+
+    def descends(self, objective: Objective) -> bool:
+        """As `Form.descends`."""
+        return False
 
     def fit(self, objective: Objective, settings: FitSettings, watch: OnStep | None) -> list[Fitted]:
         """As `Form.fit`: nothing is lost."""
         return [Fitted({"weight": weight.clone()}, 0.0, 0, 0, "exact") for weight in objective.weights]
+
+    def holding(self, weight: Tensor) -> Arrays:
+        """As `Form.holding`."""
+        return {"weight": weight}
 
     def best_factor(self, objective: Objective, arrays: Arrays) -> Tensor:
         """As `Form.best_factor`: one."""
@@ -88,7 +98,7 @@ class Dense(Form):
     @classmethod
     def from_json(cls, entry: Mapping[str, Any], tables: Mapping[str, Tensor]) -> Dense:
         """As `Form.from_json`."""
-        return cls(int(entry["in_features"]), int(entry["out_features"]))
+        return cls(whole(entry["in_features"]), whole(entry["out_features"]))
 
     def lower(self, emit: Emitter, x: ir.Value | None, lowering: Lowering) -> ir.Value:
         """As `Form.lower`: one product, whatever the lowering."""

@@ -83,7 +83,8 @@ def fit_matrices(
     results = []
     for i, (form, fitted) in enumerate(reached):
         row = objective if k == 1 else objective.row(i)
-        operator = _rescaled(row, form, fitted, float(norms[i]) / unit)
+        exact = form.holding(across[i].cpu())
+        operator = Operator(form, exact) if exact else _rescaled(row, form, fitted, float(norms[i]) / unit)
         weight = weights[i].cpu()
         operator = (operator.transposed() if narrowing else operator).stored()
         outputs = None
@@ -99,7 +100,7 @@ def _best_of(
 ) -> list[tuple[Form, Fitted]]:
     """Fit each matrix in the form that a short trial finds best for it; forms as of the map that is not transposed."""
     across = [form.transposed() if objective.is_transposed else form for form in forms]
-    descending = [form for form in across if form.descends]
+    descending = [form for form in across if form.descends(objective)]
     found: dict[int, tuple[Form, Fitted]] = {}
     if descending:
         chosen = [0] * len(objective.weights)
@@ -113,7 +114,7 @@ def _best_of(
             for row, each in zip(rows, descending[choice].fit(part, settings, watch), strict=True):
                 found[row] = descending[choice], each
     for form in across:
-        if not form.descends:  # a descent that ends above the SVD of its size is not worth its stages
+        if form not in descending:  # a descent that ends above the SVD of its size is not worth its stages
             for row, each in enumerate(form.fit(objective, settings, None)):
                 if row not in found or each.error < found[row][1].error:
                     found[row] = form, each

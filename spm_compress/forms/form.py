@@ -71,8 +71,6 @@ class Form(Protocol):
     """
 
     kind: ClassVar[str]
-    # Whether a fit descends, in which case short trials choose among several; otherwise it is a closed form.
-    descends: ClassVar[bool]
     in_features: int
     out_features: int
 
@@ -137,8 +135,18 @@ class Form(Protocol):
         They store at most as many numbers as `settings.numbers` says.
         """
 
+    def descends(self, objective: Objective) -> bool:
+        """Return whether a fit to this objective descends, so that short trials choose; if not, it is a closed form."""
+
     def fit(self, objective: Objective, settings: FitSettings, watch: OnStep | None) -> list[Fitted]:
         """Fit the form to each matrix of a batch, of any scale."""
+
+    def holding(self, weight: Tensor) -> Arrays | None:
+        """Return the arrays with which the map is a weight (out, in), to the bit; None for a form that is not any map.
+
+        What was fitted went through a scale and back, which rounds.
+        """
+        return None
 
     def best_factor(self, objective: Objective, arrays: Arrays) -> Tensor:
         """Return (k,) the factors with which the maps of a batch of arrays have the least error."""

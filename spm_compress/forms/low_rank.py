@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from spm_compress.fitting.objective import Objective
 from spm_compress.fitting.settings import OnStep
 from spm_compress.fitting.truncated_svd import low_rank_factors
 from spm_compress.forms.form import Arrays, Fitted, Form, Operator
+from spm_compress.forms.json_values import whole
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -28,7 +30,6 @@ class LowRank(Form):
     """left @ right, fitted as a truncated SVD (Eckart and Young 1936)."""
 
     kind: ClassVar[str] = "low_rank"
-    descends: ClassVar[bool] = False
 
     in_features: int
     out_features: int
@@ -63,8 +64,8 @@ class LowRank(Form):
 
     def draw(self, arrays: Mapping[str, Tensor]) -> None:
         """As `Form.draw`: orthogonal factors."""
-        nn.init.orthogonal_(arrays["right"])
-        nn.init.orthogonal_(arrays["left"])
+        for array in arrays.values():  # by a QR decomposition, of which there is none below float32
+            array.copy_(nn.init.orthogonal_(array.new_empty(array.shape, dtype=torch.float32)))
 
     def scaled(self, arrays: Arrays, factor: Tensor) -> Arrays:
         """As `Form.scaled`."""
@@ -76,6 +77,10 @@ class LowRank(Form):
         most = settings.numbers(out_features, in_features) // (out_features + in_features)
         rank = min(settings.rank or most, out_features, in_features)
         return [cls(in_features, out_features, rank)] if rank else []
+
+    def descends(self, objective: Objective) -> bool:
+        """As `Form.descends`."""
+        return False
 
     def fit(self, objective: Objective, settings: FitSettings, watch: OnStep | None) -> list[Fitted]:
         """As `Form.fit`: one truncated SVD for each, weighted where the objective is."""
@@ -98,7 +103,7 @@ class LowRank(Form):
     @classmethod
     def from_json(cls, entry: Mapping[str, Any], tables: Mapping[str, Tensor]) -> LowRank:
         """As `Form.from_json`."""
-        into, out, rank = int(entry["in_features"]), int(entry["out_features"]), int(entry["rank"])
+        into, out, rank = whole(entry["in_features"]), whole(entry["out_features"]), whole(entry["rank"])
         if not 0 < rank <= min(into, out):
             raise ValueError(f"a low-rank map {out}x{into} of rank {rank}")
         return cls(into, out, rank)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from spm_compress.codecs import FLOAT32, Codec, StoredArray, part_key, refusal
+from spm_compress.codecs import FLOAT32, Codec, StoredArray, cannot_hold, part_key, refusal
 from spm_compress.errors import FitError
 from spm_compress.forms.form import Form, Operator, relative_error
 
@@ -79,7 +79,7 @@ def encoded(operator: Operator, codec: Codec, weight: Tensor, error: float | Non
     try:
         narrow = StoredOperator.of(plain.decoded(), codec)
     except FitError:
-        return Encoded(plain, before, f"{codec.name} cannot hold the numbers; stored in float32")
+        return Encoded(plain, before, cannot_hold(codec))
     after = relative_error(weight, narrow.decoded())
     reason = refusal(codec, before, after)
     return Encoded(plain, before, reason) if reason else Encoded(narrow, after)

@@ -35,7 +35,6 @@ class Sum(Form):
     """The sum of what its parts map to; the arrays of part i are named `<i>.<name>`."""
 
     kind: ClassVar[str] = "sum"
-    descends: ClassVar[bool] = True
 
     parts: tuple[Form, ...]
 
@@ -134,6 +133,10 @@ class Sum(Form):
                     found.append(form)
         return found
 
+    def descends(self, objective: Objective) -> bool:
+        """As `Form.descends`."""
+        return True
+
     def fit(self, objective: Objective, settings: FitSettings, watch: OnStep | None) -> list[Fitted]:
         """As `Form.fit`: the low rank follows the descent of the other part, step by step."""
         form, term = self.parts
@@ -159,6 +162,8 @@ class Sum(Form):
         if len(entry["parts"]) != 2 or any(part["kind"] == cls.kind for part in entry["parts"]):
             raise ValueError("a sum has two parts that are no sums")
         parts = tuple(read_form(part, under(tables, str(i))) for i, part in enumerate(entry["parts"]))
+        if not isinstance(parts[0], Descending) or not isinstance(parts[1], LowRank):
+            raise ValueError("a sum is a form that descends and a low rank beside it")
         if len({(part.in_features, part.out_features) for part in parts}) != 1:
             raise ValueError("the parts of a sum differ in shape")
         return cls(parts)

@@ -80,10 +80,18 @@ class FormLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(self.out_features, device=device, dtype=dtype)) if bias else None
         with torch.device("cpu"):  # indices are computed, also where a default device has no memory ("meta")
             self._runner = form.runner()
+        self._place_tables()
+
+    def _place_tables(self) -> None:
         device = next(self.arrays.parameters()).device
         for i, table in enumerate(self._runner.tables):
-            # Moved with the module, never saved: the form says what they are.
+            # Never saved: the form says what they are.
             self.register_buffer(f"_table{i}", None if table is None else table.to(device), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FormLinear:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._place_tables()  # `to_empty` leaves in them what the memory held
+        return self
 
     @staticmethod
     def of(operator: Operator, bias: Tensor | None = None, *, path: ExecutionPath = "blocks") -> FormLinear:
@@ -140,6 +148,8 @@ class FormLinear(nn.Module):
         return self._runner.dense(self._runner.prepared(self.operator().arrays), self._tables())
 
     def _tables(self) -> list[Tensor | None]:
+        if any(table.device != self.arrays[_key(next(iter(self.form.shapes)))].device for table in self.buffers()):
+            self._place_tables()  # of a layer on "meta" whose parameters were assigned
         return [cast("Tensor | None", getattr(self, f"_table{i}")) for i in range(len(self._runner.tables))]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -21,10 +21,13 @@ from onnx import TensorProto, helper
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from spm_compress import CompressSettings, FitSettings, fit_model, open_source, read_artifact, write_artifact
+from spm_compress import CompressSettings, FitSettings, expand, fit_model, open_source, read_artifact, write_artifact
 from spm_compress.calibration.data import read_batches
+from spm_compress.checkpoint import Artifact, FittedLayer
 from spm_compress.checkpoint.tensor_info import Role
 from spm_compress.errors import ArtifactError, SourceError, UsageError
+from spm_compress.forms import Operator, StoredOperator
+from spm_compress.forms.low_rank import LowRank
 
 
 def header(path: Path, entries: dict[str, object], data: bytes = b"") -> None:
@@ -194,6 +197,98 @@ def test_an_artifact_that_claims_any_width_is_damaged(tmp_path: Path, claim: str
         read_artifact(path)
 
 
+def claimed(width: int, **groups: Any) -> dict[str, Any]:
+    form = without_stages(width)
+    form["chains"][0]["groups"][0].update(groups)
+    return form
+
+
+def rotations_without_a_pair(layer: dict[str, Any]) -> dict[str, Any]:
+    """Of the largest stride below such a width there is one pair."""
+    return {**claimed(HUGE + 1, stages=1, low=HUGE), "mixer": "rotation", "gauge": "free"}
+
+
+def strides_beyond_the_width(layer: dict[str, Any]) -> dict[str, Any]:
+    return claimed(64, stages=7, low=1)
+
+
+def a_table_that_is_not_there(layer: dict[str, Any]) -> dict[str, Any]:
+    return claimed(HUGE, stages=1, order="table")
+
+
+def outputs_that_no_chain_has(layer: dict[str, Any]) -> dict[str, Any]:
+    return {**claimed(64, stages=1), "out_features": HUGE}
+
+
+def stages_in_words(layer: dict[str, Any]) -> dict[str, Any]:
+    return claimed(64, stages="1")
+
+
+SPM_CLAIMS = [
+    *(rotations_without_a_pair, strides_beyond_the_width, a_table_that_is_not_there),
+    *(outputs_that_no_chain_has, stages_in_words),
+]
+
+
+@pytest.mark.parametrize("claim", SPM_CLAIMS)
+def test_an_spm_that_lies_is_damaged_before_it_costs_memory(
+    tmp_path: Path, claim: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    path = fitted_artifact(tmp_path)
+    manifest = manifest_in(path)
+    layer = manifest["layers"][0]
+    layer["form"] = claim(layer)
+    layer["shape"] = [layer["form"]["out_features"], layer["form"]["in_features"]]
+    kind, numbers = ("angles", torch.zeros(1)) if layer["form"]["mixer"] == "rotation" else ("off_diagonal", None)
+    groups = layer["form"]["chains"][0]["groups"]
+    numbers = torch.zeros(int(groups[0]["stages"]), 64) if numbers is None else numbers
+    layer["codecs"] = {f"0.{kind}": "float32"}
+    save_file({f"w.spm.0.{kind}": numbers}, path, metadata={"spm_compress": json.dumps(manifest)})
+    with pytest.raises(ArtifactError, match="manifest is damaged"):
+        read_artifact(path)
+
+
+MANIFESTS: list[tuple[str, dict[str, Any]]] = [
+    ("version '6.n7'", {"version": "6\n7"}),
+    ("version 6.0", {"version": 6.0}),
+    ("version True", {"version": True}),
+    ("version 0", {"version": 0}),
+    ("a part of the name 'x+", {"shards": ["x" * 5000]}),
+    ("a part of the name 7", {"shards": [7]}),
+]
+
+
+@pytest.mark.parametrize(("told", "change"), MANIFESTS)
+def test_a_manifest_that_lies_is_one_line(tmp_path: Path, told: str, change: dict[str, Any]) -> None:
+    path = fitted_artifact(tmp_path)
+    save_file(load_file(path), path, metadata={"spm_compress": json.dumps({**manifest_in(path), **change})})
+    with pytest.raises(ArtifactError, match=f"its manifest is damaged .*{told}") as refused:
+        read_artifact(path)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("change", [{"names": "w"}, {"names": [7]}, {"steps": "1"}, {"shape": [64.0, 64]}])
+def test_an_entry_of_a_layer_is_of_its_types(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = fitted_artifact(tmp_path)
+    manifest = manifest_in(path)
+    manifest["layers"][0].update(change)
+    save_file(load_file(path), path, metadata={"spm_compress": json.dumps(manifest)})
+    with pytest.raises(ArtifactError, match="manifest is damaged"):
+        read_artifact(path)
+
+
+def test_a_low_rank_that_is_too_large_is_not_multiplied_out(tmp_path: Path) -> None:
+    save_file({"w": torch.randn(64, 64)}, tmp_path / "model.safetensors")
+    path = tmp_path / "model.spm.safetensors"
+    stored = StoredOperator.of(
+        Operator(LowRank(1 << 19, 1 << 19, 1), {"left": torch.ones(1 << 19, 1), "right": torch.ones(1, 1 << 19)})
+    )
+    layer = FittedLayer(("w",), (1 << 19, 1 << 19), "F32", "0" * 64, 0.5, 0.5, 1, 0, "svd", stored)
+    write_artifact(Artifact({"path": "model.safetensors", "files": {}}, {}, {}, (layer,), (), {}), path)
+    with pytest.raises(SourceError, match=r"the dense w would take 1,024\.0 GiB; .* SPM_COMPRESS_MAX_GIB=1025"):
+        expand(read_artifact(path))
+
+
 def unknown_form(layer: dict[str, Any]) -> None:
     layer["form"]["kind"] = "magic"
 
@@ -249,6 +344,15 @@ def sum_of_very_many(layer: dict[str, Any]) -> None:
     layer["form"]["parts"] *= 10_000
 
 
+def sum_of_low_ranks(layer: dict[str, Any]) -> None:
+    layer["form"]["parts"][0] = layer["form"]["parts"][1]
+    layer["codecs"] |= {"0.left": "float32", "0.right": "float32"}
+
+
+def sum_the_other_way_round(layer: dict[str, Any]) -> None:
+    layer["form"]["parts"].reverse()
+
+
 def parts_of_two_shapes(layer: dict[str, Any]) -> None:
     layer["form"]["parts"][1]["in_features"] = 32
 
@@ -257,6 +361,7 @@ ATTACKS = [
     *(unknown_form, unknown_part, form_that_is_no_name),
     *(unknown_codec, codec_that_is_no_name, codec_of_another_dtype, codec_that_is_missing, codecs_that_are_a_list),
     *(sum_in_a_sum, sums_without_end, sum_of_one, sum_of_very_many, parts_of_two_shapes),
+    *(sum_of_low_ranks, sum_the_other_way_round),
 ]
 
 

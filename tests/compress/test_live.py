@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import spm_compress
-from spm_compress import CompressSettings, FitSettings, SPMLinear, fit_model, open_source, read_artifact, write_artifact
+from spm_compress import (
+    CompressSettings,
+    FitSettings,
+    SPMLinear,
+    apply_artifact,
+    fit_model,
+    open_source,
+    read_artifact,
+    write_artifact,
+)
 from spm_compress.checkpoint import KeptTensor, Source, write_tensors
 from spm_compress.checkpoint.huggingface import load_huggingface
+from spm_compress.codecs import FLOAT16
 from spm_compress.errors import ArtifactError, UsageError
 from spm_compress.report import summarize
 
@@ -112,3 +123,23 @@ def test_a_bias_correction_without_a_bias_is_named_and_onnx_is_refused(path: Pat
     assert spm_compress.expand(without).lost == (name,)
     with pytest.raises(UsageError, match="of an ONNX model; write a dense one with"):
         spm_compress.expand(replace(artifact, source={"path": "model.onnx", "files": {}}))
+
+
+def test_why_a_codec_was_refused_is_known_after_training_too(tmp_path: Path) -> None:
+    """Numbers that float16 cannot hold, in a model that is loaded and saved again."""
+    weight = 1e6 * torch.eye(64)
+    save_file({"a.weight": weight, "a.bias": torch.zeros(64)}, tmp_path / "model.safetensors")
+    settings = CompressSettings(FitSettings(forms=("dense",)), store=FLOAT16)
+    path, again = tmp_path / "model.spm.safetensors", tmp_path / "again.spm.safetensors"
+    write_artifact(fit_model(open_source(tmp_path / "model.safetensors"), settings, beside=tmp_path), path)
+    model = nn.Sequential(OrderedDict(a=nn.Linear(64, 64)))
+    apply_artifact(model, read_artifact(path))
+    spm_compress.save(model, again, like=path)
+    (before,), (after,) = read_artifact(path).layers, read_artifact(again).layers
+    assert before.reason == after.reason == "float16 cannot hold the numbers; stored in float32"
+    with torch.no_grad():
+        model.a.arrays["weight"].mul_(1e-3)  # and is gone where it has become wrong
+    spm_compress.save(model, again, like=path)
+    (after,) = read_artifact(again).layers
+    assert after.reason is None
+    assert after.stored.codec == FLOAT16

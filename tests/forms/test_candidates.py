@@ -75,3 +75,35 @@ def test_a_low_rank_term_of_given_rank_comes_on_top() -> None:
     plain, joined = (fit_matrices(weight[None], FitSettings(stages=6, rank=r, block=8))[0] for r in (0, 4))
     assert joined.operator.parameter_count == plain.operator.parameter_count + 4 * 96
     assert joined.error < min(plain.error, svd_error(weight, 4 * 96))
+
+
+@pytest.mark.parametrize("steps", [20, 100])
+@pytest.mark.parametrize("seed", range(3))
+def test_of_a_descent_and_a_closed_form_the_better_one_is_taken(steps: int, seed: int) -> None:
+    """A closed form is done at once: against a quarter of a descent it would win what it loses in the end."""
+    weight = torch.randn(1, 128, 128, generator=torch.Generator().manual_seed(seed))
+    kinds = ("spm", "monarch", "low_rank")
+
+    def error(*forms: str) -> float:
+        return fit_matrices(weight, FitSettings(stages=10, steps=steps, forms=forms))[0].error
+
+    assert error(*kinds) == min(error(kind) for kind in kinds)
+
+
+def test_a_dense_map_keeps_to_the_size_unless_it_is_asked_for_alone() -> None:
+    def kinds(stages: int, *forms: str) -> list[str]:
+        return [form.kind for form in candidates(FitSettings(stages=stages, forms=forms), 64, 64)]
+
+    assert kinds(10, "spm", "dense") == ["spm"]
+    assert kinds(64, "spm", "dense") == ["spm", "dense"]
+    assert kinds(10, "dense") == ["dense"]
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40)])
+def test_a_dense_map_is_the_weight_to_the_bit(shape: tuple[int, int]) -> None:
+    weight = (
+        torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-3, 7.0])[:, None, None]
+    )
+    for each, found in zip(weight, fit_matrices(weight, FitSettings(forms=("dense",))), strict=True):
+        assert torch.equal(found.operator.to_dense(), each)
+        assert found.error == 0

@@ -262,3 +262,40 @@ def test_a_layer_of_the_form_trains_and_is_a_drop_in(kind: str) -> None:
     other = FormLinear(form)
     other.load_state_dict(layer.state_dict())
     assert np.array_equal(other(x).detach().numpy(), layer(x).detach().numpy())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(24, 24), (16, 40), (40, 16), (20, 33)])
+def test_a_layer_is_drawn_in_bfloat16_and_takes_no_rows(kind: str, shape: tuple[int, int]) -> None:
+    layer = FormLinear(form_of(kind, *shape), dtype=torch.bfloat16)
+    assert all(bool(parameter.isfinite().all()) for parameter in layer.parameters())
+    for path in ("blocks", "stages"):
+        layer.path = path
+        for lead in ((0,), (2, 0), (0, 3)):
+            assert layer(torch.zeros(*lead, shape[1], dtype=torch.bfloat16)).shape == (*lead, shape[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("is_assigned", [True, False])
+def test_a_layer_without_memory_is_filled_later(kind: str, is_assigned: bool) -> None:
+    form = form_of(kind, 20, 33, 16)
+    kept, layer = FormLinear(form), FormLinear(form, device="meta")
+    if not is_assigned:
+        layer = layer.to_empty(device="cpu")
+        for buffer in layer.buffers():
+            assert int(buffer.min()) >= 0 and int(buffer.max()) <= 33  # positions, not what the memory held
+    layer.load_state_dict(kept.state_dict(), assign=is_assigned)
+    x = gaussian(5, 33)
+    assert torch.equal(layer(x), kept(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("field", ["in_features", "out_features"])
+@pytest.mark.parametrize("value", [24.0, "24", True, None, -1, 0])
+def test_a_width_is_a_whole_number(kind: str, field: str, value: object) -> None:
+    form = form_of(kind, 24, 24)
+    entry = {"kind": kind, **form.to_json()}
+    for each in entry.get("parts", [entry]):
+        each[field] = value
+    with pytest.raises((ValueError, TypeError)):
+        read_form(entry, form.tables)

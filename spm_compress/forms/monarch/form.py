@@ -22,6 +22,7 @@ from spm_compress.fitting.settings import OnStep
 from spm_compress.fitting.truncated_svd import rank_one
 from spm_compress.forms.descending import Start, WholeTarget, fit_by_descent
 from spm_compress.forms.form import Arrays, Fitted, Form, Operator, PlainRunner, Runner
+from spm_compress.forms.json_values import whole
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -42,7 +43,6 @@ class Monarch(Form):
     """right_blocks: of inputs, k; left_blocks: of outputs, s. Widths that they do not divide are padded with zeros."""
 
     kind: ClassVar[str] = "monarch"
-    descends: ClassVar[bool] = True
 
     in_features: int
     out_features: int
@@ -74,7 +74,7 @@ class Monarch(Form):
         """As `Form.apply`."""
         missing = self.right_blocks * self.tile[1] - self.in_features
         padded = nn.functional.pad(x, (0, 0, 0, missing))
-        blocks = padded.reshape(*x.shape[:-2], self.right_blocks, -1, x.shape[-1])  # (..., k, q, rows)
+        blocks = padded.reshape(*x.shape[:-2], self.right_blocks, self.tile[1], x.shape[-1])  # (..., k, q, rows)
         between = (arrays["right"] @ blocks).transpose(-3, -2)  # (..., s, k, rows)
         return (arrays["left"] @ between).flatten(-3, -2)[..., : self.out_features, :]
 
@@ -120,9 +120,13 @@ class Monarch(Form):
             settings.learning_rate * _RATE,
         )
 
+    def descends(self, objective: Objective) -> bool:
+        """As `Form.descends`: only where there is a metric."""
+        return objective.metric is not None
+
     def fit(self, objective: Objective, settings: FitSettings, watch: OnStep | None) -> list[Fitted]:
         """As `Form.fit`: the projection, the best there is; where the objective is weighted, a descent from it."""
-        if objective.metric is not None:
+        if self.descends(objective):
             return fit_by_descent(self, objective, settings, watch)
         found = []
         for i in range(len(objective.weights)):  # one by one, so that each ends the same in whatever batch
@@ -161,8 +165,8 @@ class Monarch(Form):
     @classmethod
     def from_json(cls, entry: Mapping[str, Any], tables: Mapping[str, Tensor]) -> Monarch:
         """As `Form.from_json`."""
-        into, out = int(entry["in_features"]), int(entry["out_features"])
-        right, left = int(entry["right_blocks"]), int(entry["left_blocks"])
+        into, out = whole(entry["in_features"]), whole(entry["out_features"])
+        right, left = whole(entry["right_blocks"]), whole(entry["left_blocks"])
         if not 1 <= right <= into or not 1 <= left <= out:
             raise ValueError(f"a Monarch matrix {out}x{into} in {right} and {left} blocks")
         return cls(into, out, right, left)

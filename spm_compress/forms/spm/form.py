@@ -16,6 +16,7 @@ from spm_compress.fitting.objective import Objective
 from spm_compress.fitting.settings import OnStep
 from spm_compress.forms.descending import Start, fit_by_descent
 from spm_compress.forms.form import Arrays, Fitted, Form, Operator, prefixed, under
+from spm_compress.forms.json_values import whole
 from spm_compress.forms.sizes import largest_within
 from spm_compress.forms.spm.balance import balanced
 from spm_compress.forms.spm.begin import begin, scaled
@@ -46,7 +47,6 @@ class SPM(Form):
     """
 
     kind: ClassVar[str] = "spm"
-    descends: ClassVar[bool] = True
 
     mixer: Mixer
     in_features: int
@@ -187,6 +187,10 @@ class SPM(Form):
         """As `Descending.begin`."""
         return begin(self, objective, settings, alone=alone)
 
+    def descends(self, objective: Objective) -> bool:
+        """As `Form.descends`."""
+        return True
+
     def fit(self, objective: Objective, settings: FitSettings, watch: OnStep | None) -> list[Fitted]:
         """As `Form.fit`: a descent."""
         return fit_by_descent(self, objective, settings, watch)
@@ -213,7 +217,10 @@ class SPM(Form):
         chains = read_chains(entry["chains"], tables)
         if not chains:
             raise ValueError("an SPM without chains")
-        return cls(mixer, int(entry["in_features"]), int(entry["out_features"]), chains, gauge)
+        form = cls(mixer, whole(entry["in_features"]), whole(entry["out_features"]), chains, gauge)
+        if max(form.widths) > max(chain.width for chain in chains):
+            raise ValueError(f"an SPM {form.out_features}x{form.in_features} without a chain as wide")
+        return form
 
     def lower(self, emit: Emitter, x: ir.Value | None, lowering: Lowering) -> ir.Value:
         """As `Form.lower`."""

@@ -8,10 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
+from spm_compress.forms.json_values import whole
 from spm_compress.forms.spm.pairing import Affine, Group, Order, Shuffle, Table
 from spm_compress.forms.spm.structure import Chain
 
 __all__ = ["chains_json", "read_chains"]
+
+# A width that may be claimed without a number to show for it.
+_FREE_WIDTH = 1 << 12
 
 
 def chains_json(chains: Sequence[Chain]) -> list[dict[str, Any]]:
@@ -51,41 +55,48 @@ def read_chains(entries: Sequence[Mapping[str, Any]], tables: Mapping[str, Tenso
     """
     chains = []
     for i, chain in enumerate(entries):
-        width = int(chain["width"])
+        width = whole(chain["width"])
         if width < 1:
             raise ValueError(f"a chain of width {width}")
         groups = tuple(
             _read_group(group, width, tables.get(f"{i}.order.{g}")) for g, group in enumerate(chain["groups"])
         )
-        scales = tuple(int(at) for at in chain["scales"])
-        if not any(group.stages for group in groups):  # with one, the file holds numbers for every feature of the width
+        scales = tuple(whole(at) for at in chain["scales"])
+        if not any(group.stages for group in groups):
             raise ValueError("a chain without stages")
         if list(scales) != sorted(set(scales) & set(range(len(groups) + 1))):
             raise ValueError("scales that stand at no boundary")
-        chains.append(Chain(width, groups, scales))
+        found = Chain(width, groups, scales)
+        # Numbers in the file for the width that it claims: a rotation has some for its pairs only.
+        if width > _FREE_WIDTH and found.pairs < width // 4:
+            raise ValueError(f"a chain of width {width} with {found.pairs} pairs")
+        chains.append(found)
     return tuple(chains)
 
 
 def _read_group(entry: Mapping[str, Any], width: int, table: Tensor | None) -> Group:
-    stages, low = int(entry["stages"]), int(entry["low"])
-    # Bounds before any power of two is taken of a number that a stranger may have written.
-    if not 0 <= stages <= width.bit_length() or not 1 <= low <= width or low & (low - 1):
+    stages, low = whole(entry["stages"]), whole(entry["low"])
+    # Bounds before any power of two is taken of a number that a stranger may have written; a stride as large as the
+    # width pairs nothing, and is there at width 1 only.
+    fits = 0 <= stages <= width.bit_length() and 1 <= low <= width and (stages < 1 or low << stages < 2 * max(width, 2))
+    if not fits or low & (low - 1):
         raise ValueError(f"a group of {stages} stages from stride {low} at width {width}")
     return Group(_read_order(entry["order"], width, table), stages, low, bool(entry["descending"]))
 
 
 def _read_order(entry: Any, width: int, table: Tensor | None) -> Order:
     if entry == "table":
-        features = tuple(table.tolist()) if table is not None else ()
-        if sorted(features) != list(range(width)):
+        # A table of that size first: the width alone costs a stranger nothing.
+        features = tuple(table.tolist()) if table is not None and table.shape == (width,) else ()
+        if len(features) != width or sorted(features) != list(range(width)):
             raise ValueError("an order is not a permutation")
         return Table(features)
     if isinstance(entry, dict):
-        rows = int(entry["shuffle"])
+        rows = whole(entry["shuffle"])
         if rows < 1 or width % rows:
             raise ValueError(f"a shuffle of {width} features in {rows} rows")
         return Shuffle(rows)
-    multiplier, offset = (int(number) for number in entry)
+    multiplier, offset = (whole(number) for number in entry)
     # In range before any arithmetic with tensors, whose integers have 64 bits.
     if not 0 < multiplier <= width or not 0 <= offset < width or math.gcd(multiplier, width) != 1:
         raise ValueError(f"order ({multiplier}, {offset}) is not a permutation of {width} features")

@@ -231,7 +231,7 @@ def _spread_evenly(width: int, before: int, after: int, seed: int, salt: int) ->
     """Choose an affine permutation with steps near width/after: they send neighbours evenly across the width.
 
     A step taken at random can be degenerate (1, 2, width - 1), and where a perfect spread exists the chain has a
-    closed-form factorization (fitting/hierarchical.py).
+    closed-form factorization (forms/spm/hierarchical.py).
     """
     if width < 3:
         return IDENTITY

@@ -34,7 +34,7 @@ def resize(x: Tensor, width: int) -> Tensor:
         return x.index_select(-2, torch.arange(width, device=x.device) % n)
     missing = -n % width
     padded = torch.nn.functional.pad(x, (0, 0, 0, missing))
-    return padded.reshape(*x.shape[:-2], -1, width, x.shape[-1]).sum(-3)
+    return padded.reshape(*x.shape[:-2], padded.shape[-2] // width, width, x.shape[-1]).sum(-3)
 
 
 def apply_stages(structure: SPM, arrays: Arrays, x: Tensor) -> Tensor:
