@@ -7,11 +7,14 @@ TORCH := torch==2.13.0
 # onnxruntime-openvino installs the same package as onnxruntime, so it gets an environment of its own. Python 3.11 or later.
 OPENVINO_VENV := .venv-openvino
 OPENVINO := onnxruntime-openvino==1.24.1
+# The oldest that exported files are promised to run on; nothing else is in its environment.
+OLDEST_VENV := .venv-oldest
+OLDEST := onnxruntime==1.22.1
 # The same of onnxruntime-gpu; torch's own libraries of CUDA serve both.
 CUDA_VENV := .venv-cuda
 CUDA := 'onnxruntime-gpu>=1.24'
 
-.PHONY: demo test test-slow test-cuda test-openvino test-web docs package fuzz lint format bench clean
+.PHONY: demo test test-slow test-cuda test-openvino test-runtimes test-web docs package fuzz lint format bench clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +52,14 @@ $(OPENVINO_VENV)/ready: pyproject.toml
 
 test-openvino: $(OPENVINO_VENV)/ready  ## every lowering on ONNX Runtime's OpenVINO provider
 	$(OPENVINO_VENV)/bin/pytest tests/openvino
+
+$(OLDEST_VENV)/ready: Makefile
+	$(PYTHON) -m venv --clear $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/pip install --quiet --disable-pip-version-check $(OLDEST)
+	touch $@
+
+test-runtimes: $(VENV)/ready $(OLDEST_VENV)/ready  ## files of few bits on the oldest ONNX Runtime that is promised
+	OLDEST_PYTHON=$(OLDEST_VENV)/bin/python $(BIN)/pytest tests/runtimes
 
 $(CUDA_VENV)/ready: pyproject.toml
 	$(call venv_of_runtime,$(CUDA_VENV),$(CUDA))
@@ -102,4 +113,4 @@ bench: $(VENV)/ready  ## the figures of docs/measurements.md
 	$(BIN)/python benchmarks/recovery.py --train all
 
 clean:
-	rm -rf $(VENV) $(OPENVINO_VENV) $(CUDA_VENV) .venv-package examples/browser/node_modules build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) $(OPENVINO_VENV) $(CUDA_VENV) $(OLDEST_VENV) .venv-package examples/browser/node_modules build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*

@@ -112,7 +112,7 @@ def _repeated(context: click.Context, _: click.Parameter, path: Path | None) -> 
         raise UsageError(f"--from {path}: is made of several fits (--refit); repeat them one after the other")
     values = {key: said.get(key) for key in _ALIKE}
     values |= {key: str(said[key]) for key in ("stages", "low_rank") if key in said}
-    values["store"] = {"F32": "float32", "F16": "float16"}.get(said.get("store", "F32"), said.get("store"))
+    values["bits"] = said.get("bits", "16" if said.get("store") in ("F16", "float16") else "32")
     values["forms"] = ",".join(said["forms"]) if "forms" in said else None
     values["layers"] = [
         f"{glob}:" + ",".join(f"{_LAYER.get(key, key)}={_auto(value)}" for key, value in fields.items())
@@ -129,10 +129,10 @@ def _repeated(context: click.Context, _: click.Parameter, path: Path | None) -> 
 # Settings that an artifact and the command line call the same.
 _ALIKE = (
     *("budget", "max_error", "sequential", "mixer", "schedule", "block", "steps", "seed"),
-    *("include", "exclude", "min_features"),
+    *("include", "exclude", "min_features", "dense_bits", "table_bits"),
 )
 # Fields of FitSettings by the names that --layer has for them.
-_LAYER = {"rank": "low-rank", "forms": "form"}
+_LAYER = {"rank": "low-rank", "forms": "form", "store": "bits"}
 
 
 def _auto(value: Any) -> Any:

@@ -28,9 +28,9 @@ def show_difference(found: Difference, as_json: bool) -> None:
         show_table(console, ("setting", "A", "B"), rows, texts=("A", "B"))
     if found.layers:
         layers = [(name, *_cells(first), *_cells(second)) for name, (first, second) in found.layers.items()]
-        each = ("form", "bytes", "error")
+        each = ("form", "bytes", "bits", "error")
         headings = ("weight", *(f"{side}\n{what}" for side in "AB" for what in each))
-        show_table(console, headings, layers, spare=("A\nbytes", "B\nbytes"))
+        show_table(console, headings, layers, spare=("A\nbytes", "B\nbytes", "A\nbits", "B\nbits"))
     console.print(f"{found.same} weights are the same in both, {len(found.layers)} differ")
 
 
@@ -39,7 +39,13 @@ def _show_totals(console: Console, found: Difference) -> None:
     for name, pair in found.totals.items():
         if pair.a is None and pair.b is None:
             continue
-        form = bytes_text if name.startswith("bytes") else "{:.3f}".format if "error" in name else "{:,}".format
+        form = (
+            bytes_text
+            if name.startswith("bytes")
+            else "{:.3f}".format
+            if "error" in name or "bits" in name
+            else "{:,}".format
+        )
         change = None if pair.a is None or pair.b is None else pair.b - pair.a
         sign = "" if change is None else "-" if change < 0 else "+"
         cells = ["-" if value is None else form(value) for value in (pair.a, pair.b)]
@@ -49,7 +55,7 @@ def _show_totals(console: Console, found: Difference) -> None:
     show_table(console, ("", "A", "B", "B - A"), rows)
 
 
-def _cells(layer: Layer | None) -> tuple[str, str, str]:
+def _cells(layer: Layer | None) -> tuple[str, str, str, str]:
     if layer is None:
-        return "dense", "-", "-"
-    return layer.form, bytes_text(layer.bytes), f"{layer.error:.3f}"
+        return "dense", "-", "-", "-"
+    return layer.form, bytes_text(layer.bytes), f"{layer.bits:.2f}", f"{layer.error:.3f}"

@@ -76,6 +76,13 @@ _ACTIVATIONS = ["relu", "gelu", "tanh", "sigmoid", "silu", "leaky-relu", "elu", 
     help="Of the whole graph; inputs and outputs stay float32.",
 )
 @click.option("--quantize", type=click.Choice(["int8"]), help="Also quantize the weights that stay dense.")
+@click.option(
+    "--activations",
+    type=click.Choice(["int8", "float32"]),
+    default="int8",
+    show_default=True,
+    help="Of dense maps in 8 bits or less; int8 only where faster.",
+)
 @click.option("--dense", "dense_path", type=OutputFile(), help="Write the dense model's graph here too, to compare.")
 @click.option("--layers", is_flag=True, is_eager=True, help="Write each fitted layer as a model of its own.")
 @click.option("--with-past", is_flag=True, help="Of a decoder: take and give the keys and values of earlier tokens.")
@@ -105,6 +112,7 @@ def export(
     provider: str,
     dtype: str,
     quantize: str | None,
+    activations: str,
     dense_path: Path | None,
     layers: bool,
     with_past: bool,
@@ -167,6 +175,7 @@ def export(
         precision=Precision(quantize or dtype),
         allow_missing=allow_missing,
         with_past=with_past,
+        rounds_activations=activations == "int8",
     )
     if_interrupted(written_since([out, ort_path, dense_path]))
     if layers:

@@ -75,13 +75,11 @@ _FOUND_OUT = f"; what it found out for its plan is kept in {_CACHE}, and the sam
     metavar="GLOB:KEY=VALUE,...",
     help="Other settings for some weights.",
 )
+@click.option("--bits", default="32", show_default=True, metavar="B", help="Of a number of a form: 32, 16, 8 to 4; ...")
 @click.option(
-    "--store",
-    default="float32",
-    show_default=True,
-    metavar="CODEC",
-    help="How the numbers are stored: float32, float16, ...",
+    "--dense-bits", metavar="B[/BLOCK]", help="Of dense maps that stay: 8 to 2, 1.6, 1; a scale a row or block."
 )
+@click.option("--table-bits", metavar="B[/BLOCK]", help="Of lookup tables, the same.")
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
@@ -233,10 +231,12 @@ def _settings(
     exclude: tuple[str, ...],
     layers: tuple[str, ...],
     min_features: int,
-    store: str,
+    bits: str,
+    dense_bits: str | None,
+    table_bits: str | None,
     sequential: bool,
 ) -> CompressSettings:
-    from spm_compress.codecs import codecs
+    from spm_compress.codecs import parse_bits
     from spm_compress.compress import CompressSettings, parse_forms, parse_override
     from spm_compress.forms import EFFORTS, FitSettings
     from spm_compress.forms.spm import Mixer, Schedule
@@ -248,8 +248,7 @@ def _settings(
         raise click.UsageError("--stages N and a target exclude each other; leave --stages out, or say auto")
     chosen: dict[str, Any] = {"schedule": Schedule(schedule), "block": block, "seed": seed, **EFFORTS[effort]}
     chosen["forms"] = parse_forms(forms)
-    if store not in codecs():
-        raise click.BadParameter(f"{store!r} is none of {', '.join(codecs())}", param_hint="'--store'")
+    chosen["store"] = parse_bits(bits)
     if stages not in (None, "auto"):
         chosen["stages"] = _count("--stages", stages, least=1)
     if mixer is not None:
@@ -263,7 +262,8 @@ def _settings(
         include=include,
         exclude=exclude,
         min_features=min_features,
-        store=codecs()[store],
+        dense=None if dense_bits is None else parse_bits(dense_bits, "dense_bits"),
+        table=None if table_bits is None else parse_bits(table_bits, "table_bits"),
         overrides=tuple(parse_override(text) for text in layers),
         budget=budget,
         max_error=max_error,

@@ -25,7 +25,7 @@ def show_plan(selected: Selected, forecast: Forecast, as_json: bool) -> None:
     console = results_console()
     rows = [(choice.curve.name, *_cells(choice), choice.reason) for choice in plan.choices]
     title = f"plan: {len(plan.choices)} weights, nothing written"
-    headings = ("weight", "stages", "kept", "error", "bytes", "why")
+    headings = ("weight", "stages", "kept", "bits", "error", "bytes", "why")
     show_table(console, headings, rows, title=title, spare=("bytes",), texts=("why",))
     reasons = sorted(selected.kept.values())
     for reason, same in itertools.groupby(reasons):
@@ -37,9 +37,11 @@ def show_plan(selected: Selected, forecast: Forecast, as_json: bool) -> None:
     console.print("Errors are those of short descents, unless the fits are known: expect the real ones to be lower.")
 
 
-def _cells(choice: Choice) -> tuple[str, str, str, str]:
+def _cells(choice: Choice) -> tuple[str, ...]:
     dense = choice.curve.dense_bytes
     before_after = f"{dense:,} > {choice.bytes:,}"
+    bits = f"{8 * choice.bytes / choice.curve.values:.2f}"
     if choice.point is None:
-        return "dense", "100.0%", "0.000", before_after
-    return str(choice.point.stages), f"{choice.bytes / dense:.1%}", error_text(choice.point.error), before_after
+        return "dense", "100.0%", bits, "0.000", before_after
+    kept = f"{choice.bytes / dense:.1%}"
+    return str(choice.point.stages), kept, bits, error_text(choice.point.error), before_after

@@ -89,10 +89,8 @@ class _Lines:
             form = form_text(layer.form.kind, layer.form.summary)
             how = f"; {form}; {layer.steps} steps from a {layer.start} start"
             how += f", {layer.restarts} restarts, {layer.stored_bytes:,} bytes"
-        self._print(
-            f"[{self.done}/{self.layers}] {layer.name} {out}x{into} error {layer.error:.3f} "
-            f"(same-size SVD {layer.svd_error:.3f}){outputs}{how}"
-        )
+        svd = "" if layer.svd_error is None else f" (same-size SVD {layer.svd_error:.3f})"
+        self._print(f"[{self.done}/{self.layers}] {layer.name} {out}x{into} error {layer.error:.3f}{svd}{outputs}{how}")
 
     def _print(self, line: str) -> None:
         self.console.print(line, soft_wrap=True)

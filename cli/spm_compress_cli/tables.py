@@ -93,16 +93,18 @@ def show_totals(savings: Savings, path: Path, as_json: bool, scores: Mapping[str
         _size_row("bytes, whole model on disk", savings.model_bytes, bytes_text),
         _size_row("multiply-adds a row, fitted", savings.fitted_multiply_adds, "{:,}".format),
     ]
-    title = f"{path}: {len(savings.layers)} weights fitted"
+    title = f"{path}: {len(savings.layers)} weights fitted, {savings.fitted_bits:.2f} bits a weight"
     show_table(console, ("", "before", "after", "kept", "removed"), rows, title=title)
+    svd = savings.mean_svd_error
     console.print(
-        f"mean relative weight error {savings.mean_error:.3f}; "
-        f"truncated SVD of the same size {savings.mean_svd_error:.3f}"
+        f"mean relative weight error {savings.mean_error:.3f}"
+        + ("" if svd is None else f"; truncated SVD of the same size {svd:.3f}")
     )
+    outputs = savings.mean_svd_output_error
     if savings.mean_output_error is not None:
         console.print(
-            f"mean relative error of the outputs {savings.mean_output_error:.3f}; "
-            f"truncated SVD of the same size, weighted in the same way, {savings.mean_svd_output_error:.3f}"
+            f"mean relative error of the outputs {savings.mean_output_error:.3f}"
+            + ("" if outputs is None else f"; truncated SVD of the same size, weighted in the same way, {outputs:.3f}")
         )
     if savings.recovery is not None:
         console.print(
@@ -127,7 +129,7 @@ def error_text(error: float | None) -> str:
 
 
 def _show_layers(console: Console, savings: Savings) -> None:
-    headings = ["weight", "shape", "form", "kept", "error", "SVD error"]
+    headings = ["weight", "shape", "form", "kept", "bits", "error", "SVD error"]
     is_weighted = savings.mean_output_error is not None
     headings += ["output error", "SVD output"] if is_weighted else []
     spare = ["bytes", "parameters", "multiply-adds"]
@@ -140,6 +142,7 @@ def _show_layers(console: Console, savings: Savings) -> None:
                 shape_text(layer.shape),
                 layer.form_text,
                 f"{layer.bytes.kept:.1%}",
+                f"{layer.bits:.2f}",
                 error_text(layer.error),
                 error_text(layer.svd_error),
                 *outputs,

@@ -1,6 +1,6 @@
 """The artifact `NAME.spm.safetensors`: SPM numbers, tensors left dense, and a manifest that explains them.
 
-One safetensors file. Its metadata has one entry, `spm_compress`, a JSON manifest (version 6; 1 to 5 are read too):
+One safetensors file. Its metadata has one entry, `spm_compress`, a JSON manifest (version 7; 1 to 6 are read too):
 `source` (path, files and their SHA-256, key, factory), `settings`, `versions`, `layers`, `kept`, `recovery`, `curves`
 and `shards`: names of the files beside it, `NAME.spm-<digest>.safetensors`, that hold the tensors where they are too
 many for one.
@@ -51,8 +51,8 @@ __all__ = [
 ]
 
 # 2: orders can be shuffles; 3: low-rank terms, bias corrections, errors of outputs; 4: what a recovery changed;
-# 5: shards, curves; 6: forms and codecs
-MANIFEST_VERSION = 6
+# 5: shards, curves; 6: forms and codecs; 7: codecs of few bits
+MANIFEST_VERSION = 7
 # Of one of the files that a large artifact is made of; saving takes twice as much memory for a moment.
 SHARD_BYTES = 1 << 29
 SUFFIX = ".spm.safetensors"

@@ -32,10 +32,11 @@ class FittedLayer:
 
     names: the tensor's name, then those of tensors tied to it; shape: (out_features, in_features);
     dtype: of the dense weight, safetensors' name; sha256: of its values as float32, C order;
-    error: relative Frobenius error of what is stored; svd_error: of a truncated SVD of as many numbers.
+    error: relative Frobenius error of what is stored; svd_error: of a truncated SVD of as many numbers, None of a
+    dense map that stays.
     output_error, svd_output_error: the same of the outputs, weighted by the covariance of the inputs, and
     bias_correction: (out_features,) what the bias is raised by, (W - S) mean of the inputs, where there was calibration
-    data. reason: why the numbers are not in the codec that was asked for, if they are not.
+    data. is_table: whether rows of it are looked up. reason: why the numbers are not in the codec that was asked for.
     """
 
     names: tuple[str, ...]
@@ -43,7 +44,7 @@ class FittedLayer:
     dtype: str
     sha256: str
     error: float
-    svd_error: float
+    svd_error: float | None
     steps: int
     restarts: int
     start: str
@@ -52,6 +53,7 @@ class FittedLayer:
     svd_output_error: float | None = None
     bias_correction: Tensor | None = None
     reason: str | None = None
+    is_table: bool = False
 
     @property
     def name(self) -> str:
@@ -109,6 +111,7 @@ def layer_json(layer: FittedLayer, stem: str) -> dict[str, Any]:
         "output_error": layer.output_error,
         "svd_output_error": layer.svd_output_error,
         "reason": layer.reason,
+        "is_table": layer.is_table,
         "form": {"kind": layer.form.kind, **layer.form.to_json()},
         "codecs": {name: codec.name for name, codec in layer.stored.codecs.items()},
     }
@@ -146,7 +149,7 @@ def read_layer(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitte
         dtype=str(entry["dtype"]),
         sha256=str(entry["sha256"]),
         error=float(entry["error"]),
-        svd_error=float(entry["svd_error"]),
+        svd_error=_optional(entry["svd_error"]),
         steps=whole(entry["steps"]),
         restarts=whole(entry["restarts"]),
         start=str(entry["start"]),
@@ -155,14 +158,16 @@ def read_layer(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitte
         svd_output_error=_optional(entry.get("svd_output_error")),
         bias_correction=correction,
         reason=None if entry.get("reason") is None else str(entry["reason"]),
+        is_table=bool(entry.get("is_table", False)),
     )
 
 
 def _read_array(name: str, codec: Codec, shape: tuple[int, ...], own: Mapping[str, Tensor]) -> StoredArray:
     parts = {part: own[part_key(name, part)] for part in codec.part_names()}
-    found = StoredArray(codec, parts)
-    if tuple(found.decoded().shape) != shape:
-        raise ValueError(f"{name} has shape {tuple(found.decoded().shape)}, not {shape}")
+    if not codec.fits(shape):
+        raise ValueError(f"{name} of shape {shape} in {codec.name}")
+    found = StoredArray(codec, parts, shape)
+    found.decoded()  # which finds out whether the parts are those of such an array
     return found
 
 

@@ -2,31 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
+from spm_compress.codecs.angle import Angle
 from spm_compress.codecs.codec import Codec, StoredArray, part_key, straight_through
-from spm_compress.codecs.floats import FLOAT16, FLOAT32
+from spm_compress.codecs.floats import FLOAT16, FLOAT32, Float
+from spm_compress.codecs.grid import BLOCKS, Grid, integer, sign, ternary
 from spm_compress.codecs.guard import cannot_hold, refusal
+from spm_compress.codecs.scales import SCALES
+from spm_compress.errors import UsageError
 
 __all__ = [
     "FLOAT16",
     "FLOAT32",
+    "SCALES",
+    "Angle",
     "Codec",
+    "Float",
+    "Grid",
     "StoredArray",
+    "bits_text",
     "cannot_hold",
     "codecs",
+    "integer",
+    "parse_bits",
     "part_key",
     "read_codec",
     "refusal",
+    "sign",
     "straight_through",
+    "ternary",
+    "with_shared",
 ]
 
 
+_SHARED: tuple[str | int, ...] = ("row", "column", "matrix", *BLOCKS)
+
+
+def _of_bits(bits: int) -> Callable[[str | int], Grid]:
+    return functools.partial(integer, bits)
+
+
+# What one asks for, and the codec: a scale a row where there is one.
+_BITS: Mapping[str, Codec] = {
+    **{"32": FLOAT32, "16": FLOAT16},
+    **{str(bits): integer(bits) for bits in range(8, 1, -1)},
+    **{"1.6": ternary(), "1": sign()},
+}
+
+
+def with_shared(codec: Codec, shared: str | int) -> Codec:
+    """Return a codec whose scales are shared by another part of an array, where it has scales."""
+    return replace(codec, shared=shared) if isinstance(codec, Grid) else codec
+
+
+def parse_bits(text: str, field: str = "bits") -> Codec:
+    """Return the codec of 'BITS' or 'BITS/BLOCK': 32, 16, 8 to 2, 1.6 (ternary) or 1, a scale a row or a block of it.
+
+    Raises UsageError, which names the field, for anything else.
+    """
+    bits, slash, block = text.strip().partition("/")
+    if bits not in _BITS:
+        raise UsageError(f"`{field}` {text!r}: a number takes 32, 16, 8 to 2, 1.6 or 1")
+    if not slash:
+        return _BITS[bits]
+    if block not in map(str, BLOCKS) or not isinstance(_BITS[bits], Grid):
+        raise UsageError(
+            f"`{field}` {text!r}: of 8 bits or less {', '.join(map(str, BLOCKS))} numbers may share a scale"
+        )
+    return with_shared(_BITS[bits], int(block))
+
+
+def bits_text(codec: Codec) -> str:
+    """Return the text that `parse_bits` takes for a codec that one may ask for."""
+    texts = [*_BITS, *(f"{bits}/{block}" for bits in _BITS for block in BLOCKS if isinstance(_BITS[bits], Grid))]
+    return next(text for text in texts if parse_bits(text) == codec)
+
+
+@functools.cache
 def codecs() -> Mapping[str, Codec]:
     """Return every codec there is, by its name."""
     found: tuple[Codec, ...] = (
         FLOAT32,
         FLOAT16,
+        SCALES,
+        *(Angle(bits, whole) for bits in range(4, 9) for whole in (False, True)),
+        *(make(shared) for make in (sign, ternary, *map(_of_bits, range(2, 9))) for shared in _SHARED),
     )
     return {codec.name: codec for codec in found}
 

@@ -34,11 +34,22 @@ class Codec(Protocol):
     def largest(self) -> float:
         """The largest magnitude that it can store."""
 
-    def encode(self, array: Tensor) -> Parts:
-        """Return what is stored of a floating-point array of any shape."""
+    @property
+    def most_harm(self) -> float:
+        """By which factor it may raise the error of a layer; infinite where few bits are what was asked for."""
 
-    def decode(self, parts: Parts) -> Tensor:
-        """Return the array that the parts stand for: float32, of the shape that was encoded.
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Return whether it can store an array of a shape."""
+
+    def encode(self, array: Tensor, metric: Tensor | None = None) -> Parts:
+        """Return what is stored of a floating-point array of any shape that it `fits`.
+
+        metric: (n, n), positive definite, of an array (m, n): so that a matrix loses least of its outputs,
+        tr(D metric D^T) with D the rounding, instead of least of its numbers.
+        """
+
+    def decode(self, parts: Parts, shape: tuple[int, ...]) -> Tensor:
+        """Return the array of this shape that the parts stand for, float32.
 
         Raises ValueError for parts that cannot be those of this codec.
         """
@@ -49,8 +60,8 @@ class Codec(Protocol):
     def bytes(self, shape: tuple[int, ...]) -> int:
         """Return the bytes that the parts of an array of this shape take."""
 
-    def emit(self, op: OpBuilder, parts: Mapping[str, ir.Value]) -> ir.Value:
-        """Return `decode` as ONNX: the float32 value that the stored parts stand for."""
+    def emit(self, op: OpBuilder, parts: Mapping[str, ir.Value], shape: tuple[int, ...]) -> ir.Value:
+        """Return `decode` as ONNX: the float32 value of this shape that the stored parts stand for."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +70,16 @@ class StoredArray:
 
     codec: Codec
     parts: Parts
+    shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, codec: Codec, array: Tensor) -> StoredArray:
-        """Return an array as a codec stores it."""
-        return cls(codec, codec.encode(array.detach()))
+    def of(cls, codec: Codec, array: Tensor, metric: Tensor | None = None) -> StoredArray:
+        """Return an array as a codec stores it; metric as in `Codec.encode`."""
+        return cls(codec, codec.encode(array.detach(), metric), tuple(array.shape))
 
     def decoded(self) -> Tensor:
         """Return the numbers, float32."""
-        return self.codec.decode(self.parts)
+        return self.codec.decode(self.parts, self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -92,7 +104,7 @@ def straight_through(codec: Codec, array: Tensor) -> Tensor:
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, array: Tensor, codec: Codec) -> Tensor:
-        return codec.decode(codec.encode(array)).to(array.dtype)
+        return codec.decode(codec.encode(array), tuple(array.shape)).to(array.dtype)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Any) -> tuple[Tensor, None]:

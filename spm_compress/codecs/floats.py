@@ -40,16 +40,29 @@ class Float:
         """As `Codec.largest`."""
         return float(torch.finfo(self.dtype).max)
 
+    @property
+    def most_harm(self) -> float:
+        """As `Codec.most_harm`."""
+        return 1.02
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """As `Codec.fits`."""
+        del shape
+        return True
+
     def part_names(self) -> tuple[str, ...]:
         """As `Codec.part_names`: the array itself."""
         return ("",)
 
-    def encode(self, array: Tensor) -> Parts:
+    def encode(self, array: Tensor, metric: Tensor | None = None) -> Parts:
         """As `Codec.encode`; what is beyond the range becomes infinite."""
+        del metric  # each number by itself, to the nearest
         return {"": array.to(self.dtype)}
 
-    def decode(self, parts: Parts) -> Tensor:
+    def decode(self, parts: Parts, shape: tuple[int, ...]) -> Tensor:
         """As `Codec.decode`."""
+        if parts[""].shape != shape:
+            raise ValueError(f"an array of shape {tuple(parts[''].shape)}, not {shape}")
         if parts[""].dtype != self.dtype:
             raise ValueError(f"an array of {parts[''].dtype} is no {self.name}")
         return parts[""].float()
@@ -58,7 +71,7 @@ class Float:
         """As `Codec.bytes`."""
         return math.prod(shape) * self.bits // 8
 
-    def emit(self, op: OpBuilder, parts: Mapping[str, ir.Value]) -> ir.Value:
+    def emit(self, op: OpBuilder, parts: Mapping[str, ir.Value], shape: tuple[int, ...]) -> ir.Value:
         """As `Codec.emit`."""
         import onnx_ir as ir
 

@@ -8,8 +8,8 @@ from spm_compress.codecs.codec import Codec
 
 __all__ = ["cannot_hold", "refusal"]
 
-# A codec may raise the error of a layer by this factor, and by its own rounding.
-_MOST_HARM, _ROUNDING = 1.02, 1e-3
+# A codec may raise the error of a layer by its own factor, and by rounding.
+_ROUNDING = 1e-3
 
 
 def refusal(codec: Codec, before: float, after: float) -> str | None:
@@ -19,7 +19,7 @@ def refusal(codec: Codec, before: float, after: float) -> str | None:
     """
     if not math.isfinite(after):
         return cannot_hold(codec)
-    if after <= _MOST_HARM * before + _ROUNDING:
+    if math.isinf(codec.most_harm) or after <= codec.most_harm * before + _ROUNDING:
         return None
     return f"{codec.name} would raise the error from {before:.3f} to {after:.3f}; stored in float32"
 

@@ -10,7 +10,6 @@ from typing import Any
 from spm_compress.cache_key import cache_key
 from spm_compress.checkpoint.artifact import SUFFIX, Artifact, FittedLayer, read_artifact, write_artifact
 from spm_compress.checkpoint.files import make_folder
-from spm_compress.codecs import Codec
 from spm_compress.compress.job import Job
 from spm_compress.errors import SpmError
 
@@ -24,9 +23,9 @@ class FitCache:
         self.folder = folder
         self._known: dict[str, tuple[FittedLayer, Mapping[str, Any]]] = {}
 
-    def get(self, job: Job, store: Codec, device: str) -> tuple[FittedLayer, float] | None:
+    def get(self, job: Job, device: str) -> tuple[FittedLayer, float] | None:
         """Return a layer that was fitted for such a job and the seconds that it took, None if there is none."""
-        key = fit_key(job, store, device)
+        key = fit_key(job, device)
         if key not in self._known and self.folder is not None:
             try:
                 artifact = read_artifact(self._path(key))
@@ -36,15 +35,15 @@ class FitCache:
         if key not in self._known:
             return None
         layer, settings = self._known[key]
-        return replace(layer, names=job.names, dtype=job.dtype), float(settings["seconds"])
+        return replace(layer, names=job.names, dtype=job.dtype, is_table=job.is_table), float(settings["seconds"])
 
     def __len__(self) -> int:
         """Return how many fits are known: those in the folder, without opening them."""
         return len(self._known) if self.folder is None else len(list(self.folder.glob(f"*{SUFFIX}")))
 
-    def put(self, job: Job, layer: FittedLayer, store: Codec, device: str, seconds: float) -> None:
+    def put(self, job: Job, layer: FittedLayer, device: str, seconds: float) -> None:
         """Keep a fitted layer. Raises SpmError if the folder cannot be written."""
-        key = fit_key(job, store, device)
+        key = fit_key(job, device)
         settings = {"seconds": seconds}
         self._known[key] = layer, settings
         if self.folder is not None:
@@ -56,7 +55,7 @@ class FitCache:
         return self.folder / f"{key}{SUFFIX}"
 
 
-def fit_key(job: Job, store: Codec, device: str) -> str:
+def fit_key(job: Job, device: str) -> str:
     """Return the key of all that the numbers of a fit depend on; devices round in their own ways."""
     return cache_key(
         weight=job.sha256,
@@ -64,6 +63,6 @@ def fit_key(job: Job, store: Codec, device: str) -> str:
         moments=job.moments,
         paired=job.paired,
         has_bias=job.has_bias,
-        store=store.name,
+        stays=job.stays,
         device=device,
     )[:32]

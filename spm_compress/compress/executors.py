@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from spm_compress.checkpoint.artifact import FittedLayer
-from spm_compress.codecs import Codec
 from spm_compress.compress.job import Job
 from spm_compress.compress.layers import fit_batch
 from spm_compress.compress.progress import Progress
@@ -31,7 +30,6 @@ class Task:
 
     jobs: tuple[Job, ...]
     weights: Weights | tuple[Tensor, ...]
-    store: Codec
     device: str
 
     def shipped_along(self) -> Task:
@@ -46,7 +44,7 @@ class Task:
     def run(self, watch: OnStep | None = None) -> Done:
         """Fit. Raises FitError, and SourceError for a weight that is no longer what it was when it was selected."""
         began = time.perf_counter()
-        layers = fit_batch(self.jobs, self._read(), self.store, self.device, watch)
+        layers = fit_batch(self.jobs, self._read(), self.device, watch)
         return Done(self.jobs, tuple(layers), time.perf_counter() - began)
 
 

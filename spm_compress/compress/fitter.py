@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from spm_compress.checkpoint.artifact import FittedLayer
-from spm_compress.codecs import FLOAT32, Codec
 from spm_compress.compress.cache import FitCache
 from spm_compress.compress.executors import Executor, Here, Task
 from spm_compress.compress.job import Job
@@ -21,11 +20,10 @@ __all__ = ["Fitter"]
 class Fitter:
     """What every way to fit a model shares.
 
-    store: codec of the stored numbers; fits: those made before and where new ones go; executor: who does the work.
+    fits: those made before and where new ones go; executor: who does the work.
     """
 
     weights: Weights
-    store: Codec = FLOAT32
     device: str = "cpu"
     progress: Progress = field(default_factory=Silent)
     fits: FitCache = field(default_factory=lambda: FitCache(None))
@@ -47,18 +45,17 @@ class Fitter:
         shapes = {name: job.shape for name, job in missing.items()}
         kinds = {name: (job.fit, job.moments is None) for name, job in missing.items()}
         tasks = [
-            Task(tuple(missing[name] for name in batch), self.weights, self.store, self.device)
-            for batch in batches(shapes, kinds)
+            Task(tuple(missing[name] for name in batch), self.weights, self.device) for batch in batches(shapes, kinds)
         ]
         for done in self.executor.run(tasks, self.progress):
             for job, layer in zip(done.jobs, done.layers, strict=True):
-                self.fits.put(job, layer, self.store, self.device, done.seconds / len(done.jobs))
+                self.fits.put(job, layer, self.device, done.seconds / len(done.jobs))
                 self.progress.layer(layer)
                 yield layer
 
     def known(self, job: Job) -> tuple[FittedLayer, float] | None:
         """Return the layer of a job that was fitted before, as it is fitted here, and the seconds that it took."""
-        return self.fits.get(job, self.store, self.device)
+        return self.fits.get(job, self.device)
 
     def seconds(self, job: Job) -> float:
         """Return what fitting a job took, whenever that was; 0 for one that was not fitted."""

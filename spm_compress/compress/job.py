@@ -24,7 +24,9 @@ class Job:
     """One weight to fit: its name and those of tensors tied to it, dense dtype, how, and the `digest` of its values.
 
     moments: of its inputs as they are when it is fitted; paired: the same beside the original model's. has_bias:
-    whether the model can take a change of the mean output; if not, the fit is to the inputs about zero.
+    whether the model can take a change of the mean output; if not, the fit is to the inputs about zero. stays: whether
+    it is a dense map or a lookup table that stays, and only its numbers are stored in fewer bits; is_table: which of
+    both.
     """
 
     names: tuple[str, ...]
@@ -35,6 +37,8 @@ class Job:
     moments: Moments | None = None
     paired: PairedMoments | None = None
     has_bias: bool = True
+    stays: bool = False
+    is_table: bool = False
 
     def watched(self, moments: Moments | None, paired: PairedMoments | None = None) -> Job:
         """Return the job with what is known of its inputs."""

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from spm_compress.checkpoint.artifact import FittedLayer
-from spm_compress.codecs import Codec
 from spm_compress.compress.job import Job
 from spm_compress.errors import FitError
 from spm_compress.fitting.objective import regularized
@@ -38,7 +37,7 @@ def batches(shapes: Mapping[str, tuple[int, int]], kinds: Mapping[str, object] |
 
 
 def fit_batch(
-    jobs: Sequence[Job], originals: Sequence[Tensor], store: Codec, device: str, watch: OnStep | None = None
+    jobs: Sequence[Job], originals: Sequence[Tensor], device: str, watch: OnStep | None = None
 ) -> list[FittedLayer]:
     """Fit jobs of one shape and kind to their weights (out, in) and return them as they are stored, in their order.
 
@@ -55,11 +54,12 @@ def fit_batch(
         results = fit_matrices(weights.to(device), jobs[0].fit, watch, covariances=covariances)
     except FitError as error:
         raise FitError(f"{', '.join(job.names[0] for job in jobs)}: {error}") from error
-    return [_measured(job, weight, result, store) for job, weight, result in zip(jobs, originals, results, strict=True)]
+    return [_measured(job, weight, result) for job, weight, result in zip(jobs, originals, results, strict=True)]
 
 
-def _measured(job: Job, weight: Tensor, result: FitResult, store: Codec) -> FittedLayer:
-    found = encoded(result.operator, store, job.target(weight), result.error)
+def _measured(job: Job, weight: Tensor, result: FitResult) -> FittedLayer:
+    metric = None if job.moments is None else regularized(job.moments.covariance, job.moments.rows)
+    found = encoded(result.operator, job.fit.store, job.target(weight), result.error, metric)
     operator, error = found.operator.decoded(), found.error
     if job.paired is not None:  # the fit was to another matrix
         error = relative_error(weight, operator)
@@ -68,14 +68,15 @@ def _measured(job: Job, weight: Tensor, result: FitResult, store: Codec) -> Fitt
     if job.moments is not None:
         matrix = operator.to(torch.float64).to_dense()
         correction = job.bias_correction(weight, matrix)
-        outputs, svd_outputs = job.output_errors(weight, matrix, numbers)
+        outputs, svd_outputs = job.output_errors(weight, matrix, 0 if job.stays else numbers)
+        svd_outputs = None if job.stays else svd_outputs
     return FittedLayer(
         names=job.names,
         shape=job.shape,
         dtype=job.dtype,
         sha256=job.sha256,
         error=error,
-        svd_error=svd_error(weight, numbers),
+        svd_error=None if job.stays else svd_error(weight, numbers),
         steps=result.steps,
         restarts=result.restarts,
         start=result.start,
@@ -84,4 +85,5 @@ def _measured(job: Job, weight: Tensor, result: FitResult, store: Codec) -> Fitt
         svd_output_error=svd_outputs,
         bias_correction=correction,
         reason=found.reason,
+        is_table=job.is_table,
     )

@@ -18,7 +18,7 @@ from spm_compress.checkpoint.modules import load_module
 from spm_compress.checkpoint.source import Source
 from spm_compress.checkpoint.tensor_info import bias_of
 from spm_compress.checkpoint.trace import own_tensors
-from spm_compress.codecs import FLOAT32, Codec, codecs
+from spm_compress.codecs import FLOAT16, Codec, parse_bits
 from spm_compress.compress.module import apply_artifact
 from spm_compress.errors import ArtifactError
 from spm_compress.forms.form import Operator
@@ -86,7 +86,8 @@ def refreshed(
     stored = {id(parameter) for parameter in held.values()}
     tensors = {name: now[name].to(old.dtype) if name in now else old for name, old in artifact.tensors.items()}
     changed = [name for name, old in artifact.tensors.items() if not torch.equal(tensors[name], old)]
-    asked = codecs().get(str(artifact.settings.get("store")), FLOAT32)
+    said = artifact.settings  # "store" until bits had names of their own
+    asked = parse_bits(str(said.get("bits", "16" if said.get("store") == FLOAT16.name else "32")))
     return replace(
         artifact,
         source={**artifact.source, "path": os.path.relpath(source.path, beside)},

@@ -20,7 +20,7 @@ from spm_compress.checkpoint.modules import is_trainable
 from spm_compress.checkpoint.neighbours import parts
 from spm_compress.checkpoint.roles import tensors_with_roles
 from spm_compress.checkpoint.source import LazyTensors, Source, key_of
-from spm_compress.checkpoint.tensor_info import TensorInfo, bias_of
+from spm_compress.checkpoint.tensor_info import Role, TensorInfo, bias_of
 from spm_compress.compress.cache import FitCache
 from spm_compress.compress.executors import Executor, Here
 from spm_compress.compress.fitter import Fitter
@@ -28,14 +28,16 @@ from spm_compress.compress.job import Job
 from spm_compress.compress.ledger import Ledger
 from spm_compress.compress.planned import Forecast, fit_planned, forecast
 from spm_compress.compress.progress import Progress, Silent
-from spm_compress.compress.selection import check_patterns, require_model, select
+from spm_compress.compress.selection import check_patterns, is_lookup, require_model, select
 from spm_compress.compress.sequential import fit_sequential
 from spm_compress.compress.settings import CompressSettings
 from spm_compress.compress.ties import tied
 from spm_compress.compress.weights import Weights
 from spm_compress.errors import ArtifactError, SourceError, UsageError, first_line
 from spm_compress.forms.candidates import candidates
+from spm_compress.forms.dense import Dense
 from spm_compress.forms.form import numbers_of, stored_bytes
+from spm_compress.forms.settings import FitSettings
 from spm_compress.forms.spm.form import SPM
 from spm_compress.version import __version__
 
@@ -71,7 +73,9 @@ def select_jobs(weights: Weights, settings: CompressSettings) -> Selected:
         parts=known_parts,
     )
     require_model(source.path, infos, known_parts, selection)
-    check_patterns("`overrides`", [override.pattern for override in settings.overrides], selection.fitted)
+    for override in settings.overrides:  # what stays has bits, and no other settings
+        stays = selection.kept if "store" in dict(override.values) else ()
+        check_patterns("`overrides`", [override.pattern], [*selection.fitted, *stays])
     reasons = dict(selection.kept)
     smaller = []
     for name in selection.fitted:
@@ -81,7 +85,7 @@ def select_jobs(weights: Weights, settings: CompressSettings) -> Selected:
         else:
             smaller.append(name)
     found = tied(weights, infos, smaller, reasons, settings.include)
-    if not found.weights and not settings.exclude:
+    if not found.weights and not settings.exclude and settings.dense is None and settings.table is None:
         counts = "; ".join(sorted({f"{name}: {reason}" for name, reason in found.kept.items()})[:3])
         raise UsageError(
             f"{source.path}: no weight is left to fit ({counts}, ...); loosen the selection or change `stages`"
@@ -97,7 +101,50 @@ def select_jobs(weights: Weights, settings: CompressSettings) -> Selected:
         )
         for sha256, names in found.weights
     ]
-    return Selected(tuple(jobs), found.kept)
+    staying = _staying(weights, infos, found.kept, settings)
+    kept = {name: reason for name, reason in found.kept.items() if not any(name in job.names for job in staying)}
+    return Selected((*jobs, *staying), kept)
+
+
+def _staying(
+    weights: Weights, infos: Mapping[str, TensorInfo], kept: Mapping[str, str], settings: CompressSettings
+) -> list[Job]:
+    """Return the jobs of the dense maps and lookup tables that stay and are to be stored in fewer bits.
+
+    Equal ones are one, and a table if one of them is. Raises UsageError for a width that blocks do not divide.
+    """
+    groups: dict[tuple[tuple[int, ...], str], list[str]] = {}
+    for name in kept:
+        info = infos[name]
+        if len(info.shape) != 2 or not info.is_floating or info.role in (Role.QUANTIZED, Role.OTHER):
+            continue
+        if min(info.shape) < settings.min_features:  # a table of two rows saves nothing, and every token meets one
+            continue
+        if settings.bits_of(name, is_table=is_lookup(name, info)) is not None:
+            groups.setdefault((info.shape, weights.digest(name)), []).append(name)
+    jobs = []
+    for (_, sha256), names in groups.items():
+        first = next((name for name in names if is_lookup(name, infos[name])), names[0])
+        is_table = is_lookup(first, infos[first])
+        out_features, in_features = shape = (infos[first].shape[0], infos[first].shape[1])
+        codec = settings.bits_of(first, is_table=is_table)
+        assert codec is not None
+        if not codec.fits(shape):
+            raise UsageError(f"{first}: rows of {shape[1]} numbers are no whole number of blocks of {codec.name}")
+        if stored_bytes(Dense(in_features, out_features), codec) < infos[first].bytes:
+            fit = FitSettings(forms=(Dense.kind,), store=codec)
+            jobs.append(
+                Job(
+                    tuple(names),
+                    (out_features, in_features),
+                    infos[first].dtype,
+                    fit,
+                    sha256,
+                    stays=True,
+                    is_table=is_table,
+                )
+            )
+    return jobs
 
 
 def fit_model(
@@ -136,13 +183,14 @@ def fit_model(
         fits = ledger.begin(_recipe(files, key_of(source), settings, data, device, refit))
     if not settings.is_sequential:
         selected = _calibrated(source, selected, data, cache)
-    fitter = Fitter(weights, settings.store, device, progress, fits, executor or Here())
+    fitter = Fitter(weights, device, progress, fits, executor or Here())
     progress.begin(len(selected.jobs))
     reasons = dict(selected.kept)
     layers: list[FittedLayer]
     curves = None
+    free, staying = ([job for job in selected.jobs if job.stays == stays] for stays in (False, True))
     if settings.is_planned:
-        planned = fit_planned(fitter, selected.jobs, settings)
+        planned = fit_planned(fitter, free, settings)
         layers = list(planned.layers.values())
         curves = {
             choice.curve.name: [asdict(point) for point in choice.curve.points] for choice in planned.plan.choices
@@ -154,9 +202,10 @@ def fit_model(
     elif settings.is_sequential:
         if data is None:
             raise UsageError("`is_sequential` fits each layer to the inputs that it gets: give them with `data`")
-        layers = list(fit_sequential(fitter, selected.jobs, data))
+        layers = list(fit_sequential(fitter, free, data))
     else:
-        layers = list(fitter.fit(selected.jobs))
+        layers = list(fitter.fit(free))
+    layers += fitter.fit(staying)
     if source.hashes() != files:
         raise SourceError(f"{source.path}: changed while it was being fitted; nothing was written; run fit again")
     said = {**settings.to_json(), "calibration": _named(data)}
@@ -228,22 +277,26 @@ def plan_model(
     """Return what `fit_model` would select, and its plan as short descents predict it. Raises as `fit_model`."""
     weights = Weights(source, is_reused=True)
     selected = _calibrated(source, select_jobs(weights, settings), data, cache)
-    fitter = Fitter(weights, settings.store, device, progress or Silent(), FitCache(cache))
-    return selected, forecast(fitter, selected.jobs, settings)
+    fitter = Fitter(weights, device, progress or Silent(), FitCache(cache))
+    return selected, forecast(fitter, [job for job in selected.jobs if not job.stays], settings)
 
 
 def _calibrated(source: Source, selected: Selected, data: Path | None, cache: Path | None) -> Selected:
     """Return the jobs with the moments of their inputs, where the model can be watched."""
     if data is None:
         return selected
-    names = [name for job in selected.jobs for name in job.names]
+    watched = [job for job in selected.jobs if not job.is_table]  # a table's rows are looked up
+    names = [name for job in watched for name in job.names]
     if cache is None:
         moments = collect(open_runner(source, data), names)
     else:
         moments = load_or_collect(source, data, names, cache / f"{own_name(source.path)}{_MOMENTS}")
     if not moments:
         raise UsageError(f"{source.path}: no weight's input can be watched while it runs on {data}; fit without it")
-    jobs = [job.watched(next((moments[name] for name in job.names if name in moments), None)) for job in selected.jobs]
+    jobs = [
+        job if job.is_table else job.watched(next((moments[name] for name in job.names if name in moments), None))
+        for job in selected.jobs
+    ]
     for job in jobs:
         if job.moments is not None and len(job.moments.mean) != job.shape[1]:
             raise SourceError(
@@ -312,5 +365,5 @@ def _why_not_smaller(name: str, info: TensorInfo, settings: CompressSettings) ->
         if not tried:
             return f"no {' or '.join(fit.forms)} is as small as {fit.stages} stages"
         smallest, size = min(tried, key=numbers_of), f"as {' or '.join(fit.forms)}"
-    stored = stored_bytes(smallest, settings.store)
+    stored = stored_bytes(smallest, fit.store)
     return None if stored < info.bytes else f"would not get smaller: {stored} bytes {size}, {info.bytes} dense"

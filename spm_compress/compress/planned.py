@@ -107,7 +107,7 @@ def _ladders(jobs: Sequence[Job], settings: CompressSettings) -> dict[str, list[
     """Return the sizes to fit of every job. Raises UsageError, before any fit, for a budget below the smallest."""
     ladders = {job.names[0]: _rungs(job, settings) for job in jobs}
     if settings.budget is not None:
-        least = sum(_stored(job, ladders[job.names[0]][0], settings) for job in jobs)
+        least = sum(_stored(job, ladders[job.names[0]][0]) for job in jobs)
         check_budget(settings.budget, least, sum(job.dense_bytes for job in jobs))
     return ladders
 
@@ -122,14 +122,14 @@ def _rungs(job: Job, settings: CompressSettings) -> list[int]:
     shares: dict[int, float] = {}
     stages = group
     while True:
-        share = _stored(job, stages, settings) / job.dense_bytes
+        share = _stored(job, stages) / job.dense_bytes
         if shares and share > _LARGEST:
             break
         shares[stages] = share
         stages *= 2
     if SPM.kind not in job.fit.forms:  # of other forms the smallest may be larger than the smallest chain
         shares = {each: share for each, share in shares.items() if candidates(_fit_at(job.fit, each), *job.shape)}
-    whole = [_WHOLE] if Dense.kind in job.fit.forms and _stored(job, _WHOLE, settings) < job.dense_bytes else []
+    whole = [_WHOLE] if Dense.kind in job.fit.forms and _stored(job, _WHOLE) < job.dense_bytes else []
     budget = settings.budget
     if budget is None or not shares:
         return [*shares, *whole]
@@ -148,10 +148,10 @@ def _rung_of(job: Job) -> int:
     return _WHOLE if job.fit.forms == (Dense.kind,) else job.fit.stages
 
 
-def _stored(job: Job, rung: int, settings: CompressSettings) -> int:
+def _stored(job: Job, rung: int) -> int:
     out_features, in_features = job.shape
     form = Dense(in_features, out_features) if rung == _WHOLE else _fit_at(job.fit, rung).reference(*job.shape)
-    return stored_bytes(form, settings.store)
+    return stored_bytes(form, job.fit.store)
 
 
 def _working_bytes(job: Job) -> int:

@@ -12,7 +12,10 @@ from spm_compress.checkpoint.neighbours import refusal
 from spm_compress.checkpoint.tensor_info import Role, TensorInfo
 from spm_compress.errors import UsageError, near_misses
 
-__all__ = ["NOT_INCLUDED", "Selection", "check_patterns", "require_model", "select"]
+__all__ = ["NONE", "NOT_INCLUDED", "Selection", "check_patterns", "is_lookup", "require_model", "select"]
+
+# As the only pattern of `include`: no map gets another form, and what stays may be stored in fewer bits.
+NONE = "none"
 
 NOT_INCLUDED = "not included"
 
@@ -50,7 +53,8 @@ def select(
     name -> reason for tensors that are a part of something else (`neighbours.parts`), which stay. Raises UsageError for
     a glob without a match.
     """
-    check_patterns("`include`", include, tensors)
+    if include != (NONE,):
+        check_patterns("`include`", include, tensors)
     check_patterns("`exclude`", exclude, tensors)
     fitted, kept = [], {}
     for name, info in tensors.items():
@@ -97,11 +101,16 @@ def _reason_to_keep(
         return NOT_INCLUDED
     if info.role in (Role.TABLE, Role.QUANTIZED) and name not in include:
         return info.use
-    if info.role is None and _LOOKUP.search(name) and name not in include:
+    if is_lookup(name, info) and name not in include:
         return "a lookup table by its name"
     if min(info.shape) < min_features:
         return f"narrower than {min_features} features"
     return None
+
+
+def is_lookup(name: str, info: TensorInfo) -> bool:
+    """Return whether rows of a tensor are looked up, by its role, or by its name where that is not known."""
+    return info.role is Role.TABLE or (info.role is None and bool(_LOOKUP.search(name)))
 
 
 def _kind_of(dtype: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from spm_compress.codecs import FLOAT32, Codec
+from spm_compress.codecs import Codec, Float, Grid, bits_text, parse_bits
 from spm_compress.errors import UsageError
 from spm_compress.forms.candidates import check_forms
 from spm_compress.forms.settings import FitSettings
@@ -15,7 +15,7 @@ from spm_compress.forms.spm.structure import Mixer
 
 __all__ = ["CompressSettings", "LayerOverride", "parse_forms", "parse_override"]
 
-_KEYS = ("form", "stages", "mixer", "block", "low-rank", "steps", "seed")
+_KEYS = ("form", "bits", "stages", "mixer", "block", "low-rank", "steps", "seed")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ def parse_forms(text: str) -> tuple[str, ...]:
 def _value(key: str, value: str) -> tuple[str, Any]:
     if key == "form":
         return "forms", parse_forms(value)
+    if key == "bits":
+        return "store", parse_bits(value)
     if key == "mixer":
         return key, None if value == "auto" else Mixer(value)
     if key == "low-rank":
@@ -69,11 +71,12 @@ def _count(value: str, least: int) -> int:
 
 @dataclass(frozen=True)
 class CompressSettings:
-    """How a model is compressed: the fit, which tensors (see `select`), and the codec of the stored numbers.
+    """How a model is compressed: the fit, which tensors (see `select`), and what stays dense.
 
     overrides: other settings for some weights; where several match, the later one wins.
     budget: share of the selected weights' dense bytes that all of them together may take; max_error: relative
     error that each may have. With either of them the number of stages is chosen weight by weight (`compress.plan`).
+    dense, table: codec of the dense maps and of the lookup tables that stay; None leaves them as they are.
     is_sequential: each layer is fitted to what it gets from those already replaced (`compress.sequential`).
     """
 
@@ -81,11 +84,12 @@ class CompressSettings:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     min_features: int = 32
-    store: Codec = FLOAT32
     overrides: tuple[LayerOverride, ...] = ()
     budget: float | None = None
     max_error: float | None = None
     is_sequential: bool = False
+    dense: Codec | None = None
+    table: Codec | None = None
 
     def __post_init__(self) -> None:
         if self.budget is not None and self.max_error is not None:
@@ -116,6 +120,11 @@ class CompressSettings:
         """Return how a weight is fitted."""
         return replace(self.fit, **self.override_of(name))
 
+    def bits_of(self, name: str, *, is_table: bool) -> Codec | None:
+        """Return the codec of a dense map or table that stays, None where it stays as it is."""
+        codec: Codec | None = self.override_of(name).get("store", self.table if is_table else self.dense)
+        return codec
+
     def to_json(self) -> dict[str, Any]:
         """Return what the artifact's manifest says of the settings."""
         fit = self.fit
@@ -135,9 +144,15 @@ class CompressSettings:
             "include": self.include,
             "exclude": self.exclude,
             "min_features": self.min_features,
-            "layers": [
-                [each.pattern, {k: v.value if isinstance(v, Mixer) else v for k, v in each.values}]
-                for each in self.overrides
-            ],
-            "store": self.store.name,
+            "layers": [[each.pattern, {k: _said(v) for k, v in each.values}] for each in self.overrides],
+            "bits": bits_text(fit.store),
+            "dense_bits": None if self.dense is None else bits_text(self.dense),
+            "table_bits": None if self.table is None else bits_text(self.table),
         }
+
+
+def _said(value: Any) -> Any:
+    """Return what a manifest says of an overridden value."""
+    if isinstance(value, Mixer):
+        return value.value
+    return bits_text(value) if isinstance(value, Grid | Float) else value

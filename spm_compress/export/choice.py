@@ -28,11 +28,13 @@ from spm_compress.export.splicing.layer_model import layer_model
 from spm_compress.export.splicing.matches import Digests, matches
 from spm_compress.export.trials import SIZES, Known, find_trial
 from spm_compress.export.verification import session
-from spm_compress.forms.lowering import Dense, Layout, Lowering, lowerings
+from spm_compress.forms.lowering import Dense, Int8, Layout, Lowering, lowerings
 
 __all__ = ["Choice", "layer_key", "model_key", "plans", "processor", "remembered", "rows_of_layers"]
 
 _REPEATS, _SECONDS = 40, 0.15
+# Layouts between which activations have to be turned.
+_TURNED = (Layout.FEATURE_MAJOR, Layout.BATCH_MAJOR)
 # A lowering that is not this much faster than the dense product is not worth the risk that timing is noise.
 _MARGIN = 0.97
 
@@ -67,8 +69,10 @@ def rows_of_layers(
     tapped = dense.clone()
     asked: dict[str, str] = {}
     features_at: dict[str, int] = {}
+    multiplied: dict[str, None] = {}  # a table that is only looked up is none of them
     for match in matches(tapped, layers, digests or Digests()):
         node = match.product.node
+        multiplied[match.layer.name] = None
         if node.graph is not tapped.graph or match.layer.name in asked:
             continue
         shape = ir.Node("", "Shape", [node.inputs[0]])
@@ -79,7 +83,7 @@ def rows_of_layers(
         asked[match.layer.name] = output.name
         features_at[match.layer.name] = 1 if node.op_type == "Conv" else -1
         tapped.graph.outputs.append(output)
-    found: dict[str, tuple[int, ...]] = {layer.name: () for layer in layers}
+    found: dict[str, tuple[int, ...]] = dict.fromkeys(multiplied, ())
     runtime = session(save(tapped, scratch / "tapped.onnx", inside=False), prepack=False)
     for batch in settings.batches:
         shapes: dict[str, np.ndarray] = {}
@@ -110,23 +114,37 @@ def plans(
             functools.partial(_timed, layer, rows[layer.name], settings),
         )
         for layer in layers
+        if layer.name in rows
     }
+    own = {layer.name: _allowed(layer, settings) for layer in layers}
     found: list[tuple[Choice, ...]] = []
-    for layouts in (set(Layout), *({layout} for layout in Layout)):
-        plan = tuple(_chosen(name, rows[name], measured, layouts) for name, measured in times.items())
+    for turned in (_TURNED, *((layout,) for layout in _TURNED)):
+        layouts = {*turned, Layout.FEATURES_LAST}
+        plan = tuple(_chosen(name, own[name], rows[name], measured, layouts) for name, measured in times.items())
         if [choice.lowering for choice in plan] not in [[choice.lowering for choice in other] for other in found]:
             found.append(plan)
     return found
 
 
-def _chosen(name: str, rows: tuple[int, ...], times: Mapping[str, Sequence[float]], layouts: set[Layout]) -> Choice:
+def _allowed(layer: FittedLayer, settings: ExportSettings) -> list[Lowering]:
+    found = layer.form.lowerings(layer.stored.codecs)
+    return [each for each in found if settings.rounds_activations or not isinstance(each, Int8)]
+
+
+def _chosen(
+    name: str,
+    lowerings: Sequence[Lowering],
+    rows: tuple[int, ...],
+    times: Mapping[str, Sequence[float]],
+    layouts: set[Layout],
+) -> Choice:
     dense = times[Dense().name]
 
     def ratio(candidate: str) -> float:
         """Geometric mean of the dense time over this one."""
         return math.exp(sum(math.log(d / t) for d, t in zip(dense, times[candidate], strict=True)) / len(dense))
 
-    candidates = [each.name for each in lowerings() if each.layout in layouts]
+    candidates = [each.name for each in lowerings if each.layout in layouts]
     never_slower = [
         candidate
         for candidate in candidates
@@ -134,12 +152,16 @@ def _chosen(name: str, rows: tuple[int, ...], times: Mapping[str, Sequence[float
     ]
     best = max(never_slower, key=ratio, default=Dense().name)
     if best == Dense().name:
-        closest = max(candidates, key=ratio)
-        reason = f"nothing is faster (closest: {closest}, {ratio(closest):.2f}x)"
+        closest = max(candidates, key=ratio, default=None)
+        reason = "there is no other way" if closest is None else _closest(closest, ratio(closest))
     else:
         reason = f"{ratio(best):.1f}x faster than dense"
-    lowering = next(each for each in lowerings() if each.name == best)
-    return Choice(name, lowering, rows, {each.name: tuple(times[each.name]) for each in lowerings()}, reason)
+    lowering = next(each for each in lowerings if each.name == best)
+    return Choice(name, lowering, rows, {each.name: tuple(times[each.name]) for each in lowerings}, reason)
+
+
+def _closest(name: str, ratio: float) -> str:
+    return f"nothing is faster (closest: {name}, {ratio:.2f}x)"
 
 
 def _timed(layer: FittedLayer, rows: tuple[int, ...], settings: ExportSettings) -> dict[str, list[float]]:
@@ -149,7 +171,7 @@ def _timed(layer: FittedLayer, rows: tuple[int, ...], settings: ExportSettings) 
             settings.threads,
             settings.provider,
         )
-        for lowering in lowerings()
+        for lowering in _allowed(layer, settings)
     }
     times: dict[str, list[float]] = {name: [] for name in sessions}
     for count in rows:
@@ -166,6 +188,7 @@ def layer_key(layer: FittedLayer, rows: tuple[int, ...], settings: ExportSetting
         form=layer.form,
         codecs=[codec.name for codec in layer.stored.codecs.values()],
         rows=rows,
+        allowed=[each.name for each in _allowed(layer, settings)],
         threads=settings.threads,
         provider=settings.provider,
     )

@@ -35,7 +35,7 @@ from spm_compress.export.saving import save, size_of
 from spm_compress.export.settings import ExportSettings
 from spm_compress.export.splicing.declared import declare, declared, hand_out_copies
 from spm_compress.export.splicing.layer_model import dense_model, layer_model
-from spm_compress.export.splicing.matches import Digests, matches, none_found
+from spm_compress.export.splicing.matches import Digests, lookups, matches, none_found
 from spm_compress.export.splicing.splice import Spliced
 from spm_compress.export.trials import Known
 from spm_compress.export.verification import TOLERANCE, Agreement
@@ -241,6 +241,7 @@ def _layers_of(
     """Return each graph's layers. Raises ExportError if one is in none of the graphs, unless that is allowed."""
     names = [
         {match.layer.name for match in matches(each.model, layers, known)}
+        | {lookup.layer.name for lookup in lookups(each.model, layers, known)}
         for each, known in zip(graphs, digests, strict=True)
     ]
     missing = [layer.name for layer in layers if layer.name not in set().union(*names)]

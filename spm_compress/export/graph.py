@@ -155,6 +155,7 @@ def _exported(model: Any, **options: Any) -> ir.Model:
             program = torch.onnx.export(model, dynamo=True, verbose=False, optimize=False, **options)
             assert program is not None  # only returned as None for the exporter that writes files
             _optimize(program)
+            _forget_notes(program.model)
     except Exception as error:  # the exporter raises many types, with pages of advice; the first cause says most
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -180,6 +181,16 @@ def _optimize(program: torch.onnx.ONNXProgram) -> None:
     onnx_fusions.fuse(program.model)
     _einsums_as_products(program.model)
     del outputs[own:]
+
+
+def _forget_notes(model: ir.Model) -> None:
+    """Leave out what the exporter notes on every node and value, with stack traces: 0.56 MB of MiniLM's graph."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
 
 
 def _einsums_as_products(model: ir.Model) -> None:

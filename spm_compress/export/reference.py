@@ -36,14 +36,15 @@ def with_operator_matrices(model: ir.Model, layers: Sequence[FittedLayer]) -> No
     The graph stays dense.
     """
     _inline(model)
-    by_digest = {layer.sha256: layer for layer in layers}
+    by_values = {(layer.sha256, layer.shape): layer for layer in layers}
     sizes = {shape for layer in layers for shape in (layer.shape, layer.shape[::-1])}
     for value, array in list(_constants(model)):
         flat = array.reshape(array.shape[:2]) if array.shape[2:] == (1,) * (array.ndim - 2) else array
         if flat.shape not in sizes:
             continue
         for is_transposed, matrix in ((False, flat), (True, flat.T)):
-            layer = by_digest.get(digest(torch.from_numpy(np.ascontiguousarray(matrix.astype(np.float32)))))
+            values = digest(torch.from_numpy(np.ascontiguousarray(matrix.astype(np.float32))))
+            layer = by_values.get((values, matrix.shape))
             if layer is not None:
                 made = functools.partial(_matrix, layer, is_transposed, array.shape, array.dtype)
                 dtype, name = ir.DataType.from_numpy(array.dtype), f"{layer.name}.operator"

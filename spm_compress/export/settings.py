@@ -26,6 +26,7 @@ class ExportSettings:
     lowering: the one for all layers, None for the fastest of each; batches, sequence: sizes of the model's input at
     which that is found out; threads: 0 for all cores; provider: ONNX Runtime's name. allow_missing: whether a fitted
     weight that is not in the graph is no error; with_past: whether a decoder takes and gives keys and values.
+    rounds_activations: whether dense maps of 8 bits or less may run as products of whole numbers, where that is faster.
     """
 
     lowering: Lowering | None = None
@@ -36,6 +37,7 @@ class ExportSettings:
     precision: Precision = Precision.FLOAT32
     allow_missing: bool = False
     with_past: bool = False
+    rounds_activations: bool = True
 
     @staticmethod
     def named(lowering: str, layout: Layout = Layout.FEATURE_MAJOR) -> Lowering | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from spm_compress.codecs import Codec, Grid
 from spm_compress.fitting.objective import Objective
 from spm_compress.fitting.settings import OnStep
 from spm_compress.forms.form import Arrays, Fitted, Form, Operator
@@ -91,6 +92,10 @@ class Dense(Form):
         """As `Form.best_factor`: one."""
         return torch.ones(len(objective.weights), device=objective.weights.device)
 
+    def rounding_metric(self, target: Objective | None) -> Tensor | None:
+        """As `Form.rounding_metric`: what is rounded is the map itself."""
+        return None if target is None or target.metric is None else target.metric[0]
+
     def to_json(self) -> dict[str, Any]:
         """As `Form.to_json`."""
         return {"in_features": self.in_features, "out_features": self.out_features}
@@ -101,10 +106,20 @@ class Dense(Form):
         return cls(whole(entry["in_features"]), whole(entry["out_features"]))
 
     def lower(self, emit: Emitter, x: ir.Value | None, lowering: Lowering) -> ir.Value:
-        """As `Form.lower`: one product, whatever the lowering."""
-        from spm_compress.forms.products import product  # ONNX only where it is written
+        """As `Form.lower`: one product, or rows."""
+        from spm_compress.forms.lowering import Int8, Rows
+        from spm_compress.forms.products import int8_product, looked_up, product  # ONNX only where it is written
 
+        if x is not None and isinstance(lowering, Int8 | Rows):
+            return (int8_product if isinstance(lowering, Int8) else looked_up)(emit, "weight", x)
         return product(emit, emit.numbers("weight"), x, lowering)
+
+    def lowerings(self, codecs: Mapping[str, Codec]) -> Sequence[Lowering]:
+        """As `Form.lowerings`: the matrix that is made at load, or whole numbers where few bits are stored."""
+        from spm_compress.forms.lowering import Dense as Made
+        from spm_compress.forms.lowering import Int8
+
+        return [Made(), *([Int8()] if isinstance(codecs["weight"], Grid) else [])]
 
     def described(self) -> Sequence[str]:
         """As `Form.described`."""

@@ -34,14 +34,16 @@ class Emitter:
         op: OpBuilder,
         values: Mapping[str, ir.Value],
         codecs: Mapping[str, Codec],
+        shapes: Mapping[str, tuple[int, ...]],
         dtype: ir.DataType,
         opset: int,
     ) -> None:
-        # values: name -> value of every index table, and of every part of an array, by `part_key`.
+        # values: name -> value of every index table, and of every part of an array, by `part_key`. shapes: of arrays.
         self.op = op
         self.opset = opset
         self.values = values
         self.codecs = codecs
+        self.shapes = shapes
         self.dtype = dtype
         self.is_narrow = dtype in _NARROW
         self.precision = precision_of(dtype)
@@ -51,7 +53,7 @@ class Emitter:
 
     def under(self, prefix: str) -> Emitter:
         """Return the emitter of a part, whose arrays and tables are `PREFIX.name` here; what is known is shared."""
-        part = Emitter(self.op, self.values, self.codecs, self.dtype, self.opset)
+        part = Emitter(self.op, self.values, self.codecs, self.shapes, self.dtype, self.opset)
         part.prefix = f"{self.prefix}{prefix}."
         part._known, part.functions = self._known, self.functions
         return part
@@ -64,18 +66,33 @@ class Emitter:
 
     def numbers(self, name: str) -> ir.Value:
         """Return an array of numbers, as its codec decodes it, in the precision of the coefficients."""
-        full = f"{self.prefix}{name}"
 
         def decoded() -> ir.Value:
-            codec = self.codecs[full]
-            parts = {part: self.values[part_key(full, part)] for part in codec.part_names()}
-            return self.op.Cast(codec.emit(self.op, parts), to=self.precision)
+            made = self.codec(name).emit(self.op, self.parts(name), self.shape(name))
+            return self.op.Cast(made, to=self.precision)
 
-        return self.once(("numbers", full), decoded)
+        return self.once(("numbers", f"{self.prefix}{name}"), decoded)
+
+    def codec(self, name: str) -> Codec:
+        """Return the codec of an array."""
+        return self.codecs[f"{self.prefix}{name}"]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of an array."""
+        return self.shapes[f"{self.prefix}{name}"]
+
+    def parts(self, name: str) -> dict[str, ir.Value]:
+        """Return the stored parts of an array."""
+        full = f"{self.prefix}{name}"
+        return {part: self.values[part_key(full, part)] for part in self.codecs[full].part_names()}
 
     def row(self, name: str, index: int) -> ir.Value:
         """Return one row of an array of numbers."""
         return self.op.Gather(self.numbers(name), self.integer(index), axis=0)
+
+    def narrowed(self, values: ir.Value) -> ir.Value:
+        """Return float32 values in the dtype of the activations; casts that cast nothing stay in some graphs."""
+        return values if self.dtype == ir.DataType.FLOAT else self.op.Cast(values, to=self.dtype)
 
     def table(self, name: str) -> ir.Value:
         """Return an index table, int32."""
@@ -118,6 +135,12 @@ class Emitter:
         if self.opset < 13:
             return self.op.ReduceSum(values, axes=[axis], keepdims=keepdims)
         return self.op.ReduceSum(values, self.integers(axis), keepdims=keepdims)
+
+    def largest(self, values: ir.Value, axis: int) -> ir.Value:
+        """Return the largest along an axis, which stays; it was an attribute before opset 18."""
+        if self.opset < 18:
+            return self.op.ReduceMax(values, axes=[axis], keepdims=1)
+        return self.op.ReduceMax(values, self.integers(axis), keepdims=1)
 
     def at_most(self, position: ir.Value, last: int) -> ir.Value:
         """Return positions, those past the last one as the last one."""

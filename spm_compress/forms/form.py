@@ -109,14 +109,23 @@ class Form(Protocol):
         del codec
         return self
 
-    def store(self, arrays: Arrays, codec: Codec) -> Operator:
-        """Return the same map in the form `stored`. Raises FitError if the codec cannot hold it."""
-        del codec
+    def store(self, arrays: Arrays, codec: Codec, target: Objective | None = None) -> Operator:
+        """Return the same map in the form `stored`, its arrays as the codec is going to round them.
+
+        target: a batch of one, what the map is to be near where rounding moves it; None: the map itself.
+        Raises FitError if the codec cannot hold it.
+        """
+        del codec, target
         return Operator(self, arrays)
 
     def codecs(self, codec: Codec) -> Mapping[str, Codec]:
         """Return the codec of every array when the numbers are to be stored by one."""
         return dict.fromkeys(self.shapes, codec)
+
+    def rounding_metric(self, target: Objective | None) -> Tensor | None:
+        """Return the metric of `Codec.encode` for the arrays of this form, which are rounded as they come without."""
+        del target
+        return None
 
     def trainable(self, arrays: Arrays) -> Operator:
         """Return the same map in the form that trains best."""
@@ -165,6 +174,13 @@ class Form(Protocol):
 
     def lower(self, emit: Emitter, x: ir.Value | None, lowering: Lowering) -> ir.Value:
         """Emit the map of x as ONNX; without an x, which is how `Dense` comes, the matrix (out, in)."""
+
+    def lowerings(self, codecs: Mapping[str, Codec]) -> Sequence[Lowering]:
+        """Return the lowerings that are worth timing when the arrays are stored by these codecs; `Dense` among them."""
+        from spm_compress.forms.lowering import lowerings
+
+        del codecs
+        return lowerings()
 
     def described(self) -> Sequence[str]:
         """Return lines that say what is computed, for who opens an ONNX file in a viewer."""
@@ -226,9 +242,9 @@ class Operator:
         """Return the operator of the transposed map."""
         return self.form.transpose(self.arrays)
 
-    def stored(self, codec: Codec = FLOAT32) -> Operator:
+    def stored(self, codec: Codec = FLOAT32, target: Objective | None = None) -> Operator:
         """Return the operator in the form in which it is stored by a codec. Raises FitError as `Form.store`."""
-        return self.form.store(self.arrays, codec)
+        return self.form.store(self.arrays, codec, target)
 
 
 def numbers_of(form: Form) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from spm_compress.codecs import Codec, with_shared
 from spm_compress.fitting.objective import Objective
 from spm_compress.fitting.settings import OnStep
 from spm_compress.fitting.truncated_svd import low_rank_factors
@@ -61,6 +62,10 @@ class LowRank(Form):
     def transpose(self, arrays: Arrays) -> Operator:
         """As `Form.transpose`."""
         return Operator(self.transposed(), {"left": arrays["right"].mT, "right": arrays["left"].mT})
+
+    def codecs(self, codec: Codec) -> Mapping[str, Codec]:
+        """As `Form.codecs`: numbers that share a scale belong to one of the ranks."""
+        return {"left": with_shared(codec, "column"), "right": with_shared(codec, "row")}
 
     def draw(self, arrays: Mapping[str, Tensor]) -> None:
         """As `Form.draw`: orthogonal factors."""

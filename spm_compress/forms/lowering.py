@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-__all__ = ["Blocks", "Dense", "Layout", "Lowering", "Stages", "lowerings"]
+__all__ = ["Blocks", "Dense", "Int8", "Layout", "Lowering", "Rows", "Stages", "lowerings"]
 
 
 class Layout(enum.Enum):
-    """Which axis the features stand on: (features, rows) or (rows, features)."""
+    """Where the features stand: (features, rows), (rows, features), or last behind whatever dimensions there are."""
 
     FEATURE_MAJOR = "feature-major"
     BATCH_MAJOR = "batch-major"
+    FEATURES_LAST = "features-last"
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,29 @@ class Dense:
     layout: None = None
 
 
-Lowering = Stages | Blocks | Dense
+@dataclass(frozen=True)
+class Int8:
+    """As a product of whole numbers: those of the activations are found at every run, those of the map at load.
+
+    Only for a dense map; activations are rounded to 8 bits.
+    """
+
+    name: str = "int8"
+    layout: Layout = Layout.FEATURES_LAST
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Not as a product: rows of a dense map, a lookup table, by indices of any shape in the place of activations."""
+
+    name: str = "rows"
+    layout: Layout = Layout.FEATURES_LAST
+
+
+Lowering = Stages | Blocks | Dense | Int8 | Rows
 
 
 def lowerings() -> Sequence[Lowering]:
-    """Return every lowering there is."""
-    return [*(Stages(layout) for layout in Layout), *(Blocks(layout) for layout in Layout), Dense()]
+    """Return the lowerings that every form has, the fastest of which is found out by timing."""
+    layouts = (Layout.FEATURE_MAJOR, Layout.BATCH_MAJOR)
+    return [*(Stages(layout) for layout in layouts), *(Blocks(layout) for layout in layouts), Dense()]

@@ -45,7 +45,7 @@ def write_function(
         x, arrays = (values[0], values[1:]) if takes_x else (None, values)
         # Of a matrix only the finished one is rounded to a narrow dtype.
         working = dtype if takes_x else precision_of(dtype)
-        emit = Emitter(op, dict(zip(names, arrays, strict=True)), codecs, working, opset)
+        emit = Emitter(op, dict(zip(names, arrays, strict=True)), codecs, form.shapes, working, opset)
         made = form.lower(emit, x, lowering)
         needed.update(emit.functions)
         return made if working == dtype else op.Cast(made, to=dtype)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from spm_compress.codecs import Grid
+from spm_compress.codecs.constants import integers, number
+from spm_compress.codecs.scales import emitted_scales
 from spm_compress.forms.emitter import Emitter
 from spm_compress.forms.lowering import Layout, Lowering
 
-__all__ = ["product", "two_products"]
+__all__ = ["int8_product", "looked_up", "product", "two_products"]
+
+# Of a row of zeros, which has no scale.
+_LEAST_SCALE = 1e-30
 
 
 def product(emit: Emitter, matrix: ir.Value, x: ir.Value | None, lowering: Lowering) -> ir.Value:
@@ -26,3 +32,43 @@ def two_products(emit: Emitter, left: ir.Value, right: ir.Value, x: ir.Value | N
     if x is None:
         return emit.op.MatMul(*(emit.op.Cast(each, to=emit.dtype) for each in (left, right)))
     return product(emit, left, product(emit, right, x, lowering), lowering)
+
+
+def int8_product(emit: Emitter, name: str, x: ir.Value) -> ir.Value:
+    """Return the product of a stored matrix (out, in) with x (..., in), (..., out), as `quantize_dynamic` writes it.
+
+    ONNX Runtime folds the whole numbers to int8 when it loads, and has one kernel for the rest. Levels that share a
+    scale with other than their row are rounded once more, to 8 bits with a scale a row.
+    """
+    op, codec = emit.op, emit.codec(name)
+    shape, parts = emit.shape(name), emit.parts(name)
+    if isinstance(codec, Grid) and codec.shared == "row":
+        levels = codec.emit_levels(op, parts["codes"], shape)
+        scales = emitted_scales(op, parts)
+    else:
+        matrix = codec.emit(op, parts, shape)
+        scales = op.Max(op.Mul(emit.largest(op.Abs(matrix), 1), number(op, 1 / 127)), number(op, _LEAST_SCALE))
+        levels = op.Round(op.Div(matrix, scales))
+    whole = op.Transpose(op.Cast(levels, to=ir.DataType.INT8), perm=[1, 0])
+    x = x if emit.dtype == ir.DataType.FLOAT else op.Cast(x, to=ir.DataType.FLOAT)
+    rounded, scale, zero = op.DynamicQuantizeLinear(x, _outputs=3)
+    product = op.Cast(op.MatMulInteger(rounded, whole, zero), to=ir.DataType.FLOAT)
+    return emit.narrowed(op.Mul(product, op.Mul(scale, op.Reshape(scales, integers(op, shape[0])))))
+
+
+def looked_up(emit: Emitter, name: str, rows: ir.Value) -> ir.Value:
+    """Return rows of a stored matrix (table, n), by their indices of any shape: (..., n).
+
+    Codes are gathered as they are stored and unpacked afterwards: nothing is done to the rows that are not asked for.
+    """
+    op, codec, features = emit.op, emit.codec(name), emit.shape(name)[1]
+    parts = emit.parts(name)
+    if not isinstance(codec, Grid):
+        (stored,) = parts.values()
+        return op.Cast(op.Gather(stored, rows, axis=0), to=emit.dtype)
+    flat = op.Reshape(rows, integers(op, -1))
+    levels = codec.emit_levels(op, op.Gather(parts["codes"], flat, axis=0), (-1, features))
+    own = parts if codec.shared == "column" else {**parts, "scales": op.Gather(parts["scales"], flat, axis=0)}
+    made = codec.emit_scaled(op, levels, emitted_scales(op, own), (-1, features))
+    shape = op.Concat(op.Shape(rows), integers(op, features), axis=0)
+    return emit.narrowed(op.Reshape(made, shape))

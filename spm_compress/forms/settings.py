@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from spm_compress.codecs import FLOAT32
+from spm_compress.codecs import FLOAT32, Codec, Grid, bits_text
 from spm_compress.errors import UsageError
 from spm_compress.forms.form import Form, numbers_of
 from spm_compress.forms.low_rank import LowRank
-from spm_compress.forms.spm.form import SPM, build_spm
+from spm_compress.forms.spm.form import FEWEST_BITS, SPM, build_spm
 from spm_compress.forms.spm.pairing import Schedule
 from spm_compress.forms.spm.structure import Mixer
 from spm_compress.forms.sum import Sum
@@ -30,6 +30,7 @@ class FitSettings:
     the start, for a weight scaled to the norm of an orthogonal matrix; seed: of pairings and of the random start.
     mixer: None tries general stages and rotations at the same size and keeps the better ones, matrix by matrix.
     rank: of a low-rank term beside the stages; None tries several shares of the size for it, up to all of it.
+    store: how the numbers are stored; forms take it each in their own way (`Form.codecs`).
     """
 
     stages: int = 10
@@ -41,6 +42,7 @@ class FitSettings:
     learning_rate: float = 0.16
     seed: int = 0
     forms: tuple[str, ...] = (SPM.kind,)
+    store: Codec = FLOAT32
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= LARGEST_SEED:
@@ -49,6 +51,11 @@ class FitSettings:
             raise UsageError(f"`rank` {self.rank}: the rank of a low-rank term is 0 or more")
         if not self.forms:
             raise UsageError("`forms`: name one or more")
+        if isinstance(self.store, Grid) and self.store.bits < FEWEST_BITS and {SPM.kind, Sum.kind} & {*self.forms}:
+            raise UsageError(
+                f"`bits` {bits_text(self.store)}: the angles of stages take {FEWEST_BITS} to 8 bits; give more, or "
+                "leave stages out of `forms`"
+            )
 
     @property
     def mixers(self) -> tuple[Mixer, ...]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from spm_compress.codecs import FLOAT32, Codec, StoredArray, cannot_hold, part_key, refusal
+from spm_compress.codecs import FLOAT32, SCALES, Angle, Codec, StoredArray, cannot_hold, integer, part_key, refusal
 from spm_compress.errors import FitError
+from spm_compress.fitting.objective import Objective
 from spm_compress.forms.form import Form, Operator, relative_error
 
 __all__ = ["Encoded", "StoredOperator", "encoded"]
@@ -22,11 +23,15 @@ class StoredOperator:
     arrays: Mapping[str, StoredArray]
 
     @classmethod
-    def of(cls, operator: Operator, codec: Codec = FLOAT32) -> StoredOperator:
-        """Return the operator with its numbers in a codec, in the form that serves it. Raises FitError as `store`."""
-        stored = operator.stored(codec)
+    def of(cls, operator: Operator, codec: Codec = FLOAT32, target: Objective | None = None) -> StoredOperator:
+        """Return the operator with its numbers in a codec, in the form that serves it. Raises FitError as `store`.
+
+        target: what the map, one of a batch of one, is to be near; else it is the operator itself.
+        """
+        stored = operator.stored(codec, target)
         codecs = stored.form.codecs(codec)
-        arrays = {name: StoredArray.of(codecs[name], array) for name, array in stored.arrays.items()}
+        metric = stored.form.rounding_metric(target)
+        arrays = {name: StoredArray.of(codecs[name], array, metric) for name, array in stored.arrays.items()}
         return cls(stored.form, arrays)
 
     def decoded(self) -> Operator:
@@ -40,8 +45,9 @@ class StoredOperator:
 
     @property
     def codec(self) -> Codec:
-        """The codec that the numbers are in; some arrays may have to stay in float32 beside it."""
-        return next((codec for codec in self.codecs.values() if codec != FLOAT32), FLOAT32)
+        """The codec that the numbers are in, as one asks for it; some arrays may need another one beside it."""
+        found = next((codec for codec in self.codecs.values() if codec not in (FLOAT32, SCALES)), FLOAT32)
+        return integer(found.bits) if isinstance(found, Angle) else found
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -67,17 +73,20 @@ class Encoded:
     reason: str | None = None
 
 
-def encoded(operator: Operator, codec: Codec, weight: Tensor, error: float | None = None) -> Encoded:
+def encoded(
+    operator: Operator, codec: Codec, weight: Tensor, error: float | None = None, metric: Tensor | None = None
+) -> Encoded:
     """Store an operator that stands for a weight (out, in) in a codec, or in float32 where that would harm it.
 
-    error: of the operator itself, if it is known.
+    error: of the operator itself, if it is known; metric: (in, in) covariance of the inputs, if that is.
     """
     plain = StoredOperator.of(operator)
     before = relative_error(weight, plain.decoded()) if error is None else error
     if codec == FLOAT32:
         return Encoded(plain, before)
     try:
-        narrow = StoredOperator.of(plain.decoded(), codec)
+        target = Objective(weight[None].float(), None if metric is None else metric[None].to(weight.device))
+        narrow = StoredOperator.of(operator, codec, target)
     except FitError:
         return Encoded(plain, before, cannot_hold(codec))
     after = relative_error(weight, narrow.decoded())

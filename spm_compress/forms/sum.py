@@ -88,8 +88,9 @@ class Sum(Form):
         """As `Form.stored`."""
         return Sum(tuple(part.stored(codec) for part in self.parts))
 
-    def store(self, arrays: Arrays, codec: Codec) -> Operator:
-        """As `Form.store`."""
+    def store(self, arrays: Arrays, codec: Codec, target: Objective | None = None) -> Operator:
+        """As `Form.store`; what the sum is to be near is none of a part's."""
+        del target
         return _joined([part.store(own, codec) for part, own in self._parts(arrays)])
 
     def codecs(self, codec: Codec) -> Mapping[str, Codec]:

@@ -17,6 +17,7 @@ from spm_compress.checkpoint.unwrapping import use_linears
 from spm_compress.compress.live import refreshed
 from spm_compress.compress.model import fit_model
 from spm_compress.compress.module import apply_artifact
+from spm_compress.compress.selection import NONE
 from spm_compress.compress.settings import CompressSettings
 from spm_compress.errors import UsageError
 from spm_compress.export.files import Exported, export_onnx
@@ -134,7 +135,8 @@ def _weights(patterns: Sequence[str], source: ModuleSource) -> tuple[str, ...]:
     """Return globs on names of tensors for globs on names of layers; a glob that fits a tensor stays."""
     names = source.tensors()
     return tuple(
-        pattern if any(fnmatchcase(name, pattern) for name in names) else f"{pattern}.weight" for pattern in patterns
+        pattern if pattern == NONE or any(fnmatchcase(name, pattern) for name in names) else f"{pattern}.weight"
+        for pattern in patterns
     )
 
 

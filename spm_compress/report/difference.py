@@ -10,13 +10,12 @@ from typing import Any
 
 from spm_compress.checkpoint.artifact import read_artifact
 from spm_compress.errors import ArtifactError
-from spm_compress.forms.form import form_text
 from spm_compress.report.results import flat
-from spm_compress.report.savings import SCHEMA, summarize, to_json
+from spm_compress.report.savings import SCHEMA, stored_text, summarize, to_json
 
 __all__ = ["Difference", "Layer", "Pair", "compare", "difference_json"]
 
-_DIFFERENCE_SCHEMA = "spm-compress/diff/2"
+_DIFFERENCE_SCHEMA = "spm-compress/diff/3"
 
 
 @dataclass(frozen=True)
@@ -29,10 +28,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Layer:
-    """What one weight became: form in words, stored bytes, relative error (weight, outputs)."""
+    """What one weight became: form in words, stored bytes, bits a weight, relative error (weight, outputs)."""
 
     form: str
     bytes: int
+    bits: float
     error: float
     output_error: float | None
 
@@ -61,6 +61,7 @@ def compare(a: Path, b: Path) -> Difference:
         "weights replaced": Pair(report_a["fitted"]["layers"], report_b["fitted"]["layers"]),
         "bytes, replaced weights": _pair(report_a, report_b, "fitted", "bytes", "after"),
         "bytes on disk, whole model": _pair(report_a, report_b, "model", "bytes", "after"),
+        "bits a weight, replaced weights": _pair(report_a, report_b, "fitted", "bits"),
         "parameters, whole model": _pair(report_a, report_b, "model", "parameters", "after"),
         "mean relative weight error": _pair(report_a, report_b, "fitted", "mean_error"),
         "mean relative error of the outputs": _pair(report_a, report_b, "fitted", "mean_output_error"),
@@ -112,8 +113,9 @@ def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str] | None]:
 def _layers(report: Mapping[str, Any]) -> dict[str, Layer]:
     return {
         layer["name"]: Layer(
-            form_text(layer["form"]["kind"], layer["form"]),
+            stored_text(layer["form"]["kind"], layer["form"], layer["codec"], is_table=layer["is_table"]),
             layer["bytes"]["after"],
+            layer["bits"],
             layer["error"],
             layer["output_error"],
         )

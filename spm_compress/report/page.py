@@ -65,7 +65,11 @@ def write_page(artifact: Artifact, savings: Savings, name: str, path: Path, atta
 def _sentences(savings: Savings, name: str) -> list[str]:
     """Say what was done, what is left of the weights, and what to think of it."""
     done = len(savings.layers)
-    what = "No weight was replaced" if not done else f"{done} weight{'s' if done > 1 else ''} of the model became SPM"
+    what = (
+        "No weight was replaced"
+        if not done
+        else f"{done} weight{'s' if done > 1 else ''} of the model changed their form or bits"
+    )
     size = savings.model_bytes
     first = (
         f"{what}, {len(savings.kept)} tensors stay as they are; with everything, {name} takes {bytes_text(size.after)} "
@@ -73,9 +77,11 @@ def _sentences(savings: Savings, name: str) -> list[str]:
     )
     if not done:
         return [first]
+    svd = savings.mean_svd_error
+    beside = "" if svd is None else f"; a truncated SVD of the same size has {svd:.3f}"
     second = (
-        f"The replaced weights keep {savings.fitted_parameters.kept:.1%} of their numbers at a mean relative error of "
-        f"{savings.mean_error:.3f}; a truncated SVD of the same size has {savings.mean_svd_error:.3f}."
+        f"The replaced weights keep {savings.fitted_parameters.kept:.1%} of their numbers, take "
+        f"{savings.fitted_bits:.2f} bits a weight and have a mean relative error of {savings.mean_error:.3f}{beside}."
     )
     return [first, second, savings.verdict]
 

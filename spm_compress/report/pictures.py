@@ -35,12 +35,15 @@ def errors(savings: Savings) -> str:
     layers = savings.layers
     with _drawing("errors", 3.2) as (axes, drawn):
         places = range(len(layers))
-        axes.vlines(places, [x.error for x in layers], [x.svd_error for x in layers], color=_FAINT, linewidth=1)
-        axes.plot(places, [x.svd_error for x in layers], "_", color=_SVD, markersize=7, label="SVD of equal size")
-        axes.plot(places, [x.error for x in layers], "o", color=_SPM, markersize=4, label="SPM, as stored")
+        beside = [(i, x.error, x.svd_error) for i, x in enumerate(layers) if x.svd_error is not None]
+        if beside:
+            at, errors, svds = zip(*beside, strict=True)
+            axes.vlines(at, errors, svds, color=_FAINT, linewidth=1)
+            axes.plot(at, svds, "_", color=_SVD, markersize=7, label="SVD of equal size")
+        axes.plot(places, [x.error for x in layers], "o", color=_SPM, markersize=4, label="as stored")
         if savings.mean_output_error is not None:
             found = [(i, x.output_error) for i, x in enumerate(layers) if x.output_error is not None]
-            label = "SPM, of the outputs"
+            label = "of the outputs"
             axes.plot(*zip(*found, strict=True), "o", color=_SPM, markersize=4, fillstyle="none", label=label)
         after = range(len(layers), len(layers) + len(dense))
         axes.plot(after, [0.0] * len(dense), "x", color=_KEPT, markersize=4, label="left dense")

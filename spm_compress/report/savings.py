@@ -10,11 +10,12 @@ from typing import Any
 
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer, KeptTensor, artifact_bytes
 from spm_compress.checkpoint.tensor_info import DECODED, ITEM_BYTES
+from spm_compress.codecs import FLOAT32
 from spm_compress.forms.form import form_text, numbers_of
 
 __all__ = ["SCHEMA", "LayerSavings", "Savings", "Size", "summarize", "to_json"]
 
-SCHEMA = "spm-compress/report/2"
+SCHEMA = "spm-compress/report/3"
 
 # Relative weight errors that the sentence in plain words turns on. Round-to-nearest int4, which usually
 # needs repair, is at 0.15 on MiniLM; its SVD at half the size, with 0.50, keeps 31 % of the cosine.
@@ -47,8 +48,9 @@ class LayerSavings:
     """One fitted weight. multiply_adds: for one row; error, svd_error: relative Frobenius error.
 
     output_error, svd_output_error: the same of the outputs on calibration data, where there was any.
-    form: what is computed in its place, size: what tells forms of that kind apart (`Form.summary`); reason: why its
-    numbers are not in the codec that was asked for.
+    svd_error: None of a dense map that stays. form: what is computed in its place, size: what tells forms of that kind
+    apart (`Form.summary`); codec: name of that of its numbers; reason: why they are not in the codec that was asked
+    for; is_table: whether rows of it are looked up.
     """
 
     name: str
@@ -59,15 +61,22 @@ class LayerSavings:
     bytes: Size
     multiply_adds: Size
     error: float
-    svd_error: float
+    svd_error: float | None
     output_error: float | None
     svd_output_error: float | None
     reason: str | None
+    codec: str
+    is_table: bool
 
     @property
     def form_text(self) -> str:
-        """The form in words."""
-        return form_text(self.form, self.size)
+        """The form in words, and how its numbers are stored where that is not float32."""
+        return stored_text(self.form, self.size, self.codec, is_table=self.is_table)
+
+    @property
+    def bits(self) -> float:
+        """Bits a weight, everything that is stored counted."""
+        return 8 * self.bytes.after / math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -86,11 +95,17 @@ class Savings:
     model_parameters: Size
     model_bytes: Size
     mean_error: float
-    mean_svd_error: float
+    mean_svd_error: float | None
     mean_output_error: float | None
     mean_svd_output_error: float | None
     verdict: str
     recovery: Recovery | None = None
+
+    @property
+    def fitted_bits(self) -> float:
+        """Bits a weight of the replaced ones together."""
+        weights = self.fitted_parameters.before
+        return 8 * self.fitted_bytes.after / weights if weights else 0.0
 
 
 @dataclass(frozen=True)
@@ -102,6 +117,12 @@ class Recovery:
     loss: str
     before: float
     after: float
+
+
+def stored_text(kind: str, size: Mapping[str, int | str], codec: str, *, is_table: bool) -> str:
+    """Return a form in a few words, and how its numbers are stored where that is not float32."""
+    form = form_text(kind, size) + (" table" if is_table else "")
+    return form if codec == FLOAT32.name else f"{form} in {codec}"
 
 
 def summarize(artifact: Artifact, path: Path) -> Savings:
@@ -130,7 +151,7 @@ def summarize(artifact: Artifact, path: Path) -> Savings:
         model_parameters=parameters + Size(kept_parameters, kept_parameters),
         model_bytes=Size(size.before + kept_bytes, artifact_bytes(path)),
         mean_error=mean_error,
-        mean_svd_error=_mean([layer.svd_error for layer in layers]) or 0.0,
+        mean_svd_error=_mean([layer.svd_error for layer in layers if layer.svd_error is not None]),
         mean_output_error=_mean(outputs),
         mean_svd_output_error=_mean(svd_outputs),
         verdict=_trained_verdict(recovery)
@@ -169,6 +190,8 @@ def _layer(layer: FittedLayer) -> LayerSavings:
         output_error=layer.output_error,
         svd_output_error=layer.svd_output_error,
         reason=layer.reason,
+        codec=layer.stored.codec.name,
+        is_table=layer.is_table,
     )
 
 
@@ -240,6 +263,7 @@ def to_json(savings: Savings) -> dict[str, Any]:
             "parameters": size(savings.fitted_parameters),
             "bytes": size(savings.fitted_bytes),
             "multiply_adds": size(savings.fitted_multiply_adds),
+            "bits": savings.fitted_bits,
             "mean_error": savings.mean_error,
             "mean_svd_error": savings.mean_svd_error,
             "mean_output_error": savings.mean_output_error,
@@ -259,6 +283,9 @@ def to_json(savings: Savings) -> dict[str, Any]:
                 "output_error": layer.output_error,
                 "svd_output_error": layer.svd_output_error,
                 "reason": layer.reason,
+                "codec": layer.codec,
+                "bits": layer.bits,
+                "is_table": layer.is_table,
             }
             for layer in savings.layers
         ],

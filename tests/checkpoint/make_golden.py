@@ -4,7 +4,8 @@
 
 It holds SPMs of general stages, in the canonical gauge and in the free one, of rotations and of a schedule by tables,
 wide and tall; a sum with a low-rank term, a low-rank map, a dense one and a Monarch matrix; numbers in float32 and in
-float16; bias corrections, a codec that was refused, tied names and kept tensors.
+float16, angles and codes of a few bits; a lookup table; bias corrections, a codec that was refused, tied names and kept
+tensors.
 `v<N>.expected.safetensors` has the dense matrices that those layers were on the day.
 """
 
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 
 from spm_compress.checkpoint import Artifact, FittedLayer, KeptTensor, write_artifact
 from spm_compress.checkpoint.artifact import MANIFEST_VERSION
-from spm_compress.codecs import FLOAT16, FLOAT32, Codec, StoredArray
+from spm_compress.codecs import FLOAT16, FLOAT32, Codec, StoredArray, integer, sign, ternary
 from spm_compress.forms import Form, Operator, StoredOperator
 from spm_compress.forms.dense import Dense
 from spm_compress.forms.low_rank import LowRank
@@ -50,6 +51,15 @@ FORMS: dict[str, tuple[Form, Codec]] = {
     "half_sum.weight": (Sum((canonical(18, 18, 3, Schedule.RANDOM, FLOAT16), LowRank(18, 18, 2))), FLOAT16),
     "low_rank.weight": (LowRank(24, 40, 2), FLOAT32),
     "monarch.weight": (Monarch(10, 7, 3, 2), FLOAT32),
+    "angles.weight": (canonical(24, 24, 7, codec=integer(5)), integer(5)),
+    "tall_angles.weight": (canonical(24, 40, 7, Schedule.RANDOM, integer(8)), integer(8)),
+    "turns.weight": (build_spm(24, 18, stages=6, mixer=Mixer.ROTATION, block=8), integer(6)),
+    "angles_sum.weight": (Sum((canonical(18, 18, 3, codec=integer(4)), LowRank(18, 18, 2))), integer(4)),
+    "two_bits.weight": (LowRank(24, 40, 2), integer(2)),
+    "blocks.weight": (Dense(64, 5), integer(4, 32)),
+    "ternary.weight": (Dense(33, 5), ternary()),
+    "signs.weight": (Monarch(10, 7, 3, 2), sign()),
+    "table.weight": (Dense(17, 9), integer(3)),
 }
 # Those whose layers have a bias and were fitted with calibration data.
 CALIBRATED = ("sum.weight", "low_rank.weight")
@@ -63,6 +73,8 @@ def fitted(name: str, form: Form, codec: Codec, generator: torch.Generator) -> F
     layer = FittedLayer(names, Operator(form, arrays).shape, "F32", "0" * 64, 0.5, 0.6, 400, 0, "random", stored)
     if name == "general.weight":
         layer = replace(layer, reason="float16 cannot hold the numbers; stored in float32")
+    if name == "table.weight":
+        layer = replace(layer, is_table=True)
     if name in CALIBRATED:
         layer = replace(layer, output_error=0.4, svd_output_error=0.5, bias_correction=torch.arange(40.0))
     return layer

@@ -83,6 +83,9 @@ def test_forms_bias_corrections_and_errors_of_outputs_are_read_back() -> None:
         **dict.fromkeys(("general.weight", "random.weight", "half.weight", "half_rotation.weight"), "spm"),
         **dict.fromkeys(("sum.weight", "half_sum.weight"), "sum"),
         **{"low_rank.weight": "low_rank", "dense.weight": "dense", "monarch.weight": "monarch"},
+        **dict.fromkeys(("angles.weight", "tall_angles.weight", "turns.weight"), "spm"),
+        **{"angles_sum.weight": "sum", "two_bits.weight": "low_rank", "signs.weight": "monarch"},
+        **dict.fromkeys(("blocks.weight", "ternary.weight", "table.weight"), "dense"),
     }
     term, alone, plain = layers["sum.weight"], layers["low_rank.weight"], layers["canonical.weight"]
     assert term.form.shapes["1.left"] == (40, 3)
@@ -97,7 +100,15 @@ def test_codecs_and_why_one_was_refused_are_read_back() -> None:
     tensors = opened(GOLDEN)[1]
     half = ("half.weight", "half_rotation.weight", "half_sum.weight", "dense.weight")
     assert {name for name, layer in layers.items() if layer.stored.codec.name == "float16"} == set(half)
-    for layer in layers.values():
+    few = {
+        **{"angles.weight": "integer(5,row)", "tall_angles.weight": "integer(8,row)", "turns.weight": "integer(6,row)"},
+        **{"angles_sum.weight": "integer(4,row)", "two_bits.weight": "integer(2,column)"},
+        **{"blocks.weight": "integer(4,32)", "ternary.weight": "ternary(row)", "signs.weight": "sign(matrix)"},
+        "table.weight": "integer(3,row)",
+    }
+    assert few.items() <= {name: layer.stored.codec.name for name, layer in layers.items()}.items()
+    assert [name for name, layer in layers.items() if layer.is_table] == ["table.weight"]
+    for layer in (layer for name, layer in layers.items() if name not in few):
         for name, codec in layer.stored.codecs.items():
             stored = tensors[f"{layer.name}.spm.{name}"]
             assert str(stored.dtype) == f"torch.{codec.name}"

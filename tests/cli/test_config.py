@@ -101,9 +101,9 @@ def test_a_configuration_holds_every_option_and_the_command_line_goes_before_it(
 
 
 FITS = [
-    "model.safetensors --stages 3 --block 8 --steps 4 --seed 3 --schedule random --mixer rotation --store float16",
+    "model.safetensors --stages 3 --block 8 --steps 4 --seed 3 --schedule random --mixer rotation --bits 16",
     "model.safetensors --steps 4 --effort best --stages 4 --exclude 2.* --min-features 40",
-    "model.safetensors --stages 8 --block 8 --steps 4 --forms sum,low-rank --store float16 --layer 0.*:form=dense",
+    "model.safetensors --stages 8 --block 8 --steps 4 --forms sum,low-rank --bits 16 --layer 0.*:form=dense",
     "model.safetensors --budget 0.4 --block 8 --steps 4 --low-rank auto",
     "bert --include encoder.* --stages 3 --block 8 --steps 4 --calibration texts.txt --sequential",
     "bert --include encoder.* --block 8 --steps 4 --layer *.query.*:stages=6,low-rank=auto --layer *.key.*:mixer=auto",
@@ -122,11 +122,13 @@ def test_a_fit_repeated_from_its_artifact_gives_the_same_bytes(arguments: str, h
     assert {**said, "seed": 9} == dict(other)
 
 
-@pytest.mark.parametrize(("store", "said"), [("float32", "F32"), ("float16", "F16")])
-def test_a_fit_of_before_codecs_and_forms_is_repeated(store: str, said: str, here: Path, run: Run) -> None:
-    run(f"fit model.safetensors --stages 3 --steps 4 --mixer rotation --store {store} -o first.spm.safetensors")
+@pytest.mark.parametrize(("bits", "said"), [("32", "F32"), ("16", "F16"), ("16", "float16")])
+def test_a_fit_of_before_codecs_and_forms_is_repeated(bits: str, said: str, here: Path, run: Run) -> None:
+    run(f"fit model.safetensors --stages 3 --steps 4 --mixer rotation --bits {bits} -o first.spm.safetensors")
     first = read_artifact(here / "first.spm.safetensors")
-    settings = {key: value for key, value in first.settings.items() if key != "forms"} | {"store": said}
+    settings = {
+        key: value for key, value in first.settings.items() if key not in ("forms", "bits", "dense_bits", "table_bits")
+    } | {"store": said}
     write_artifact(replace(first, settings=settings), here / "old.spm.safetensors")
     run("fit --from old.spm.safetensors -o second.spm.safetensors")
     assert (here / "first.spm.safetensors").read_bytes() == (here / "second.spm.safetensors").read_bytes()

@@ -19,12 +19,12 @@ ROOT = Path(__file__).parents[2]
 SCHEMAS = {path.name.removesuffix(".schema.json"): path for path in (ROOT / "docs" / "schema").iterdir()}
 EXPORT = "export bert.spm.safetensors --onnx bert.onnx --threads 1"
 COMMANDS = [
-    ("report-2", "fit bert --include encoder.* --stages 4 --block 8 --steps 2 --calibration texts.txt"),
-    ("report-2", "fit model.safetensors --exclude *"),
-    ("report-2", "fit model.safetensors --forms sum,low-rank --stages 8 --block 8 --steps 2 --store float16"),
-    ("report-2", "fit model.safetensors --forms dense --store float16"),
-    ("report-2", "report bert.spm.safetensors"),
-    ("report-2", "distill bert.spm.safetensors --calibration texts.txt --steps 4 --check-every 2 --batch 8"),
+    ("report-3", "fit bert --include encoder.* --stages 4 --block 8 --steps 2 --calibration texts.txt"),
+    ("report-3", "fit model.safetensors --exclude *"),
+    ("report-3", "fit model.safetensors --forms sum,low-rank --stages 8 --block 8 --steps 2 --bits 16"),
+    ("report-3", "fit model.safetensors --forms dense --bits 16"),
+    ("report-3", "report bert.spm.safetensors"),
+    ("report-3", "distill bert.spm.safetensors --calibration texts.txt --steps 4 --check-every 2 --batch 8"),
     ("plan-1", "fit bert --budget 0.5 --block 8 --steps 2 --dry-run"),
     ("inspect-1", "inspect bert --probe-steps 2"),
     ("export-3", f"{EXPORT} --lowering stages --ort bert.ort"),
@@ -34,7 +34,7 @@ COMMANDS = [
     ("bench-1", "bench out.onnx --against dense.onnx --batch 1 --repeats 3 --seconds 0.1"),
     ("bench-1", "bench out.onnx --batch 1 --repeats 3 --seconds 0.1"),
     ("break-even-1", "bench --sweep --features 64 --batch 1 --repeats 3 --seconds 0.1"),
-    ("diff-2", "diff mlp.spm.safetensors bert.spm.safetensors"),
+    ("diff-3", "diff mlp.spm.safetensors bert.spm.safetensors"),
 ]
 
 

@@ -18,13 +18,22 @@ from spm_compress.codecs import Codec, StoredArray, codecs, read_codec, refusal,
 from spm_compress.export.verification import session
 
 CODECS = list(codecs().values())
-SHAPES = [(1,), (7,), (3, 5), (2, 3, 4), (16, 33)]
+SHAPES = [(1,), (7,), (3, 5), (2, 3, 4), (16, 33), (2, 3, 128)]
 by_name = pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
     assert found.shape == expected.shape
     return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def of_its_domain(codec: Codec, array: Tensor) -> Tensor:
+    """Angles are what is left of a number when their period is taken off; half a turn is in the domain of all."""
+    return array.abs() % codec.largest if codec.largest < 4 else array
+
+
+def coded(codec: Codec, array: Tensor) -> Tensor:
+    return codec.decode(codec.encode(array), tuple(array.shape))
 
 
 def bits_of(codec: Codec, shape: tuple[int, ...]) -> float:
@@ -36,35 +45,41 @@ def bits_of(codec: Codec, shape: tuple[int, ...]) -> float:
 def test_what_is_decoded_is_near_what_was_encoded_at_any_scale(
     codec: Codec, shape: tuple[int, ...], seed: int, scale: float
 ) -> None:
-    array = scale * gaussian(*shape, seed=seed)
-    decoded = codec.decode(codec.encode(array))
+    if not codec.fits(shape):
+        return
+    array = of_its_domain(codec, scale * gaussian(*shape, seed=seed))
+    decoded = coded(codec, array)
     assert decoded.dtype == torch.float32
+    if codec.largest < 4:  # of angles all are as near
+        assert float((decoded - array).abs().max()) <= math.pi / 2 ** bits_of(codec, (128, 128)) + 1e-6
+        return
     # a codec that lost its scale, its sign or its order is further off than half of its bits account for
-    assert relative(decoded, array) <= min(0.7, 2 ** (2 - bits_of(codec, (1 << 12,)) / 2))
+    assert relative(decoded, array) <= min(0.85, 2 ** (2 - bits_of(codec, (128, 128)) / 2))
 
 
 @by_name
 def test_what_was_decoded_is_stored_as_it_is(codec: Codec) -> None:
-    decoded = codec.decode(codec.encode(gaussian(16, 33)))
-    assert torch.equal(codec.decode(codec.encode(decoded)), decoded)
+    decoded = coded(codec, of_its_domain(codec, gaussian(16, 128)))
+    assert torch.equal(coded(codec, decoded), decoded)
 
 
 @by_name
 def test_bytes_are_those_of_the_parts(codec: Codec) -> None:
-    for shape in SHAPES:
+    for shape in filter(codec.fits, SHAPES):
         array = StoredArray.of(codec, gaussian(*shape))
         assert tuple(array.parts) == codec.part_names()
         assert array.nbytes == sum(part.nbytes for part in array.parts.values()) == codec.bytes(shape)
-        assert torch.equal(array.decoded(), codec.decode(codec.encode(gaussian(*shape))))
+        assert torch.equal(array.decoded(), coded(codec, gaussian(*shape)))
 
 
 @by_name
 def test_onnx_decodes_to_the_same_bits(codec: Codec) -> None:
-    for shape in SHAPES:
+    for shape in filter(codec.fits, SHAPES):
         parts = codec.encode(gaussian(*shape))
 
-        def emitted(op: OpBuilder, *values: ir.Value) -> ir.Value:
-            return op.Identity(codec.emit(op, dict(zip(codec.part_names(), values, strict=True))))  # type: ignore[no-any-return]
+        def emitted(op: OpBuilder, *values: ir.Value, shape: tuple[int, ...] = shape) -> ir.Value:
+            made = codec.emit(op, dict(zip(codec.part_names(), values, strict=True)), shape)
+            return op.Identity(made)  # type: ignore[no-any-return]
 
         names = [f"part{i}" for i in range(len(parts))]
         function = build_function(
@@ -83,15 +98,15 @@ def test_onnx_decodes_to_the_same_bits(codec: Codec) -> None:
         model = ir.Model(graph, ir_version=9, functions=[function])
         runtime = session(ir.serde.serialize_model(model).SerializeToString())
         feed = {name: part.numpy() for name, part in zip(names, parts.values(), strict=True)}
-        assert np.array_equal(runtime.run(None, feed)[0], codec.decode(parts).numpy())
+        assert np.array_equal(runtime.run(None, feed)[0], codec.decode(parts, shape).numpy())
 
 
 @by_name
 def test_training_sees_what_is_stored_and_gradients_pass_the_rounding(codec: Codec) -> None:
-    latent = gaussian(16, 33).requires_grad_()
+    latent = gaussian(16, 128).requires_grad_()
     rounded = straight_through(codec, latent)
-    assert torch.equal(rounded, codec.decode(codec.encode(latent.detach())))
-    gradient = gaussian(16, 33, seed=1)
+    assert torch.equal(rounded, coded(codec, latent.detach()))
+    gradient = gaussian(16, 128, seed=1)
     rounded.backward(gradient)  # type: ignore[no-untyped-call]
     assert latent.grad is not None and torch.equal(latent.grad, gradient)
 
@@ -106,21 +121,21 @@ def test_a_codec_is_found_by_its_name(codec: Codec) -> None:
 
 @by_name
 def test_parts_of_another_dtype_are_refused(codec: Codec) -> None:
-    parts = {name: part.to(torch.complex64) for name, part in codec.encode(gaussian(8, 8)).items()}
-    with pytest.raises(ValueError, match=codec.name.split("(")[0]):
-        codec.decode(parts)
+    parts = {name: part.to(torch.complex64) for name, part in codec.encode(gaussian(8, 128)).items()}
+    with pytest.raises(ValueError, match="complex64"):
+        codec.decode(parts, (8, 128))
 
 
 @by_name
 def test_the_guard_refuses_what_harms_and_takes_what_does_not(codec: Codec) -> None:
     assert refusal(codec, 0.5, 0.5) is None
     assert refusal(codec, 0.0, 0.0009) is None  # its own rounding
-    assert codec.name in str(refusal(codec, 0.5, 0.52))
+    assert (refusal(codec, 0.5, 0.52) is None) == math.isinf(codec.most_harm)
     assert codec.name in str(refusal(codec, 0.5, math.nan))
     assert codec.name in str(refusal(codec, 0.5, math.inf))
 
 
 @by_name
 def test_the_largest_number_is_stored_as_a_number(codec: Codec) -> None:
-    array = torch.tensor([codec.largest, -codec.largest / 2])
-    assert bool(codec.decode(codec.encode(array)).isfinite().all())
+    array = torch.tensor([codec.largest, -codec.largest / 2]).repeat(64)
+    assert bool(coded(codec, array).isfinite().all())

@@ -129,7 +129,7 @@ def test_why_a_codec_was_refused_is_known_after_training_too(tmp_path: Path) -> 
     """Numbers that float16 cannot hold, in a model that is loaded and saved again."""
     weight = 1e6 * torch.eye(64)
     save_file({"a.weight": weight, "a.bias": torch.zeros(64)}, tmp_path / "model.safetensors")
-    settings = CompressSettings(FitSettings(forms=("dense",)), store=FLOAT16)
+    settings = CompressSettings(FitSettings(forms=("dense",), store=FLOAT16))
     path, again = tmp_path / "model.spm.safetensors", tmp_path / "again.spm.safetensors"
     write_artifact(fit_model(open_source(tmp_path / "model.safetensors"), settings, beside=tmp_path), path)
     model = nn.Sequential(OrderedDict(a=nn.Linear(64, 64)))

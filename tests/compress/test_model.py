@@ -92,7 +92,7 @@ def test_tied_weights_are_fitted_once_and_stay_tied(tmp_path: Path) -> None:
 def test_float16_is_stored_only_where_it_does_no_harm(mixer: Mixer, tmp_path: Path) -> None:
     layers = {}
     for store in (FLOAT32, FLOAT16):
-        settings = CompressSettings(FitSettings(stages=20, steps=60, mixer=mixer), store=store)
+        settings = CompressSettings(FitSettings(stages=20, steps=60, mixer=mixer, store=store))
         (layers[store],) = fitted(tmp_path, settings, a__weight=random(128, 128)).layers
     exact, half = layers[FLOAT32], layers[FLOAT16]
     assert half.error <= 1.02 * exact.error + 1e-3
@@ -117,7 +117,7 @@ def test_a_weight_that_is_not_finite_is_named(value: float, tmp_path: Path) -> N
 def test_errors_are_those_of_what_is_stored_whatever_the_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
     weight = random(64, 64).to(dtype)
     for store, size in ((FLOAT32, 4), (FLOAT16, 2)):
-        settings = replace(QUICK, fit=replace(QUICK.fit, mixer=Mixer.ROTATION), store=store)
+        settings = replace(QUICK, fit=replace(QUICK.fit, mixer=Mixer.ROTATION, store=store))
         (layer,) = fitted(tmp_path, settings, a__weight=weight).layers
         arrays = layer.operator.arrays.items()
         scales = sum(array.numel() for name, array in arrays if name.endswith(".scales"))  # they stay float32

@@ -136,7 +136,7 @@ def test_some_weights_can_have_another_form(model: Path) -> None:
     [
         ("stages=3", "write it as 'GLOB:stages=20,mixer=rotation'"),
         ("*:", "write it as"),
-        ("*:depth=3", "'depth' is none of form, stages, mixer"),
+        ("*:depth=3", "'depth' is none of form, bits, stages, mixer"),
         ("*:stages=many", "'many' is no value for stages"),
         ("*:stages=0", "'0' is no value for stages"),
         ("*:mixer=magic", "'magic' is no value for mixer"),
@@ -158,9 +158,11 @@ def test_a_plan_mixes_forms_and_may_keep_a_dense_map_in_fewer_bits(tmp_path: Pat
     low = gaussian(64, 2) @ gaussian(2, 64, seed=1)
     save_file({"a.weight": low, "b.weight": gaussian(64, 64, seed=2)}, path)
     fit = FitSettings(steps=5, block=8, forms=("spm", "low_rank", "dense"))
-    wanted = CompressSettings(fit, store=FLOAT16, max_error=0.01)
+    wanted = CompressSettings(replace(fit, store=FLOAT16), max_error=0.01)
     layers = {layer.name: layer for layer in fit_model(open_source(path), wanted, beside=tmp_path).layers}
     assert (layers["a.weight"].form.kind, layers["b.weight"].form.kind) == ("low_rank", "dense")
     assert layers["b.weight"].stored_bytes == 64 * 64 * 2
-    small = CompressSettings(fit, store=FLOAT16, budget=0.3)  # room for the one, and a chain or a low rank of the other
+    small = CompressSettings(
+        replace(fit, store=FLOAT16), budget=0.3
+    )  # room for the one, and a chain or a low rank of the other
     assert sum(layer.stored_bytes for layer in fit_model(open_source(path), small, beside=tmp_path).layers) <= 9830

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +121,7 @@ def test_a_dense_map_that_is_stored_as_the_graph_has_it_is_no_copy_of_itself(tmp
     path = tmp_path / "m.safetensors"
     save_file(mlp(40, 64, 48).state_dict(), path)
     fit = FitSettings(forms=("dense",))
-    artifact = fit_model(open_source(path), CompressSettings(fit, store=FLOAT16), beside=tmp_path)
+    artifact = fit_model(open_source(path), CompressSettings(replace(fit, store=FLOAT16)), beside=tmp_path)
     for lowering in lowerings():
         settings = ExportSettings(lowering=lowering, precision=Precision.FLOAT16)
         export_onnx(artifact, tmp_path / "out.onnx", source=open_source(path), settings=settings)

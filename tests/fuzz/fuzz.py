@@ -14,6 +14,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import atheris
@@ -81,7 +82,7 @@ def seeds(kind: str) -> tuple[str, list[bytes]]:
     artifacts = []
     for form, store, stages in itertools.product(forms(), codecs().values(), (1, 2, 3)):
         fit = FitSettings(stages=stages, steps=1, block=2, forms=(form,))
-        settings = CompressSettings(fit, min_features=1, store=store)
+        settings = CompressSettings(replace(fit, store=store), min_features=1)
         try:
             fitted = spm_compress.fit_model(spm_compress.open_source(plain), settings, beside=HOME)
         except SpmError:

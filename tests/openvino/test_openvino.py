@@ -20,11 +20,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from spm_compress import CompressSettings, FitSettings, apply_artifact, export_onnx, fit_model, open_source
+from spm_compress.checkpoint import FittedLayer
+from spm_compress.codecs import parse_bits
 from spm_compress.export import ExportSettings
 from spm_compress.export.splicing.layer_model import OPSET
 from spm_compress.export.splicing.matches import digest_of
 from spm_compress.export.splicing.splice import splice
-from spm_compress.forms import Operator
+from spm_compress.forms import Operator, StoredOperator
+from spm_compress.forms.dense import Dense
+from spm_compress.forms.lowering import Dense as Made
 from spm_compress.forms.lowering import Lowering, lowerings
 from spm_compress.forms.spm import Gauge, Mixer
 
@@ -65,8 +69,13 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def exported(operator: Operator, lowering: Lowering, lead: list[str]) -> bytes:
-    """Return y (*lead, out) = x (*lead, in) times a dense weight, which the operator has replaced."""
-    out, into = operator.shape
+    """As `in_graph`, of an operator as it is."""
+    return in_graph(layer_as_it_is(operator), lowering, lead)
+
+
+def in_graph(layer: FittedLayer, lowering: Lowering, lead: list[str]) -> bytes:
+    """Return y (*lead, out) = x (*lead, in) times a dense weight, which the layer has replaced."""
+    out, into = layer.shape
     weight = np.random.default_rng(1).standard_normal((out, into)).astype(np.float32)
     stored = ir.Value(name="weight", const_value=ir.tensor(weight.T, name="weight"))
     float32 = ir.TensorType(ir.DataType.FLOAT)
@@ -75,7 +84,7 @@ def exported(operator: Operator, lowering: Lowering, lead: list[str]) -> bytes:
     node = ir.Node("", "MatMul", [x, stored], outputs=[y])
     graph = ir.Graph([x], [y], nodes=[node], initializers=[stored], opset_imports={"": OPSET}, name="layer")
     model = ir.Model(graph, ir_version=9)
-    layer = replace(layer_as_it_is(operator), sha256=digest_of(weight))
+    layer = replace(layer, sha256=digest_of(weight))
     splice(model, [layer], {layer.name: lowering})
     return ir.serde.serialize_model(model).SerializeToString()
 
@@ -104,6 +113,21 @@ def test_openvino_computes_a_layer(
         outputs = on_openvino(exported(operator, lowering, lead), inputs, tmp_path / "profile")
         for x, found in zip(inputs, outputs, strict=True):
             assert relative_error(found, x.astype(np.float64) @ dense.T) < TOLERANCE
+
+
+@pytest.mark.parametrize("bits", ["8", "5", "4", "4/32", "3", "2", "1.6", "1"])
+def test_openvino_unpacks_few_bits(bits: str, tmp_path: Path) -> None:
+    codec, generator = parse_bits(bits), torch.Generator().manual_seed(0)
+    stored = [(Operator(Dense(96, 64), {"weight": torch.randn(64, 96, generator=generator)}), Made())]
+    if bits in ("8", "5", "4"):
+        stages = random_operator(laid_out(96, 64, Mixer.GENERAL, Gauge.FREE, stages=10), dtype=torch.float32)
+        stored += [(stages, lowering) for lowering in lowerings()]
+    x = np.random.default_rng(0).standard_normal((5, 96)).astype(np.float32)
+    for operator, lowering in stored:
+        layer = replace(layer_as_it_is(operator), stored=StoredOperator.of(operator, codec))
+        (found,) = on_openvino(in_graph(layer, lowering, ["rows"]), [x], tmp_path / "profile")
+        matrix = layer.operator.to(torch.float64).to_dense().numpy()
+        assert relative_error(found, x.astype(np.float64) @ matrix.T) < TOLERANCE
 
 
 @every_lowering

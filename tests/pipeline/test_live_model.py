@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ def test_what_is_no_linear_layer_stays_with_that_reason() -> None:
 
 def test_settings_of_a_file_are_settings_of_a_module(tmp_path: Path) -> None:
     model = mlp(64, 64, 64)
-    result = compress_model(model, settings=CompressSettings(QUICK, exclude=("2",), store=FLOAT16))
+    result = compress_model(model, settings=CompressSettings(replace(QUICK, store=FLOAT16), exclude=("2",)))
     assert result.kept == {"2": "excluded"}
     (layer,) = result.artifact().layers
     assert {codec for name, codec in layer.stored.codecs.items() if not name.endswith(".scales")} == {FLOAT16}

@@ -60,11 +60,11 @@ def test_another_form_is_said_in_words(tmp_path: Path) -> None:
     assert b is not None
     assert (a.form, b.form) == ("sum: stages 5, rank 3", "low_rank: rank 2")
     said = difference_json(found)
-    assert said["schema"] == "spm-compress/diff/2"
+    assert said["schema"] == "spm-compress/diff/3"
     assert said["layers"]["sum.weight"]["b"]["form"] == "low_rank: rank 2"
 
 
 def test_other_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[]")
-    with pytest.raises(ArtifactError, match="is no spm-compress/report/2"):
+    with pytest.raises(ArtifactError, match="is no spm-compress/report/3"):
         compare(tmp_path / "a.json", GOLDEN)

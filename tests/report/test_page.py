@@ -85,7 +85,7 @@ def test_its_figures_are_those_of_the_report(planned: tuple[Artifact, Path]) -> 
     for row, layer in zip(rows, savings.layers, strict=True):
         assert row[2] == layer.form_text
         assert row[3] == f"{layer.parameters.after:,}"
-        assert row[6:8] == [f"{layer.error:.3f}", f"{layer.svd_error:.3f}"]
+        assert row[6:9] == [f"{layer.bits:.2f}", f"{layer.error:.3f}", f"{layer.svd_error:.3f}"]
     assert page.tables["totals"][1][1:3] == [
         f"{savings.fitted_parameters.before:,}",
         f"{savings.fitted_parameters.after:,}",

@@ -70,7 +70,7 @@ def test_the_verdict_says_in_words_what_the_errors_mean(
 def test_json_has_a_schema_and_all_of_it(written: tuple[Artifact, Path]) -> None:
     savings: Savings = summarize(*written)
     found = json.loads(json.dumps(to_json(savings)))
-    assert found["schema"] == "spm-compress/report/2"
+    assert found["schema"] == "spm-compress/report/3"
     form = {"kind": "spm", "stages": 10, "mixer": "general", "gauge": "canonical"}
     assert found["layers"][0]["form"] == form
     assert found["layers"][0]["error"] == savings.layers[0].error

@@ -10,10 +10,11 @@ import numpy as np
 import onnx_ir as ir
 
 from spm_compress.checkpoint.artifact import FittedLayer
-from spm_compress.checkpoint.products import Product, inline_products, products
+from spm_compress.checkpoint.products import Product, inline_products, products, stored_tensor
 from spm_compress.errors import ExportError
+from spm_compress.forms.dense import Dense
 
-__all__ = ["Digests", "Match", "digest_of", "matches", "none_found"]
+__all__ = ["Digests", "Lookup", "Match", "digest_of", "lookups", "matches", "none_found"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,14 @@ class Match:
     product: Product
     layer: FittedLayer
     transposed: bool
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """A Gather of rows from a stored tensor that is a fitted dense map."""
+
+    node: ir.Node
+    layer: FittedLayer
 
 
 class Digests:
@@ -62,22 +71,43 @@ def matches(model: ir.Model, layers: Sequence[FittedLayer], digests: Digests) ->
     digests: of the graph, or of one that it is a copy of.
     """
     inline_products(model)
-    by_digest = {layer.sha256: layer for layer in layers}
+    by_values = {(layer.sha256, layer.shape): layer for layer in layers}
     shapes = {shape for layer in layers for shape in (layer.shape, layer.shape[::-1])}
     for product in products(model):
         if product.shape not in shapes:
             continue
         for transposed in (False, True):
-            layer = by_digest.get(digests.of_product(product, transposed=transposed))
+            shape = product.shape[::-1] if transposed else product.shape
+            layer = by_values.get((digests.of_product(product, transposed=transposed), shape))
             if layer is not None:
                 yield Match(product, layer, transposed)
                 break
 
 
+def lookups(model: ir.Model, layers: Sequence[FittedLayer], digests: Digests) -> Iterator[Lookup]:
+    """Yield the nodes of a graph that look rows of fitted dense maps up."""
+    by_values = {(layer.sha256, layer.shape): layer for layer in layers if isinstance(layer.form, Dense)}
+    shapes = {shape for _, shape in by_values}
+    for node in model.graph.all_nodes():
+        table = node.inputs[0] if node.inputs else None
+        if node.op_type != "Gather" or node.domain not in ("", "ai.onnx") or table is None:
+            continue
+        tensor, axis = stored_tensor(table), node.attributes.get("axis")
+        if (
+            tensor is None
+            or not tensor.dtype.is_floating_point()
+            or (axis is not None and axis.as_int() not in (0, -2))
+        ):
+            continue
+        shape = tensor.shape.numpy()
+        if shape in shapes and (found := by_values.get((digests.of_tensor(tensor, transposed=False), shape))):
+            yield Lookup(node, found)
+
+
 def none_found(layers: Sequence[FittedLayer]) -> ExportError:
     """Return the error of a graph that has no product with any of the layers."""
     return ExportError(
-        f"none of the {len(layers)} fitted weights is in the graph as a MatMul, Gemm or 1x1 Conv; "
+        f"none of the {len(layers)} fitted weights is in the graph as a MatMul, Gemm, 1x1 Conv or lookup; "
         "is it the graph of the model that was fitted?"
     )
 

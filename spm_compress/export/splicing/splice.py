@@ -8,8 +8,8 @@ The rules:
    (`checkpoint.bias_corrections`). A 1x1 Conv mixes its channels, so they are
    put last for it and back afterwards. A lowering that makes the matrix leaves the product as it is, and so does any
    lowering at a product that is not plain.
-3. Whatever else reads the weight or a copy of it, a table that is looked up or an Add, gets the
-   multiplied-out matrix: no weight is replaced at one use and dense at another.
+3. A Gather of rows of a fitted dense map, a lookup table, gathers them as they are stored. Whatever else reads a weight
+   or a copy of it gets the multiplied-out matrix: no weight is replaced at one use and dense at another.
 4. Everything else keeps its names; an initializer that nothing uses any more is dropped, from the inputs too. Inputs
    and outputs keep the types and shapes that the graph declares.
 5. One function a structure; one node a layer, named after it, with its numbers in the doc string. What stands around it
@@ -30,10 +30,10 @@ from spm_compress.checkpoint.free_names import free_name
 from spm_compress.errors import ExportError
 from spm_compress.export.splicing.declared import declare, declared
 from spm_compress.export.splicing.features_first import keep_features_first
-from spm_compress.export.splicing.matches import Digests, Match, matches, none_found
+from spm_compress.export.splicing.matches import Digests, Match, lookups, matches, none_found
 from spm_compress.export.splicing.writer import Writer
 from spm_compress.forms.local_function import DOMAIN
-from spm_compress.forms.lowering import Dense, Lowering
+from spm_compress.forms.lowering import Dense, Lowering, Rows
 
 __all__ = ["Spliced", "require_opset", "splice"]
 
@@ -63,8 +63,8 @@ def splice(
 ) -> Spliced:
     """Replace in place every product with a fitted weight, under the rules above.
 
-    lowerings: layer name -> how it is to run; digests: of a graph that this one is a copy of. Raises ExportError if the
-    graph is too old, or holds none of the fitted weights.
+    lowerings: layer name -> how it is to run, `Dense` where none is named; digests: of a graph that this one is a copy
+    of. Raises ExportError if the graph is too old, or holds none of the fitted weights.
     """
     opset = require_opset(model)
     said = declared(model)
@@ -77,9 +77,13 @@ def splice(
     found = list(matches(model, layers, digests))
     for match in found:
         _correct(model, match)
-        lowering = lowerings[match.layer.name] if match.product.is_plain else Dense()
+        lowering = lowerings.get(match.layer.name, Dense()) if match.product.is_plain else Dense()
         nodes.setdefault(match.layer.name, []).append(writer.replace(match, lowering))
         runs[nodes[match.layer.name][-1]] = lowering.name
+    looked_up = list(lookups(model, layers, digests))
+    for lookup in looked_up:
+        nodes.setdefault(lookup.layer.name, []).append(writer.replace_lookup(lookup))
+        runs[nodes[lookup.layer.name][-1]] = Rows().name
     if layers and not nodes:
         raise none_found(layers)
     _remove_unused(model)
@@ -87,8 +91,10 @@ def splice(
     for match in found:
         kinds = writer.replace_elsewhere(match)
         elsewhere.setdefault(match.layer.name, []).extend(kinds)
-    for name, kinds in writer.replace_copies({match.layer.sha256: match.layer for match in found}, digests).items():
-        elsewhere[name].extend(kinds)
+    ours = [*(match.layer for match in found), *(lookup.layer for lookup in looked_up)]
+    known = {(layer.sha256, layer.shape): layer for layer in ours}
+    for name, kinds in writer.replace_copies(known, digests).items():
+        elsewhere.setdefault(name, []).extend(kinds)
     keep_features_first(model)
     for node in model.graph.all_nodes():
         for value in node.outputs:

@@ -46,6 +46,8 @@ class Transposes:
         def rows(op: OpBuilder, x: ir.Value) -> ir.Value:
             return op.Flatten(x, axis=-1)
 
+        if layout is Layout.FEATURES_LAST:
+            return []
         if layout is Layout.FEATURE_MAJOR:
             return [self._call(FIRST, features_first, [x])]
         return [] if _is_matrix(x) else [self._call(_ROWS, rows, [x])]
@@ -62,6 +64,8 @@ class Transposes:
         def rows_back(op: OpBuilder, y: ir.Value, lead: ir.Value) -> ir.Value:
             return op.Reshape(y, op.Concat(lead, _integers(op, features), axis=0))
 
+        if layout is Layout.FEATURES_LAST:
+            return []
         feature_major = layout is Layout.FEATURE_MAJOR
         if _is_matrix(like):
             return [self._call(LAST, transposed, [y])] if feature_major else []

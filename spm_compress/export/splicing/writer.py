@@ -14,11 +14,11 @@ from spm_compress.checkpoint.artifact import FittedLayer
 from spm_compress.checkpoint.free_names import free_name
 from spm_compress.checkpoint.uses import is_handed_out, readers
 from spm_compress.codecs import Codec
-from spm_compress.export.splicing.matches import Digests, Match
+from spm_compress.export.splicing.matches import Digests, Lookup, Match
 from spm_compress.export.splicing.transposes import LAST, Transposes, is_transpose
 from spm_compress.forms.form import Form, numbers_of
 from spm_compress.forms.local_function import DOMAIN
-from spm_compress.forms.lowering import Dense, Lowering
+from spm_compress.forms.lowering import Dense, Lowering, Rows
 from spm_compress.forms.onnx_function import write_function
 from spm_compress.forms.stored import StoredOperator
 
@@ -98,6 +98,22 @@ class Writer:
         assert call.name is not None
         return call.name
 
+    def replace_lookup(self, lookup: Lookup) -> str:
+        """Put a lookup of stored rows where that of dense ones was; return the new node's name."""
+        old, graph = lookup.node, lookup.node.graph
+        rows, found = old.inputs[1], old.outputs[0]
+        assert rows is not None and isinstance(graph, ir.Graph)
+        placed = Placed.of(lookup.layer, Rows())
+        table = old.inputs[0]
+        assert table is not None
+        dtype = found.dtype or table.dtype or ir.DataType.FLOAT
+        call = self._call(placed, [rows], dtype, self._free_name(f"{placed.name}.rows"))
+        result = call.outputs[0]
+        result.name, result.type, result.shape = found.name, found.type, found.shape
+        ir.convenience.replace_nodes_and_values(graph, old, [old], [call], [found], [result])
+        assert call.name is not None
+        return call.name
+
     def _make_matrix(self, match: Match) -> str:
         """Multiply with a made matrix instead of the stored one."""
         product = match.product
@@ -120,11 +136,13 @@ class Writer:
                 node.replace_input_with(index, matrix)
         return kinds
 
-    def replace_copies(self, layers: Mapping[str, FittedLayer], digests: Digests) -> dict[str, list[str]]:
+    def replace_copies(
+        self, layers: Mapping[tuple[str, tuple[int, int]], FittedLayer], digests: Digests
+    ) -> dict[str, list[str]]:
         """Let what reads another copy of a fitted weight, either way around, read the made matrix too.
 
-        A table that its head holds transposed is one. layers: by the digests of their weights. Returns layer -> kinds
-        of those nodes.
+        A table that its head holds transposed is one. layers: by the digests and shapes of their weights. Returns
+        layer -> kinds of those nodes.
         """
         shapes = {shape for layer in layers.values() for shape in (layer.shape, layer.shape[::-1])}
         kinds: dict[str, list[str]] = {}
@@ -132,10 +150,12 @@ class Writer:
             tensor = value.const_value
             if value in self.ours or tensor is None or not tensor.dtype.is_floating_point():
                 continue  # ours may equal a fitted weight, too: the stored array of a dense map does
-            if tuple(tensor.shape.numpy()) not in shapes:
+            if tensor.shape.numpy() not in shapes:
                 continue
+            out, into = tensor.shape.numpy()
             for is_transposed in (False, True):
-                layer = layers.get(digests.of_tensor(tensor, transposed=is_transposed))
+                digest = digests.of_tensor(tensor, transposed=is_transposed)
+                layer = layers.get((digest, (into, out) if is_transposed else (out, into)))
                 if layer is not None and value.uses():
                     kinds.setdefault(layer.name, []).extend(node.op_type for node, _ in value.uses())
                     _, made = self._made(layer, tensor.dtype, is_transposed, ())
@@ -241,7 +261,8 @@ def _describe(placed: Placed) -> str:
     lines.append(", ".join([form.kind, *(f"{name} {value}" for name, value in form.summary.items())]))
     count = numbers_of(form)
     lines.append(f"{count:,} numbers instead of {out * into:,} ({count / (out * into):.1%})")
-    lines.append(f"relative error of the weight {layer.error:.3f}, of an SVD of equal size {layer.svd_error:.3f}")
+    other = "" if layer.svd_error is None else f", of an SVD of equal size {layer.svd_error:.3f}"
+    lines.append(f"relative error of the weight {layer.error:.3f}{other}")
     if layer.output_error is not None and layer.svd_output_error is not None:
         lines.append(f"of the outputs {layer.output_error:.3f}, of an SVD {layer.svd_output_error:.3f}")
     return "\n".join(lines)

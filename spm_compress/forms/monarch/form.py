@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from spm_compress.codecs import Codec, with_shared
 from spm_compress.fitting.objective import Objective
 from spm_compress.fitting.settings import OnStep
 from spm_compress.fitting.truncated_svd import rank_one
@@ -89,6 +90,10 @@ class Monarch(Form):
     def transpose(self, arrays: Arrays) -> Operator:
         """As `Form.transpose`."""
         return Operator(self.transposed(), {"left": arrays["right"].mT, "right": arrays["left"].mT})
+
+    def codecs(self, codec: Codec) -> Mapping[str, Codec]:
+        """As `Form.codecs`: a scale for each block, as rows of few numbers would pay much for theirs."""
+        return dict.fromkeys(self.shapes, with_shared(codec, "matrix"))
 
     def draw(self, arrays: Mapping[str, Tensor]) -> None:
         """As `Form.draw`."""

@@ -86,7 +86,7 @@ def scaled(structure: SPM, arrays: Arrays, factor: Tensor) -> dict[str, Tensor]:
     """Return the arrays of factor (k,) times each map of a batch.
 
     General stages share the factor evenly, which keeps them equally steep, and so do the scales of rotations; in the
-    canonical gauge the last scales have all of it.
+    other gauges the last scales have all of it.
     """
     found = dict(arrays)
     sign, size = torch.where(factor < 0, -1.0, 1.0).to(factor), factor.abs()
@@ -98,7 +98,7 @@ def scaled(structure: SPM, arrays: Arrays, factor: Tensor) -> dict[str, Tensor]:
         first = found[names[0]]
         found[names[0]] = torch.cat((first[:, :1] * sign[:, None, None], first[:, 1:]), 1)
         return found
-    if structure.gauge is Gauge.CANONICAL:  # stages have no scale: it stands at the end of the last chain
+    if structure.gauge is not Gauge.FREE:  # stages have no scale: it stands at the end of the last chain
         name = f"{len(structure.chains) - 1}.scales"
         found[name] = torch.cat((found[name][:, :-1], found[name][:, -1:] * factor[:, None, None]), 1)
         return found

@@ -28,6 +28,10 @@ def coefficients(chain: Chain, numbers: Mapping[str, Tensor]) -> tuple[Tensor, T
     """
     if "angles" in numbers:
         return _rotation_coefficients(chain, numbers["angles"])
+    if "directions" in numbers:
+        diagonal, off_diagonal = numbers["directions"].cos(), numbers["directions"].sin()
+        paired = _paired(chain).to(diagonal.device)
+        return torch.where(paired, diagonal, 1), torch.where(paired, off_diagonal, 0)
     off_diagonal = numbers["off_diagonal"]
     diagonal = numbers["diagonal"] if "diagonal" in numbers else torch.ones_like(off_diagonal)
     if all(chain.width % (2 * stride) == 0 for stride in chain.strides):

@@ -139,7 +139,7 @@ def transpose(structure: SPM, arrays: Arrays) -> Operator:
     Stages and chains come in reverse, each group's order moves to the group after it, and a pair
     [[d, c], [c', d']] exchanges c and c' (an angle changes its sign).
     """
-    if structure.gauge is Gauge.CANONICAL:
+    if structure.gauge is not Gauge.FREE:
         general = to_general(structure, arrays)
         structure, arrays = replace(structure, gauge=Gauge.FREE), general.arrays
     by_chain = [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from spm_compress.codecs import FLOAT32, Codec
+from spm_compress.codecs import FLOAT32, SCALES, Angle, Codec, Grid
 from spm_compress.errors import FitError, UsageError
 from spm_compress.fitting.objective import Objective
 from spm_compress.fitting.settings import OnStep
@@ -21,10 +21,11 @@ from spm_compress.forms.sizes import largest_within
 from spm_compress.forms.spm.balance import balanced
 from spm_compress.forms.spm.begin import begin, scaled
 from spm_compress.forms.spm.block_products import coefficients
-from spm_compress.forms.spm.canonical import to_canonical, transpose
+from spm_compress.forms.spm.canonical import to_canonical, to_general, transpose
 from spm_compress.forms.spm.layout_json import chains_json, read_chains
 from spm_compress.forms.spm.pairing import Schedule, Table
 from spm_compress.forms.spm.plan import FusedPlan, apply_stages
+from spm_compress.forms.spm.polar import rounded_in_turn
 from spm_compress.forms.spm.structure import Chain, Gauge, Mixer
 from spm_compress.forms.spm.target import Target
 
@@ -35,7 +36,10 @@ if TYPE_CHECKING:
     from spm_compress.forms.lowering import Lowering
     from spm_compress.forms.settings import FitSettings
 
-__all__ = ["SPM", "build_spm"]
+__all__ = ["FEWEST_BITS", "SPM", "build_spm"]
+
+# Of an angle.
+FEWEST_BITS = 4
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class SPM(Form):
     @property
     def multiply_adds(self) -> int:
         """As `Form.multiply_adds`, stage by stage: 1 a feature in the canonical gauge, 2 otherwise."""
-        per_feature = 1 if self.gauge is Gauge.CANONICAL else 2
+        per_feature = 1 if self.gauge is Gauge.CANONICAL else 2  # multiplications
         return sum(per_feature * 2 * chain.pairs + len(chain.scales) * chain.width for chain in self.chains)
 
     @property
@@ -103,9 +107,9 @@ class SPM(Form):
         return FusedPlan(self)
 
     def transposed(self) -> SPM:
-        """As `Form.transposed`. Raises ValueError in the canonical gauge, whose scales stand at the output only."""
-        if self.gauge is Gauge.CANONICAL:
-            raise ValueError("the canonical gauge is not closed under transposition; use the free one")
+        """As `Form.transposed`. Raises ValueError in gauges whose scales stand at the output only."""
+        if self.gauge is not Gauge.FREE:
+            raise ValueError(f"the {self.gauge.value} gauge is not closed under transposition; use the free one")
         chains = tuple(chain.transposed() for chain in reversed(self.chains))
         return SPM(self.mixer, self.out_features, self.in_features, chains)
 
@@ -114,12 +118,15 @@ class SPM(Form):
         return transpose(self, arrays)
 
     def stored(self, codec: Codec) -> SPM:
-        """As `Form.stored`: rotations as they are, general stages in the canonical gauge.
+        """As `Form.stored`: rotations as they are, others in the canonical gauge, or the polar one for few bits.
 
         One scaling of the features stands at the end, or after every group where the codec's range is short.
         """
         if self.mixer is Mixer.ROTATION:
             return self
+        angle = _angle(codec)
+        if angle is None and self.gauge is Gauge.POLAR:
+            return replace(self, gauge=Gauge.FREE).stored(codec)
         after = self.widths[2:]
         chains = []
         for i, chain in enumerate(self.chains):
@@ -127,13 +134,21 @@ class SPM(Form):
             # A sum does not let a scale pass, so one stays before a narrowing.
             ends = (groups,) if i + 1 == len(after) or chain.width > after[i] else ()
             everywhere = tuple(range(1, groups + 1))
-            chains.append(replace(chain, scales=everywhere if codec.largest < FLOAT32.largest else ends))
-        return replace(self, gauge=Gauge.CANONICAL, chains=tuple(chains))
+            is_short = angle is None and codec.largest < FLOAT32.largest
+            chains.append(replace(chain, scales=everywhere if is_short else ends))
+        return replace(self, gauge=Gauge.CANONICAL if angle is None else Gauge.POLAR, chains=tuple(chains))
 
-    def store(self, arrays: Arrays, codec: Codec) -> Operator:
+    def store(self, arrays: Arrays, codec: Codec, target: Objective | None = None) -> Operator:
         """As `Form.store`; where the canonical gauge is out of the range of float32, the free one is stored."""
+        angle = _angle(codec)
+        if angle is not None:
+            whole = replace(angle, whole=self.mixer is Mixer.ROTATION)
+            return rounded_in_turn(self, self.stored(codec), arrays, whole, target)
         if self.mixer is Mixer.ROTATION:
             return Operator(self, arrays)
+        if self.gauge is Gauge.POLAR:
+            general = to_general(self, arrays)
+            return general.form.store(general.arrays, codec, target)
         if codec.largest < FLOAT32.largest:
             return to_canonical(self, arrays, codec)
         try:
@@ -143,17 +158,23 @@ class SPM(Form):
 
     def codecs(self, codec: Codec) -> Mapping[str, Codec]:
         """As `Form.codecs`: scales stay float32, as they span 10 decades at the end of a chain (MiniLM, 20 stages)."""
+        angle = _angle(codec)
+        if angle is not None:
+            whole = replace(angle, whole=self.mixer is Mixer.ROTATION)
+            return {name: SCALES if name.endswith(".scales") else whole for name in self.shapes}
         return {name: FLOAT32 if name.endswith(".scales") else codec for name in self.shapes}
 
     def trainable(self, arrays: Arrays) -> Operator:
-        """As `Form.trainable`: canonical stages in the free gauge, scales spread evenly."""
-        return balanced(self, arrays) if self.gauge is Gauge.CANONICAL else Operator(self, arrays)
+        """As `Form.trainable`: general stages in the free gauge, scales spread evenly."""
+        return Operator(self, arrays) if self.gauge is Gauge.FREE else balanced(self, arrays)
 
     def draw(self, arrays: Mapping[str, Tensor]) -> None:
         """As `Form.draw`: rotations, which pass every signal on; canonical stages close to the identity."""
         for chain, named in zip(self.chains, self.by_chain(arrays), strict=True):
             if "angles" in named:
                 named["angles"].uniform_(-math.pi, math.pi)
+            elif "directions" in named:
+                named["directions"].uniform_(0, math.pi)
             elif "diagonal" in named:
                 angles = named["off_diagonal"].new_empty(chain.pairs).uniform_(-math.pi, math.pi)
                 rotated = coefficients(chain, {"angles": angles})
@@ -234,7 +255,7 @@ class SPM(Form):
         for chain in self.chains:
             strides = " | ".join(", ".join(map(str, group.strides)) for group in chain.groups if group.stages)
             lines.append(f"{chain.stages} stages on {chain.width} features, strides {strides}")
-        kind = self.gauge.value if self.gauge is Gauge.CANONICAL else self.mixer.value
+        kind = self.mixer.value if self.gauge is Gauge.FREE else self.gauge.value
         return [*lines, f"a stage: {_STAGES[kind]}"]
 
 
@@ -242,7 +263,15 @@ _STAGES = {
     "rotation": "u' = cos(a) u - sin(a) v, v' = sin(a) u + cos(a) v",
     "general": "x' = diagonal * x + off_diagonal * x[partner]",
     "canonical": "x' = x + off_diagonal * x[partner]",
+    "polar": "x' = cos(direction) * x + sin(direction) * x[partner]",
 }
+
+
+def _angle(codec: Codec) -> Angle | None:
+    """Return how angles are stored where numbers are stored by this codec; None where there are none."""
+    if isinstance(codec, Grid):
+        return Angle(codec.bits)
+    return codec if isinstance(codec, Angle) else None
 
 
 def build_spm(

@@ -14,7 +14,7 @@ class Mixer(enum.Enum):
     """What a stage does to a pair (u, v).
 
     ROTATION   one angle: (cos u - sin v, sin u + cos v); pairs numbers a stage
-    GENERAL    any 2x2 matrix; 2 * width numbers a stage, width once in the canonical gauge
+    GENERAL    any 2x2 matrix; 2 * width numbers a stage, width once in the canonical or polar gauge
     """
 
     ROTATION = "rotation"
@@ -26,11 +26,13 @@ class Gauge(enum.Enum):
 
     FREE       as they come: a diagonal and an off-diagonal coefficient a feature, which descend well
     CANONICAL  every diagonal coefficient is one: (u + c v, v + c' u), the scales gathered at the end of the chain;
-               what is stored and exported
+               what is stored and exported in float32
+    POLAR      every row has norm one: (cos t u + sin t v, ...), an angle a feature; what is stored in a few bits
     """
 
     FREE = "free"
     CANONICAL = "canonical"
+    POLAR = "polar"
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class Chain:
             named = {"angles": (self.pairs,)}
         elif gauge is Gauge.FREE:
             named = {"diagonal": by_stage, "off_diagonal": by_stage}
+        elif gauge is Gauge.POLAR:
+            named = {"directions": by_stage}
         else:
             named = {"off_diagonal": by_stage}
         if self.scales:

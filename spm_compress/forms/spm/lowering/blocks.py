@@ -269,8 +269,7 @@ class BlocksBody:
         op, emit, chain = self.op, self.emit, self.structure.chains[i]
         groups, stages, b = len(chain.groups), chain.groups[0].stages, chain.groups[0].block
         shape = emit.integers(groups, stages, chain.width)
-        names = [name for name in ("off_diagonal", "diagonal") if f"{i}.{name}" in self.structure.shapes]
-        arrays = [op.Reshape(emit.numbers(f"{i}.{name}"), shape) for name in names]
+        arrays = [op.Reshape(array, shape) for array in self.chains.of_all_stages(i)]
         rows = [[op.Gather(array, emit.integer(k), axis=1) for array in arrays] for k in range(stages)]
         return op.Reshape(self.multiplied_out(i, chain.groups[0], groups, rows), emit.integers(groups, -1, b, b))
 

@@ -80,9 +80,28 @@ class ChainEmitter:
         if self.structure.mixer is Mixer.ROTATION:
             before = sum(pair_count(width, earlier) for earlier in chain.strides[:stage])
             return self._rotation(i, width, stride, before)
-        names = ["off_diagonal", "diagonal"] if self.structure.gauge is Gauge.FREE else ["off_diagonal"]
-        off_diagonal, *diagonal = (self.emit.row(f"{i}.{name}", stage) for name in names)
+        index = self.emit.integer(stage)
+        off_diagonal, *diagonal = (self.op.Gather(array, index, axis=0) for array in self.of_all_stages(i))
+        if self.structure.gauge is Gauge.POLAR and 2 * pair_count(width, stride) < width:
+            is_alone = self.op.Equal(self.partners(width, stride), self.emit.positions(width))
+            diagonal = [self.op.Where(is_alone, self.emit.number(1.0), each) for each in diagonal]
         return [self._where_paired(width, stride, off_diagonal), *diagonal]
+
+    def of_all_stages(self, i: int) -> list[ir.Value]:
+        """Return what is stored of the general stages of chain i, (stages, width), in the order of `coefficients`.
+
+        Positions without a partner have any numbers there.
+        """
+        emit = self.emit
+        match self.structure.gauge:
+            case Gauge.POLAR:
+                directions = emit.numbers(f"{i}.directions")
+                sin = emit.once(("sin", emit.prefix, i), lambda: self.op.Sin(directions))
+                return [sin, emit.once(("cos", emit.prefix, i), lambda: self.op.Cos(directions))]
+            case Gauge.FREE:
+                return [emit.numbers(f"{i}.off_diagonal"), emit.numbers(f"{i}.diagonal")]
+            case Gauge.CANONICAL:
+                return [emit.numbers(f"{i}.off_diagonal")]
 
     def _rotation(self, i: int, width: int, stride: int, before: int) -> list[ir.Value]:
         op, emit, count = self.op, self.emit, pair_count(width, stride)

@@ -1,0 +1,157 @@
+"""Fewer bits for dense maps and lookup tables that stay."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from made import gaussian
+from safetensors.torch import save_file
+from torch import nn
+
+import spm_compress
+from spm_compress import (
+    CompressSettings,
+    FitSettings,
+    compress_model,
+    expand,
+    fit_model,
+    open_source,
+    read_artifact,
+    write_artifact,
+)
+from spm_compress.checkpoint import Artifact
+from spm_compress.codecs import FLOAT32, StoredArray, parse_bits
+from spm_compress.compress.settings import parse_override
+from spm_compress.errors import SourceError, UsageError
+from spm_compress.report import summarize
+
+QUICK = FitSettings(stages=4, block=8, steps=4)
+
+
+def fitted(folder: Path, settings: CompressSettings, **tensors: torch.Tensor) -> Artifact:
+    named = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+    save_file(named, folder / "model.safetensors")
+    return fit_model(open_source(folder / "model.safetensors"), settings, beside=folder)
+
+
+def bits(
+    dense: str | None = None, table: str | None = None, *overrides: str, include: str = "none"
+) -> CompressSettings:
+    return CompressSettings(
+        QUICK,
+        include=(include,),
+        dense=None if dense is None else parse_bits(dense),
+        table=None if table is None else parse_bits(table),
+        overrides=tuple(map(parse_override, overrides)),
+    )
+
+
+def test_nothing_but_bits(tmp_path: Path) -> None:
+    weight, table = gaussian(64, 48), gaussian(100, 48, seed=1)
+    artifact = fitted(tmp_path, bits("4", "3"), a__weight=weight, embed__weight=table, a__bias=torch.zeros(64))
+    layers = {layer.name: layer for layer in artifact.layers}
+    assert {name: (layer.form.kind, layer.stored.codec.name) for name, layer in layers.items()} == {
+        "a.weight": ("dense", "integer(4,row)"),
+        "embed.weight": ("dense", "integer(3,row)"),
+    }
+    assert (layers["a.weight"].is_table, layers["embed.weight"].is_table) == (False, True)
+    assert [kept.name for kept in artifact.kept] == ["a.bias"]
+    # what a file decodes to is what everybody has
+    path = tmp_path / "model.spm.safetensors"
+    write_artifact(artifact, path)
+    read = read_artifact(path)
+    found = expand(read).tensors
+    for name, tensor, text in (("a.weight", weight, "4"), ("embed.weight", table, "3")):
+        decoded = StoredArray.of(parse_bits(text), tensor).decoded()
+        assert torch.equal(found[name], decoded)
+        assert layers[name].error == pytest.approx(float((decoded - tensor).norm() / tensor.norm()), rel=1e-5)
+    savings = summarize(read, path)
+    by_name = {layer.name: layer for layer in savings.layers}
+    assert by_name["a.weight"].bits == 8 * (64 * 24 + 64 * 2 + 4) / (64 * 48)
+    assert by_name["embed.weight"].form_text == "dense table in integer(3,row)"
+    assert savings.mean_svd_error is None
+
+
+def test_a_map_gets_stages_and_what_stays_gets_bits(tmp_path: Path) -> None:
+    artifact = fitted(
+        tmp_path,
+        bits("8", None, "c.*:bits=2", "d.*:bits=32", include="a.*"),
+        **{f"{name}__weight": gaussian(64, 64, seed=i) for i, name in enumerate("abcd")},
+    )
+    codecs = {layer.name: (layer.form.kind, layer.stored.codec) for layer in artifact.layers}
+    assert codecs == {
+        "a.weight": ("spm", FLOAT32),
+        "b.weight": ("dense", parse_bits("8")),
+        "c.weight": ("dense", parse_bits("2")),
+    }
+    assert [kept.name for kept in artifact.kept] == ["d.weight"]
+
+
+def test_a_head_that_is_tied_to_a_table_is_stored_once(tmp_path: Path) -> None:
+    table = gaussian(100, 48)
+    artifact = fitted(tmp_path, bits("8", "4"), embed__weight=table, head__weight=table.clone())
+    (layer,) = artifact.layers
+    assert layer.names == ("embed.weight", "head.weight")
+    assert layer.is_table and layer.stored.codec == parse_bits("4")
+
+
+def test_the_same_numbers_in_another_shape_are_another_weight(tmp_path: Path) -> None:
+    weight = gaussian(64, 48)
+    artifact = fitted(tmp_path, bits("8"), a__weight=weight, b__weight=weight.reshape(48, 64).clone())
+    assert [layer.shape for layer in artifact.layers] == [(64, 48), (48, 64)]
+
+
+def test_a_table_of_few_rows_stays_as_it_is(tmp_path: Path) -> None:
+    """Two token types: nothing to save, and every token meets one of them."""
+    artifact = fitted(tmp_path, bits("8", "4"), token_types__weight=gaussian(2, 48), embed__weight=gaussian(64, 48))
+    assert [layer.name for layer in artifact.layers] == ["embed.weight"]
+
+
+def test_what_cannot_be_stored_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"a\.weight: rows of 48 numbers are no whole number of blocks"):
+        fitted(tmp_path, bits("4/32"), a__weight=gaussian(64, 48))
+    with pytest.raises(SourceError, match=r"embed\.weight"):
+        fitted(tmp_path, bits(None, "4"), embed__weight=torch.full((64, 48), torch.nan))
+    with pytest.raises(UsageError, match=r"`overrides` 'b\.\*' matches no tensor"):
+        fitted(tmp_path, bits("4", None, "b.*:bits=2"), a__weight=gaussian(64, 48))
+    with pytest.raises(UsageError, match="the angles of stages take 4 to 8 bits"):
+        FitSettings(store=parse_bits("3"))
+    with pytest.raises(UsageError, match="'9' is no value for bits"):
+        parse_override("a.*:bits=9")
+
+
+@pytest.mark.parametrize("text", ["8", "4", "2", "1.6", "1"])
+def test_a_model_that_is_loaded_computes_with_what_is_stored(text: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(OrderedDict(embed=nn.Embedding(64, 48), a=nn.Linear(48, 64)))
+    result = compress_model(model, settings=bits(text, text))
+    path = tmp_path / "model.spm.safetensors"
+    result.save(path)
+    read = {layer.name: layer.operator.to_dense() for layer in read_artifact(path).layers}
+    ids = torch.arange(64)
+    expected = read["embed.weight"][ids] @ read["a.weight"].T + model.a.bias
+    torch.testing.assert_close(result.model(ids), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_with_real_inputs_the_outputs_of_few_bits_are_nearer(bert: Path, texts: Path, tmp_path: Path) -> None:
+    errors = []
+    for data in (None, texts):
+        artifact = fit_model(open_source(bert), bits("3"), beside=tmp_path, data=data)
+        errors.append({layer.name: layer for layer in artifact.layers})
+    plain, weighted = errors
+    assert all(weighted[name].error >= layer.error - 1e-6 for name, layer in plain.items())
+    outputs = [layer.output_error for layer in weighted.values() if layer.output_error is not None]
+    assert sum(outputs) / len(outputs) < 0.8 * sum(layer.error for layer in plain.values()) / len(plain)
+
+
+def test_bits_of_a_live_model_are_saved_again(bert: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bert.spm.safetensors"
+    write_artifact(fit_model(open_source(bert), bits("4", "4"), beside=tmp_path), path)
+    spm_compress.save(spm_compress.load(path), path.with_name("again.spm.safetensors"), like=path)
+    before, after = read_artifact(path), read_artifact(path.with_name("again.spm.safetensors"))
+    for old, new in zip(before.layers, after.layers, strict=True):
+        assert (new.stored.codecs, new.is_table) == (old.stored.codecs, old.is_table)
+        torch.testing.assert_close(new.operator.to_dense(), old.operator.to_dense(), rtol=1e-4, atol=1e-5)
