@@ -33,7 +33,7 @@ from spm_compress.forms.spm import Mixer, Schedule, build_spm
 from spm_compress.forms.sum import Sum
 
 # A value of each field that is not its default.
-FIT = FitSettings(4, Mixer.ROTATION, 2, Schedule.BUTTERFLY, 8, 7, 0.1, 3, ("low_rank",), FLOAT16)
+FIT = FitSettings(4, Mixer.ROTATION, 2, Schedule.BUTTERFLY, 8, 7, 0.1, 3, ("low_rank",), FLOAT16, True)
 EXPORT = ExportSettings(Stages(), (2,), 7, 1, "CUDAExecutionProvider", Precision.FLOAT16, True, True, False)
 
 PLAIN = st.recursive(

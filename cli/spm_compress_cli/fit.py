@@ -75,7 +75,9 @@ _FOUND_OUT = f"; what it found out for its plan is kept in {_CACHE}, and the sam
     metavar="GLOB:KEY=VALUE,...",
     help="Other settings for some weights.",
 )
-@click.option("--bits", default="32", show_default=True, metavar="B", help="Of a number of a form: 32, 16, 8 to 4; ...")
+@click.option(
+    "--bits", default="32", show_default=True, metavar="B", help="Of a number of a form: 32, 16, 8 to 4, auto."
+)
 @click.option(
     "--dense-bits", metavar="B[/BLOCK]", help="Of dense maps that stay: 8 to 2, 1.6, 1; a scale a row or block."
 )
@@ -237,7 +239,7 @@ def _settings(
     sequential: bool,
 ) -> CompressSettings:
     from spm_compress.codecs import parse_bits
-    from spm_compress.compress import CompressSettings, parse_forms, parse_override
+    from spm_compress.compress import AUTO, CompressSettings, parse_forms, parse_override
     from spm_compress.forms import EFFORTS, FitSettings
     from spm_compress.forms.spm import Mixer, Schedule
 
@@ -248,7 +250,8 @@ def _settings(
         raise click.UsageError("--stages N and a target exclude each other; leave --stages out, or say auto")
     chosen: dict[str, Any] = {"schedule": Schedule(schedule), "block": block, "seed": seed, **EFFORTS[effort]}
     chosen["forms"] = parse_forms(forms)
-    chosen["store"] = parse_bits(bits)
+    chosen["fewest"] = bits == AUTO
+    chosen["store"] = parse_bits("8" if bits == AUTO else bits)
     if stages not in (None, "auto"):
         chosen["stages"] = _count("--stages", stages, least=1)
     if mixer is not None:

@@ -11,9 +11,10 @@ from spm_compress.compress.module import apply_artifact
 from spm_compress.compress.planned import Forecast
 from spm_compress.compress.progress import Progress, Silent
 from spm_compress.compress.ray_executor import OnRay
-from spm_compress.compress.settings import CompressSettings, LayerOverride, parse_forms, parse_override
+from spm_compress.compress.settings import AUTO, CompressSettings, LayerOverride, parse_forms, parse_override
 
 __all__ = [
+    "AUTO",
     "CompressSettings",
     "Executor",
     "Expanded",

@@ -15,7 +15,7 @@ from spm_compress.fitting.settings import OnStep
 from spm_compress.fitting.truncated_svd import svd_error
 from spm_compress.forms.fit import FitResult, fit_matrices
 from spm_compress.forms.form import relative_error
-from spm_compress.forms.stored import encoded
+from spm_compress.forms.stored import encoded, fewest_bits
 
 __all__ = ["batches", "fit_batch"]
 
@@ -59,7 +59,8 @@ def fit_batch(
 
 def _measured(job: Job, weight: Tensor, result: FitResult) -> FittedLayer:
     metric = None if job.moments is None else regularized(job.moments.covariance, job.moments.rows)
-    found = encoded(result.operator, job.fit.store, job.target(weight), result.error, metric)
+    store = fewest_bits if job.fit.fewest else encoded
+    found = store(result.operator, job.fit.store, job.target(weight), result.error, metric)
     operator, error = found.operator.decoded(), found.error
     if job.paired is not None:  # the fit was to another matrix
         error = relative_error(weight, operator)

@@ -13,8 +13,10 @@ from spm_compress.forms.candidates import check_forms
 from spm_compress.forms.settings import FitSettings
 from spm_compress.forms.spm.structure import Mixer
 
-__all__ = ["CompressSettings", "LayerOverride", "parse_forms", "parse_override"]
+__all__ = ["AUTO", "CompressSettings", "LayerOverride", "parse_forms", "parse_override"]
 
+# Of `bits`: the fewest that harm little.
+AUTO = "auto"
 _KEYS = ("form", "bits", "stages", "mixer", "block", "low-rank", "steps", "seed")
 
 
@@ -145,7 +147,7 @@ class CompressSettings:
             "exclude": self.exclude,
             "min_features": self.min_features,
             "layers": [[each.pattern, {k: _said(v) for k, v in each.values}] for each in self.overrides],
-            "bits": bits_text(fit.store),
+            "bits": AUTO if fit.fewest else bits_text(fit.store),
             "dense_bits": None if self.dense is None else bits_text(self.dense),
             "table_bits": None if self.table is None else bits_text(self.table),
         }

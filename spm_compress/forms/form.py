@@ -71,6 +71,8 @@ class Form(Protocol):
     """
 
     kind: ClassVar[str]
+    # Of a number that is stored in whole bits.
+    fewest_bits: ClassVar[int] = 2
     in_features: int
     out_features: int
 

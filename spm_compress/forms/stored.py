@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from spm_compress.codecs import FLOAT32, SCALES, Angle, Codec, StoredArray, cannot_hold, integer, part_key, refusal
 from spm_compress.errors import FitError
-from spm_compress.fitting.objective import Objective
+from spm_compress.fitting.objective import Objective, output_error
 from spm_compress.forms.form import Form, Operator, relative_error
 
-__all__ = ["Encoded", "StoredOperator", "encoded"]
+__all__ = ["Encoded", "StoredOperator", "encoded", "fewest_bits"]
+
+# By which factor fewer bits may raise the error that the numbers have in float32.
+_LITTLE = 1.005
 
 
 @dataclass(frozen=True)
@@ -92,3 +96,24 @@ def encoded(
     after = relative_error(weight, narrow.decoded())
     reason = refusal(codec, before, after)
     return Encoded(plain, before, reason) if reason else Encoded(narrow, after)
+
+
+def fewest_bits(
+    operator: Operator, most: Codec, weight: Tensor, error: float | None = None, metric: Tensor | None = None
+) -> Encoded:
+    """Store an operator in the fewest bits that raise its error by less than 0.5 %, or in the codec `most`.
+
+    As `encoded`; where there is a metric it is the error of the outputs that counts.
+    """
+
+    def error_of(found: Operator) -> float:
+        if metric is None:
+            return relative_error(weight, found)
+        return output_error(weight, found.to(torch.float64).to_dense(), metric)
+
+    before = error_of(operator) if metric is not None or error is None else error
+    for bits in range(operator.form.fewest_bits, 8):
+        found = encoded(operator, integer(bits), weight, error, metric)
+        if error_of(found.operator.decoded()) <= _LITTLE * before:
+            return found
+    return encoded(operator, most, weight, error, metric)

@@ -35,6 +35,7 @@ class Sum(Form):
     """The sum of what its parts map to; the arrays of part i are named `<i>.<name>`."""
 
     kind: ClassVar[str] = "sum"
+    fewest_bits: ClassVar[int] = 4  # of an SPM
 
     parts: tuple[Form, ...]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,21 @@ def test_bits_of_a_live_model_are_saved_again(bert: Path, tmp_path: Path) -> Non
     for old, new in zip(before.layers, after.layers, strict=True):
         assert (new.stored.codecs, new.is_table) == (old.stored.codecs, old.is_table)
         torch.testing.assert_close(new.operator.to_dense(), old.operator.to_dense(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("forms", [("spm",), ("monarch",), ("low_rank",)])
+def test_the_fewest_bits_that_harm_little_are_found(forms: tuple[str, ...], tmp_path: Path) -> None:
+    """Stages of a random weight miss so much that four or five bits are as good; what is nearly exact needs more."""
+    random = gaussian(64, 64)
+    planted = gaussian(64, 3, seed=1) @ gaussian(3, 64, seed=2) + 0.02 * gaussian(64, 64, seed=3)
+    few = FitSettings(stages=12, block=8, steps=60, forms=forms, store=parse_bits("8"), fewest=True)
+    plain = replace(few, store=FLOAT32, fewest=False)
+    weights = {"a__weight": random, "b__weight": planted}
+    found = {layer.name: layer for layer in fitted(tmp_path, CompressSettings(few), **weights).layers}
+    exact = {layer.name: layer for layer in fitted(tmp_path, CompressSettings(plain), **weights).layers}
+    bits = {name: layer.stored.codec.bits for name, layer in found.items()}
+    assert bits["a.weight"] < 8
+    for name, layer in found.items():
+        assert bits[name] == 8 or layer.error <= 1.005 * exact[name].error + 1e-6
+    if forms == ("low_rank",):
+        assert bits["b.weight"] > bits["a.weight"]

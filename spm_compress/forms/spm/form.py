@@ -36,10 +36,7 @@ if TYPE_CHECKING:
     from spm_compress.forms.lowering import Lowering
     from spm_compress.forms.settings import FitSettings
 
-__all__ = ["FEWEST_BITS", "SPM", "build_spm"]
-
-# Of an angle.
-FEWEST_BITS = 4
+__all__ = ["SPM", "build_spm"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,7 @@ class SPM(Form):
     """
 
     kind: ClassVar[str] = "spm"
+    fewest_bits: ClassVar[int] = 4  # of an angle
 
     mixer: Mixer
     in_features: int
