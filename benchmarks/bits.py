@@ -50,6 +50,7 @@ ROWS: Mapping[str, tuple[str, str]] = {
     "2 bits, tables int4": ("2", "4"),
     "ternary, tables int4": ("1.6", "4"),
     "1 bit, tables int4": ("1", "4"),
+    "int8, tables int4 in blocks of 64": ("8", "4/64"),
     "int8, tables int4 in blocks of 32": ("8", "4/32"),
 }
 # After a name: activations stay in float32.

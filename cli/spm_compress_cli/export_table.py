@@ -75,12 +75,14 @@ def _show_choices(console: Console, choices: Sequence[Choice]) -> None:
     alike: dict[str, list[Choice]] = {}
     for choice in choices:
         alike.setdefault(f"{choice.rows} {choice.microseconds} {choice.reason}", []).append(choice)
-    names = [name.replace(" ", "\n").replace("-", "-\n") for name in choices[0].microseconds]
+    # A form has ways of its own: a dense map runs as whole numbers, stages do not.
+    ways = list(dict.fromkeys(name for choice in choices for name in choice.microseconds))
+    names = [name.replace(" ", "\n").replace("-", "-\n") for name in ways]
     rows = []
     for group in alike.values():
         first, *others = group
         named = first.layer.removesuffix(".weight") + (f" and {len(others)} like it" if others else "")
-        times = ["\n".join(f"{time:,.0f}" for time in times) for times in first.microseconds.values()]
+        times = ["\n".join(f"{time:,.0f}" for time in first.microseconds.get(way, ())) or "-" for way in ways]
         counts = "\n".join(f"{count:,}" for count in first.rows)
         rows.append((named, counts, *times, f"{first.lowering.name}: {first.reason}"))
     title = "lowering of each layer, microseconds at its rows"

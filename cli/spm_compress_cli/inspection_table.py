@@ -98,14 +98,27 @@ def _show_probes(console: Console, inspection: Inspection) -> None:
             str(probe.stages),
             error_text(probe.error),
             error_text(probe.svd_error),
+            f"{8 * probe.stored_bytes / (probe.shape[0] * probe.shape[1]):.2f}",
             f"{probe.stored_bytes:,}",
             str(probe.steps),
             probe.reason or "",
         )
         for probe in inspection.probes
     ]
-    headings = ("weight", "shape", "of", "share", "stages", "error\nso far", "equal\nSVD", "bytes", "steps", "why not")
+    headings = (
+        "weight",
+        "shape",
+        "of",
+        "share",
+        "stages",
+        "error\nso far",
+        "equal\nSVD",
+        "bits",
+        "bytes",
+        "steps",
+        "why not",
+    )
     console.print()
     title = "probes, one weight of every shape: short descents; fit goes lower"
-    spare = ("shape", "of", "why not", "bytes", "steps")
+    spare = ("shape", "of", "why not", "bits", "bytes", "steps")
     show_table(console, headings, rows, title=title, spare=spare, texts=("why not",))

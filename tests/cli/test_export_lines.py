@@ -43,3 +43,14 @@ def test_a_missing_layer_ends_with_1_unless_it_is_allowed(tmp_path: Path) -> Non
     assert allowed.returncode == 0, allowed.stderr
     assert "w: was fitted, but the graph does not multiply by it; it is left out" in allowed.stderr
     assert "1 of 2 fitted weights are in it" in allowed.stdout
+
+
+def test_forms_with_ways_of_their_own_stand_in_one_table(tmp_path: Path) -> None:
+    """Stages have no product of whole numbers, a dense map has no blocks."""
+    nodes = [node("MatMul", ["x", "u"], "h"), node("MatMul", ["h", "w"])]
+    onnx.save(graph(nodes, {"u": draw(0), "w": draw(1)}), tmp_path / "model.onnx")
+    assert spm(*FIT, "--include", "u", "--dense-bits", "8", cwd=tmp_path).returncode == 0
+    done = spm("export", "--onnx", "out.onnx", "--threads", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = done.stdout.partition("out.onnx:")[0]
+    assert "int8" in table and "blocks" in table and "-" in table

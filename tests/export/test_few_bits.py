@@ -18,6 +18,7 @@ from torch import nn
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
 from spm_compress.checkpoint import Artifact, Source
 from spm_compress.codecs import parse_bits
+from spm_compress.export import write_ort
 from spm_compress.export.verification import session
 from spm_compress.forms.lowering import Blocks, Dense, Int8
 
@@ -171,3 +172,14 @@ def test_angles_are_unpacked_at_load(tmp_path: Path) -> None:
         assert "Sin" not in found[-1]
     assert found[0] == found[1]
     assert (tmp_path / "5.onnx").stat().st_size < (tmp_path / "32.onnx").stat().st_size
+
+
+@pytest.mark.parametrize("lowering", [Dense(), Int8()], ids=lambda each: each.name)
+def test_the_ort_format_has_the_same_answers(lowering: Dense | Int8, graph: Path, tmp_path: Path) -> None:
+    artifact, source = fitted(graph, "4", tmp_path)
+    path = tmp_path / "out.onnx"
+    export_onnx(artifact, path, source=source, settings=ExportSettings(lowering=lowering))
+    written = write_ort(path, tmp_path / "out.ort")
+    ids = {"ids": np.arange(12).reshape(3, 4) * 200}
+    found, expected = (session(each).run(None, ids)[0] for each in (written.path, path))
+    assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)

@@ -29,14 +29,20 @@ SENTENCES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+FITS = {
+    "stages": "--include encoder.* --steps 20",
+    "few bits": "--include encoder.layer.0.* --steps 20 --bits 8 --dense-bits 4/32 --table-bits 4",
+}
+
+
+@pytest.fixture(scope="module", params=FITS.values(), ids=FITS)
+def model(minilm: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """A folder with the exported model and its tokenizer; the fit is short, as any numbers will do."""
     folder = tmp_path_factory.mktemp("model")
     command = [sys.executable, "-m", "spm_compress_cli"]
     for arguments in (
-        ["fit", str(minilm), "--include", "encoder.*", "--steps", "20", "-o", "minilm.spm.safetensors", "--quiet"],
-        ["export", "--onnx", "model.onnx", "--batch", "1,4", "--sequence", "16"],
+        ["fit", str(minilm), *request.param.split(), "-o", "minilm.spm.safetensors", "--quiet"],
+        ["export", "--onnx", "model.onnx", "--batch", "1,4", "--sequence", "16", "--activations", "float32"],
     ):
         subprocess.run([*command, *arguments], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     for name in ("tokenizer.json", "tokenizer_config.json"):
