@@ -11,6 +11,7 @@ from typing import Any
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer, KeptTensor, artifact_bytes
 from spm_compress.checkpoint.tensor_info import DECODED, ITEM_BYTES
 from spm_compress.codecs import FLOAT32
+from spm_compress.forms.dense import Dense
 from spm_compress.forms.form import form_text, numbers_of
 
 __all__ = ["SCHEMA", "LayerSavings", "Savings", "Size", "summarize", "to_json"]
@@ -197,6 +198,8 @@ def _layer(layer: FittedLayer) -> LayerSavings:
 
 def _advice(artifact: Artifact) -> str:
     """Return what to do about a model that does not work: artifacts of before this was recorded say it of factories."""
+    if all(isinstance(layer.form, Dense) for layer in artifact.layers):
+        return "store more bits, or fit them to calibration data"
     if artifact.source.get("live", "factory" in artifact.source):
         return "train its SPM layers further before use (distill), or use more stages"
     return "use more stages, or fit its Hugging Face folder or factory, which distill can train"

@@ -74,6 +74,10 @@ def test_nothing_but_bits(tmp_path: Path) -> None:
     assert by_name["a.weight"].bits == 8 * (64 * 24 + 64 * 2 + 4) / (64 * 48)
     assert by_name["embed.weight"].form_text == "dense table in integer(3,row)"
     assert savings.mean_svd_error is None
+    nothing = summarize(fitted(tmp_path, bits("1"), a__weight=weight), path)
+    assert nothing.verdict.endswith(
+        "The model will not work without recovery: store more bits, or fit them to calibration data."
+    )
 
 
 def test_a_map_gets_stages_and_what_stays_gets_bits(tmp_path: Path) -> None:
