@@ -151,7 +151,7 @@ def _refreshed(
     live = module.operator()
     operator = Operator(live.form, {name: array.detach().cpu() for name, array in live.arrays.items()})
     codec = asked if layer.reason else layer.stored.codec
-    found = encoded(operator, codec, weight.float())
+    found = encoded(operator, codec, weight.float(), is_target=False)
     correction = None if module.bias is None or id(module.bias) in stored else module.bias.detach().cpu().float()
     # Errors of outputs were measured before, and nothing says what they are now.
     return replace(

@@ -21,6 +21,7 @@ from spm_compress.checkpoint.neighbours import parts
 from spm_compress.checkpoint.roles import tensors_with_roles
 from spm_compress.checkpoint.source import LazyTensors, Source, key_of
 from spm_compress.checkpoint.tensor_info import Role, TensorInfo, bias_of
+from spm_compress.codecs import Codec
 from spm_compress.compress.cache import FitCache
 from spm_compress.compress.executors import Executor, Here
 from spm_compress.compress.fitter import Fitter
@@ -68,7 +69,7 @@ def select_jobs(weights: Weights, settings: CompressSettings) -> Selected:
     selection = select(
         infos,
         include=settings.include,
-        exclude=settings.exclude,
+        exclude=(*settings.exclude, *settings.formless),
         min_features=settings.min_features,
         parts=known_parts,
     )
@@ -85,7 +86,8 @@ def select_jobs(weights: Weights, settings: CompressSettings) -> Selected:
         else:
             smaller.append(name)
     found = tied(weights, infos, smaller, reasons, settings.include)
-    if not found.weights and not settings.exclude and settings.dense is None and settings.table is None:
+    staying = _staying(weights, infos, found.kept, settings)
+    if not found.weights and not staying and not settings.exclude and not settings.formless:
         counts = "; ".join(sorted({f"{name}: {reason}" for name, reason in found.kept.items()})[:3])
         raise UsageError(
             f"{source.path}: no weight is left to fit ({counts}, ...); loosen the selection or change `stages`"
@@ -97,11 +99,10 @@ def select_jobs(weights: Weights, settings: CompressSettings) -> Selected:
             infos[names[0]].dtype,
             settings.fit_of(names[0]),
             sha256,
-            has_bias=source.graph is not None or all(bias_of(name) in infos for name in names),
+            has_bias=_has_bias(source, infos, names),
         )
         for sha256, names in found.weights
     ]
-    staying = _staying(weights, infos, found.kept, settings)
     kept = {name: reason for name, reason in found.kept.items() if not any(name in job.names for job in staying)}
     return Selected((*jobs, *staying), kept)
 
@@ -113,38 +114,56 @@ def _staying(
 
     Equal ones are one, and a table if one of them is. Raises UsageError for a width that blocks do not divide.
     """
+    eligible = [
+        name
+        for name in kept
+        if len(infos[name].shape) == 2
+        and infos[name].is_floating
+        and infos[name].role not in (Role.QUANTIZED, Role.OTHER)
+        # A table of two rows saves nothing, and every token meets one.
+        and min(infos[name].shape) >= settings.min_features
+    ]
+    asked = {name: settings.bits_of(name, is_table=is_lookup(name, infos[name])) for name in eligible}
+    shapes = {infos[name].shape for name, codec in asked.items() if codec is not None}
     groups: dict[tuple[tuple[int, ...], str], list[str]] = {}
-    for name in kept:
-        info = infos[name]
-        if len(info.shape) != 2 or not info.is_floating or info.role in (Role.QUANTIZED, Role.OTHER):
-            continue
-        if min(info.shape) < settings.min_features:  # a table of two rows saves nothing, and every token meets one
-            continue
-        if settings.bits_of(name, is_table=is_lookup(name, info)) is not None:
-            groups.setdefault((info.shape, weights.digest(name)), []).append(name)
+    for name in eligible:
+        if infos[name].shape in shapes and not any(fnmatchcase(name, pattern) for pattern in settings.exclude):
+            groups.setdefault((infos[name].shape, weights.digest(name)), []).append(name)
     jobs = []
     for (_, sha256), names in groups.items():
         first = next((name for name in names if is_lookup(name, infos[name])), names[0])
-        is_table = is_lookup(first, infos[first])
-        out_features, in_features = shape = (infos[first].shape[0], infos[first].shape[1])
-        codec = settings.bits_of(first, is_table=is_table)
-        assert codec is not None
-        if not codec.fits(shape):
-            raise UsageError(f"{first}: rows of {shape[1]} numbers are no whole number of blocks of {codec.name}")
-        if stored_bytes(Dense(in_features, out_features), codec) < infos[first].bytes:
-            fit = FitSettings(forms=(Dense.kind,), store=codec)
-            jobs.append(
-                Job(
-                    tuple(names),
-                    (out_features, in_features),
-                    infos[first].dtype,
-                    fit,
-                    sha256,
-                    stays=True,
-                    is_table=is_table,
-                )
-            )
+        out_features, in_features = infos[first].shape
+        job = Job(
+            tuple(names),
+            (out_features, in_features),
+            infos[first].dtype,
+            settings.fit,
+            sha256,
+            has_bias=_has_bias(weights.source, infos, names),
+            is_table=is_lookup(first, infos[first]),
+        )
+        in_bits = _in_bits(job, asked[first])
+        jobs += [] if in_bits is None else [in_bits]
     return jobs
+
+
+def _in_bits(job: Job, codec: Codec | None) -> Job | None:
+    """Return a job that stays dense, in a codec; None if that is none or saves nothing.
+
+    Raises UsageError for a width that blocks do not divide.
+    """
+    if codec is None:
+        return None
+    out_features, in_features = job.shape
+    if not codec.fits(job.shape):
+        raise UsageError(f"{job.names[0]}: rows of {in_features} numbers are no whole number of blocks of {codec.name}")
+    if stored_bytes(Dense(in_features, out_features), codec) >= job.dense_bytes:
+        return None
+    return replace(job, fit=FitSettings(forms=(Dense.kind,), store=codec), stays=True)
+
+
+def _has_bias(source: Source, infos: Mapping[str, TensorInfo], names: Iterable[str]) -> bool:
+    return source.graph is not None or all(bias_of(name) in infos for name in names)
 
 
 def fit_model(
@@ -198,11 +217,15 @@ def fit_model(
         by_name = {job.names[0]: job for job in selected.jobs}
         for choice in planned.plan.choices:
             if choice.point is None:
-                reasons.update(dict.fromkeys(by_name[choice.curve.name].names, choice.reason))
+                job = by_name[choice.curve.name]
+                in_bits = _in_bits(job, settings.bits_of(job.names[0], is_table=False))
+                staying += [] if in_bits is None else [in_bits]
+                reasons.update(dict.fromkeys(job.names, choice.reason))
     elif settings.is_sequential:
         if data is None:
             raise UsageError("`is_sequential` fits each layer to the inputs that it gets: give them with `data`")
         layers = list(fit_sequential(fitter, free, data))
+        staying = list(_calibrated(source, Selected(tuple(staying), {}), data, cache).jobs)
     else:
         layers = list(fitter.fit(free))
     layers += fitter.fit(staying)
@@ -287,6 +310,8 @@ def _calibrated(source: Source, selected: Selected, data: Path | None, cache: Pa
         return selected
     watched = [job for job in selected.jobs if not job.is_table]  # a table's rows are looked up
     names = [name for job in watched for name in job.names]
+    if not names:
+        return selected
     if cache is None:
         moments = collect(open_runner(source, data), names)
     else:

@@ -78,7 +78,8 @@ class CompressSettings:
     overrides: other settings for some weights; where several match, the later one wins.
     budget: share of the selected weights' dense bytes that all of them together may take; max_error: relative
     error that each may have. With either of them the number of stages is chosen weight by weight (`compress.plan`).
-    dense, table: codec of the dense maps and of the lookup tables that stay; None leaves them as they are.
+    formless: globs of weights that get no other form either, and may get bits. dense, table: codec of the dense maps
+    and of the lookup tables that stay; None leaves them as they are.
     is_sequential: each layer is fitted to what it gets from those already replaced (`compress.sequential`).
     """
 
@@ -92,6 +93,7 @@ class CompressSettings:
     is_sequential: bool = False
     dense: Codec | None = None
     table: Codec | None = None
+    formless: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.budget is not None and self.max_error is not None:
@@ -120,7 +122,10 @@ class CompressSettings:
 
     def fit_of(self, name: str) -> FitSettings:
         """Return how a weight is fitted."""
-        return replace(self.fit, **self.override_of(name))
+        values = dict(self.override_of(name))
+        if "store" in values:  # said of this weight, so no others are tried
+            values["fewest"] = False
+        return replace(self.fit, **values)
 
     def bits_of(self, name: str, *, is_table: bool) -> Codec | None:
         """Return the codec of a dense map or table that stays, None where it stays as it is."""
@@ -144,7 +149,7 @@ class CompressSettings:
             "learning_rate": fit.learning_rate,
             "seed": fit.seed,
             "include": self.include,
-            "exclude": self.exclude,
+            "exclude": (*self.exclude, *self.formless),
             "min_features": self.min_features,
             "layers": [[each.pattern, {k: _said(v) for k, v in each.values}] for each in self.overrides],
             "bits": AUTO if fit.fewest else bits_text(fit.store),

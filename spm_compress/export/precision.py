@@ -20,7 +20,7 @@ from spm_compress.checkpoint.uses import readers
 from spm_compress.errors import ExportError, VerificationError, first_line
 from spm_compress.export.saving import LIMIT
 from spm_compress.export.settings import Precision
-from spm_compress.export.splicing.matches import Digests, digest_of, matches
+from spm_compress.export.splicing.matches import Digests, digest_of, lookups, matches
 from spm_compress.export.verification import session
 from spm_compress.quiet import quiet
 
@@ -87,6 +87,7 @@ def _half(dense: ir.Model, layers: Sequence[FittedLayer], digests: Digests) -> t
     blocked = [] if opset >= _HALF_SCALES else ["QuantizeLinear", "DequantizeLinear"]
     # The converter rounds in its own way (nothing to zero), so the rounded weights are found again by their names.
     names = {match.product.root.name: match for match in matches(dense, layers, digests)}
+    tables = {lookup.table.name: lookup.layer for lookup in lookups(dense, layers, digests)}
     converted = ir.serde.deserialize_model(
         convert_float_to_float16(
             ir.serde.serialize_model(dense), keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *blocked]
@@ -99,6 +100,10 @@ def _half(dense: ir.Model, layers: Sequence[FittedLayer], digests: Digests) -> t
         if match is not None:
             e = product.matrix().astype(np.float32)
             rounded[match.layer.name] = digest_of(e.T if match.transposed else e)
+    for name, layer in tables.items():
+        value = converted.graph.initializers.get(name or "")
+        if value is not None and value.const_value is not None:
+            rounded.setdefault(layer.name, digest_of(value.const_value.numpy().astype(np.float32)))
     return converted, tuple(replace(layer, sha256=rounded.get(layer.name, layer.sha256)) for layer in layers)
 
 
@@ -113,6 +118,9 @@ def _quantized(
     # What else reads a fitted weight, as a table, gets its operator's matrix, and no quantized copy of the dense one.
     nodes = [match.product.node for match in found]
     nodes += [node for match in found for node, _ in readers(match.product.root)]
+    looked_up = list(lookups(dense, layers, digests))
+    nodes += [lookup.node for lookup in looked_up]
+    nodes += [node for lookup in looked_up for node, _ in readers(lookup.table)]
     names = list(dict.fromkeys(node.name or "" for node in nodes))
     replaced = names + [f"{name}_MatMul" for name in names]  # what the quantizer makes of a Gemm before it looks
     with tempfile.TemporaryDirectory() as folder:

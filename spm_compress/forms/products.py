@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from spm_compress.codecs import Grid
+from spm_compress.codecs import Float, Grid
 from spm_compress.codecs.constants import integers, number
 from spm_compress.codecs.scales import emitted_scales
 from spm_compress.forms.emitter import Emitter
@@ -63,12 +63,14 @@ def looked_up(emit: Emitter, name: str, rows: ir.Value) -> ir.Value:
     """
     op, codec, features = emit.op, emit.codec(name), emit.shape(name)[1]
     parts = emit.parts(name)
-    if not isinstance(codec, Grid):
-        (stored,) = parts.values()
-        return op.Cast(op.Gather(stored, rows, axis=0), to=emit.dtype)
+    if isinstance(codec, Float):
+        return op.Cast(op.Gather(parts[""], rows, axis=0), to=emit.dtype)
+    if not isinstance(codec, Grid):  # as nobody writes it, and somebody may
+        return op.Cast(op.Gather(emit.numbers(name), rows, axis=0), to=emit.dtype)
     flat = op.Reshape(rows, integers(op, -1))
     levels = codec.emit_levels(op, op.Gather(parts["codes"], flat, axis=0), (-1, features))
-    own = parts if codec.shared == "column" else {**parts, "scales": op.Gather(parts["scales"], flat, axis=0)}
-    made = codec.emit_scaled(op, levels, emitted_scales(op, own), (-1, features))
+    if codec.shared not in ("column", "matrix"):
+        parts["scales"] = op.Gather(parts["scales"], flat, axis=0)
+    made = codec.emit_scaled(op, levels, emitted_scales(op, parts), (-1, features))
     shape = op.Concat(op.Shape(rows), integers(op, features), axis=0)
     return emit.narrowed(op.Reshape(made, shape))

@@ -78,11 +78,18 @@ class Encoded:
 
 
 def encoded(
-    operator: Operator, codec: Codec, weight: Tensor, error: float | None = None, metric: Tensor | None = None
+    operator: Operator,
+    codec: Codec,
+    weight: Tensor,
+    error: float | None = None,
+    metric: Tensor | None = None,
+    *,
+    is_target: bool = True,
 ) -> Encoded:
     """Store an operator that stands for a weight (out, in) in a codec, or in float32 where that would harm it.
 
-    error: of the operator itself, if it is known; metric: (in, in) covariance of the inputs, if that is.
+    error: of the operator itself, if it is known; metric: (in, in) covariance of the inputs, if that is. is_target:
+    whether rounding may move the map towards the weight; not of one that was trained to be another.
     """
     plain = StoredOperator.of(operator)
     before = relative_error(weight, plain.decoded()) if error is None else error
@@ -90,7 +97,7 @@ def encoded(
         return Encoded(plain, before)
     try:
         target = Objective(weight[None].float(), None if metric is None else metric[None].to(weight.device))
-        narrow = StoredOperator.of(operator, codec, target)
+        narrow = StoredOperator.of(operator, codec, target if is_target else None)
     except FitError:
         return Encoded(plain, before, cannot_hold(codec))
     after = relative_error(weight, narrow.decoded())

@@ -111,7 +111,8 @@ def compress_model(
     settings = replace(
         settings,
         include=_weights(settings.include, source),
-        exclude=(*_weights(settings.exclude, source), *map(_escaped, others)),
+        exclude=_weights(settings.exclude, source),
+        formless=tuple(map(_escaped, others)),
     )
     artifact = fit_model(source, settings, beside=Path())
     kept = (replace(each, reason=_NO_LAYER) if each.name in others else each for each in artifact.kept)

@@ -16,6 +16,7 @@ import spm_compress
 from spm_compress import (
     CompressSettings,
     FitSettings,
+    FormLinear,
     compress_model,
     expand,
     fit_model,
@@ -178,3 +179,58 @@ def test_the_fewest_bits_that_harm_little_are_found(forms: tuple[str, ...], tmp_
         assert bits[name] == 8 or layer.error <= 1.005 * exact[name].error + 1e-6
     if forms == ("low_rank",):
         assert bits["b.weight"] > bits["a.weight"]
+
+
+def test_what_a_live_model_became_is_stored_not_what_it_was_fitted_to(bert: Path, texts: Path, tmp_path: Path) -> None:
+    """Scales are refitted to the weight in a fit; after a training the weight is not what the layer is to be near."""
+    settings = CompressSettings(replace(QUICK, store=parse_bits("8")), include=("encoder.*",))
+    path, again = tmp_path / "bert.spm.safetensors", tmp_path / "again.spm.safetensors"
+    write_artifact(fit_model(open_source(bert), settings, beside=tmp_path, data=texts), path)
+    model = spm_compress.load(path)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "arrays" in name:
+                parameter += 0.1 * parameter.abs().mean() * gaussian(*parameter.shape)
+    live = {name: each.weight.detach() for name, each in model.named_modules() if isinstance(each, FormLinear)}
+    spm_compress.save(model, again, like=path)
+    for layer in read_artifact(again).layers:
+        expected = live[layer.name.removesuffix(".weight")]
+        found = layer.operator.to_dense()
+        assert float((found - expected).norm() / expected.norm()) < 0.03
+
+
+def test_bits_of_what_a_plan_leaves_dense_and_of_what_is_excluded(tmp_path: Path) -> None:
+    weights = {f"{name}__weight": gaussian(64, 64, seed=i) for i, name in enumerate("ab")}
+    settings = CompressSettings(QUICK, exclude=("b.*",), dense=parse_bits("4"), max_error=0.2)
+    artifact = fitted(tmp_path, settings, **weights)
+    assert [(layer.name, layer.stored.codec.name) for layer in artifact.layers] == [("a.weight", "integer(4,row)")]
+    assert [(kept.name, kept.reason) for kept in artifact.kept] == [("b.weight", "excluded")]
+
+
+def test_a_tie_is_decided_as_one_in_the_tables_bits(tmp_path: Path) -> None:
+    table = gaussian(100, 48)
+    both = {"embed__weight": table, "head__weight": table.clone()}
+    with pytest.raises(UsageError, match="no weight is left to fit"):  # the table stays, and so does its head
+        fitted(tmp_path, bits("8"), **both)
+    (layer,) = fitted(tmp_path, bits(None, "4"), **both).layers
+    assert layer.names == ("embed.weight", "head.weight")
+
+
+def test_the_bits_of_one_weight_are_enough_and_go_before_auto(tmp_path: Path) -> None:
+    weights = {f"{name}__weight": gaussian(64, 64, seed=i) for i, name in enumerate("ab")}
+    (layer,) = fitted(tmp_path, bits(None, None, "a.*:bits=4"), **weights).layers
+    assert (layer.name, layer.stored.codec.name) == ("a.weight", "integer(4,row)")
+    few = replace(QUICK, stages=12, forms=("low_rank",), store=parse_bits("8"), fewest=True)
+    auto = CompressSettings(few, overrides=(parse_override("a.*:bits=32"),))
+    codecs = {layer.name: layer.stored.codec for layer in fitted(tmp_path, auto, **weights).layers}
+    assert codecs["a.weight"] == FLOAT32 != codecs["b.weight"]
+    with pytest.raises(UsageError, match="no weight is left to fit"):
+        fitted(tmp_path, replace(bits("4"), min_features=1000), **weights)
+
+
+def test_sequences_and_tables_with_calibration_data(bert: Path, texts: Path, tmp_path: Path) -> None:
+    tables = fit_model(open_source(bert), bits(None, "4"), beside=tmp_path, data=texts)
+    assert all(layer.is_table for layer in tables.layers) and tables.layers
+    after = CompressSettings(QUICK, include=("*.query.weight",), dense=parse_bits("4"), is_sequential=True)
+    found = fit_model(open_source(bert), after, beside=tmp_path, data=texts)
+    assert all(layer.output_error is not None for layer in found.layers)

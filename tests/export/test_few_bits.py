@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from made import gaussian
+from made import fitted_layer, gaussian
 from safetensors.torch import save_file
 from torch import nn
 
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
 from spm_compress.checkpoint import Artifact, Source
-from spm_compress.codecs import parse_bits
-from spm_compress.export import write_ort
+from spm_compress.codecs import SCALES, Codec, StoredArray, integer, parse_bits
+from spm_compress.export import Precision, write_ort
+from spm_compress.export.splicing.layer_model import layer_model
 from spm_compress.export.verification import session
-from spm_compress.forms.lowering import Blocks, Dense, Int8
+from spm_compress.forms import Operator, StoredOperator
+from spm_compress.forms.dense import Dense as DenseForm
+from spm_compress.forms.lowering import Blocks, Dense, Int8, Rows
 
 BITS = ["8", "7", "6", "5", "4", "3", "2", "1.6", "1", "4/32", "16"]
 ROWS = 3000
@@ -183,3 +188,24 @@ def test_the_ort_format_has_the_same_answers(lowering: Dense | Int8, graph: Path
     ids = {"ids": np.arange(12).reshape(3, 4) * 200}
     found, expected = (session(each).run(None, ids)[0] for each in (written.path, path))
     assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("precision", [Precision.FLOAT16, Precision.INT8])
+def test_a_table_is_gathered_packed_in_other_precisions_too(precision: Precision, graph: Path, tmp_path: Path) -> None:
+    artifact, source = fitted(graph, "4", tmp_path)
+    path = tmp_path / "out.onnx"
+    done = export_onnx(artifact, path, source=source, settings=ExportSettings(lowering=Dense(), precision=precision))
+    assert sorted(done.spliced.runs.values()) == ["dense", "dense", "rows"]
+    assert path.stat().st_size < sum(layer.stored_bytes for layer in artifact.layers) + 25_000
+
+
+@pytest.mark.parametrize("codec", [integer(4, "matrix"), integer(4, "column"), SCALES], ids=lambda codec: codec.name)
+def test_a_table_in_a_codec_that_nobody_asks_for_is_looked_up(codec: Codec, tmp_path: Path) -> None:
+    operator = Operator(DenseForm(8, 20), {"weight": gaussian(20, 8)})
+    layer = fitted_layer(operator)
+    stored = StoredOperator(operator.form, {"weight": StoredArray.of(codec, operator.arrays["weight"])})
+    model = layer_model(replace(layer, stored=stored), Rows())
+    model.graph.inputs[0].type, model.graph.inputs[0].shape = ir.TensorType(ir.DataType.INT64), ir.Shape(["rows"])
+    runtime = session(ir.serde.serialize_model(model).SerializeToString())
+    (found,) = runtime.run(None, {"x": np.array([3, 19, 3])})
+    np.testing.assert_allclose(found, stored.decoded().to_dense()[[3, 19, 3]].numpy(), rtol=1e-6)

@@ -33,6 +33,13 @@ class Lookup:
     node: ir.Node
     layer: FittedLayer
 
+    @property
+    def table(self) -> ir.Value:
+        """What holds the tensor."""
+        table = self.node.inputs[0]
+        assert table is not None
+        return table
+
 
 class Digests:
     """Digests of the matrices of a graph, each computed once for it and all of its copies, which share its tensors."""

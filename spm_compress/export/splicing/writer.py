@@ -104,9 +104,7 @@ class Writer:
         rows, found = old.inputs[1], old.outputs[0]
         assert rows is not None and isinstance(graph, ir.Graph)
         placed = Placed.of(lookup.layer, Rows())
-        table = old.inputs[0]
-        assert table is not None
-        dtype = found.dtype or table.dtype or ir.DataType.FLOAT
+        dtype = found.dtype or lookup.table.dtype or ir.DataType.FLOAT
         call = self._call(placed, [rows], dtype, self._free_name(f"{placed.name}.rows"))
         result = call.outputs[0]
         result.name, result.type, result.shape = found.name, found.type, found.shape
