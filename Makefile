@@ -111,6 +111,10 @@ bench: $(VENV)/ready  ## the figures of docs/measurements.md
 	$(BIN)/python benchmarks/fit_quality.py
 	$(BIN)/python benchmarks/fit_speed.py
 	$(BIN)/python benchmarks/recovery.py --train all
+	$(BIN)/python benchmarks/bits.py
+	$(BIN)/python benchmarks/bits.py --calibration 400
+	$(BIN)/python benchmarks/bits_quality.py
+	$(BIN)/python benchmarks/tables.py
 
 clean:
 	rm -rf $(VENV) $(OPENVINO_VENV) $(CUDA_VENV) $(OLDEST_VENV) .venv-package examples/browser/node_modules build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
