@@ -106,13 +106,14 @@ def _repeated(context: click.Context, _: click.Parameter, path: Path | None) -> 
     if path is None:
         return None
     from spm_compress.checkpoint import read_artifact
+    from spm_compress.compress import bits_said
 
     said = read_artifact(path).settings
     if "refit" in said:
         raise UsageError(f"--from {path}: is made of several fits (--refit); repeat them one after the other")
     values = {key: said.get(key) for key in _ALIKE}
     values |= {key: str(said[key]) for key in ("stages", "low_rank") if key in said}
-    values["bits"] = said.get("bits", "16" if said.get("store") in ("F16", "float16") else "32")
+    values["bits"] = bits_said(said)
     values["forms"] = ",".join(said["forms"]) if "forms" in said else None
     values["layers"] = [
         f"{glob}:" + ",".join(f"{_LAYER.get(key, key)}={_auto(value)}" for key, value in fields.items())

@@ -39,13 +39,7 @@ def _show_totals(console: Console, found: Difference) -> None:
     for name, pair in found.totals.items():
         if pair.a is None and pair.b is None:
             continue
-        form = (
-            bytes_text
-            if name.startswith("bytes")
-            else "{:.3f}".format
-            if "error" in name or "bits" in name
-            else "{:,}".format
-        )
+        form = bytes_text if name.startswith("bytes") else _figure
         change = None if pair.a is None or pair.b is None else pair.b - pair.a
         sign = "" if change is None else "-" if change < 0 else "+"
         cells = ["-" if value is None else form(value) for value in (pair.a, pair.b)]
@@ -59,3 +53,7 @@ def _cells(layer: Layer | None) -> tuple[str, str, str, str]:
     if layer is None:
         return "dense", "-", "-", "-"
     return layer.form, bytes_text(layer.bytes), f"{layer.bits:.2f}", f"{layer.error:.3f}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

@@ -239,7 +239,7 @@ def _settings(
     sequential: bool,
 ) -> CompressSettings:
     from spm_compress.codecs import parse_bits
-    from spm_compress.compress import AUTO, CompressSettings, parse_forms, parse_override
+    from spm_compress.compress import CompressSettings, parse_forms, parse_override, parse_store
     from spm_compress.forms import EFFORTS, FitSettings
     from spm_compress.forms.spm import Mixer, Schedule
 
@@ -250,8 +250,7 @@ def _settings(
         raise click.UsageError("--stages N and a target exclude each other; leave --stages out, or say auto")
     chosen: dict[str, Any] = {"schedule": Schedule(schedule), "block": block, "seed": seed, **EFFORTS[effort]}
     chosen["forms"] = parse_forms(forms)
-    chosen["fewest"] = bits == AUTO
-    chosen["store"] = parse_bits("8" if bits == AUTO else bits)
+    chosen["store"], chosen["fewest"] = parse_store(bits)
     if stages not in (None, "auto"):
         chosen["stages"] = _count("--stages", stages, least=1)
     if mixer is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from spm_compress.codecs.angle import Angle
@@ -39,10 +39,6 @@ __all__ = [
 
 
 _SHARED: tuple[str | int, ...] = ("row", "column", "matrix", *BLOCKS)
-
-
-def _of_bits(bits: int) -> Callable[[str | int], Grid]:
-    return functools.partial(integer, bits)
 
 
 # What one asks for, and the codec: a scale a row where there is one.
@@ -89,7 +85,7 @@ def codecs() -> Mapping[str, Codec]:
         FLOAT16,
         SCALES,
         *(Angle(bits, whole) for bits in range(4, 9) for whole in (False, True)),
-        *(make(shared) for make in (sign, ternary, *map(_of_bits, range(2, 9))) for shared in _SHARED),
+        *(with_shared(codec, shared) for codec in _BITS.values() if isinstance(codec, Grid) for shared in _SHARED),
     )
     return {codec.name: codec for codec in found}
 

@@ -61,7 +61,7 @@ class Angle:
 
     def bytes(self, shape: tuple[int, ...]) -> int:
         """As `Codec.bytes`."""
-        return math.prod(shape[:-1]) * self._packing.width(shape[-1])
+        return self._packing.bytes(shape)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """As `Codec.fits`."""
@@ -77,9 +77,7 @@ class Angle:
 
     def decode(self, parts: Parts, shape: tuple[int, ...]) -> Tensor:
         """As `Codec.decode`."""
-        if parts["codes"].shape[:-1] != shape[:-1]:
-            raise ValueError(f"{self.name}: codes of shape {tuple(parts['codes'].shape)} for {shape}")
-        return (self._packing.unpack(parts["codes"], shape[-1]).float() + self._middle) * torch.tensor(self._unit)
+        return (self._packing.unpack(parts["codes"], shape).float() + self._middle) * torch.tensor(self._unit)
 
     def emit(self, op: OpBuilder, parts: Mapping[str, ir.Value], shape: tuple[int, ...]) -> ir.Value:
         """As `Codec.emit`."""

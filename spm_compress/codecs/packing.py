@@ -51,6 +51,10 @@ class Packing:
         """Return how many bytes hold a row of so many codes."""
         return sum(digit.width(features) for digit in self.digits)
 
+    def bytes(self, shape: tuple[int, ...]) -> int:
+        """Return how many bytes hold the codes of an array of this shape."""
+        return math.prod(shape[:-1]) * self.width(shape[-1])
+
     def pack(self, codes: Tensor) -> Tensor:
         """Return codes (..., n), whole numbers of any dtype, as uint8 (..., width(n))."""
         codes = codes.to(torch.int16)
@@ -62,14 +66,15 @@ class Packing:
             runs.append((grouped * torch.tensor(digit.powers, dtype=torch.int16)[:, None]).sum(-2).to(torch.uint8))
         return torch.cat(runs, -1)
 
-    def unpack(self, packed: Tensor, features: int) -> Tensor:
-        """Return the codes (..., features), int16, of bytes (..., width(features)).
+    def unpack(self, packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Return the codes of an array of this shape, int16, of bytes (..., width(n)).
 
-        Raises ValueError for bytes that are not those of so many codes.
+        Raises ValueError for bytes that are not those of such an array.
         """
-        if packed.dtype != torch.uint8 or packed.shape[-1:] != (self.width(features),):
-            raise ValueError(f"{packed.dtype} of shape {tuple(packed.shape)} holds no {features} codes")
-        codes = torch.zeros(*packed.shape[:-1], features, dtype=torch.int16)
+        *lead, features = shape
+        if packed.dtype != torch.uint8 or packed.shape != (*lead, self.width(features)):
+            raise ValueError(f"{packed.dtype} of shape {tuple(packed.shape)} holds no codes of {shape}")
+        codes = torch.zeros(shape, dtype=torch.int16)
         widths = [digit.width(features) for digit in self.digits]
         for digit, run in zip(self.digits, torch.split(packed, widths, -1), strict=True):
             powers = torch.tensor(digit.powers, dtype=torch.int16)[:, None]

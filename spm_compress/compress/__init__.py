@@ -11,10 +11,16 @@ from spm_compress.compress.module import apply_artifact
 from spm_compress.compress.planned import Forecast
 from spm_compress.compress.progress import Progress, Silent
 from spm_compress.compress.ray_executor import OnRay
-from spm_compress.compress.settings import AUTO, CompressSettings, LayerOverride, parse_forms, parse_override
+from spm_compress.compress.settings import (
+    CompressSettings,
+    LayerOverride,
+    bits_said,
+    parse_forms,
+    parse_override,
+    parse_store,
+)
 
 __all__ = [
-    "AUTO",
     "CompressSettings",
     "Executor",
     "Expanded",
@@ -31,6 +37,7 @@ __all__ = [
     "Selected",
     "Silent",
     "apply_artifact",
+    "bits_said",
     "check_device",
     "expand",
     "fit_model",
@@ -39,6 +46,7 @@ __all__ = [
     "load_model",
     "parse_forms",
     "parse_override",
+    "parse_store",
     "plan_model",
     "refreshed",
     "save",

@@ -63,8 +63,8 @@ class Job:
             solved: Tensor = torch.linalg.solve(now.covariance.double() / scale + ridges, crossed, left=False)
         return solved.float()
 
-    def output_errors(self, weight: Tensor, matrix: Tensor, numbers: int) -> tuple[float, float]:
-        """Return the relative errors of the outputs, of `matrix` and of the SVD of so many numbers.
+    def output_errors(self, weight: Tensor, matrix: Tensor, numbers: int | None) -> tuple[float, float | None]:
+        """Return the relative errors of the outputs, of `matrix` and of the SVD of so many numbers, if that is asked.
 
         Of changed inputs x: ||S x - W x0|| / ||W x0|| about the means, the SVD being that of the target W'. What no S
         can correct, ||W' x - W x0||, is in both. Only for a job with moments.
@@ -72,20 +72,22 @@ class Job:
         assert self.moments is not None
         now = self.moments.covariance
         if self.paired is None:
-            return output_error(weight, matrix, now), svd_error(weight, numbers, now)
+            return output_error(weight, matrix, now), _svd_error(weight, numbers, now)
         target, cross = self.target(weight).double(), self.paired.cross.double()
         weight, matrix = weight.double(), matrix.double()
         whole = float((weight @ self.paired.covariance.double() * weight).sum())
         if not whole > 0:
-            return output_error(target, matrix, now), svd_error(target, numbers, now)
+            return output_error(target, matrix, now), _svd_error(target, numbers, now)
 
         def missed(s: Tensor) -> float:  # E ||S x - W x0||^2
             with_now, with_first = s @ now.double(), weight @ cross
             return max(0.0, whole - 2 * float((with_first * s).sum()) + float((with_now * s).sum()))
 
+        error, svd = math.sqrt(missed(matrix) / whole), _svd_error(target, numbers, now)
+        if svd is None:
+            return error, None
         reached = float((target @ now.double() * target).sum())
-        svd = svd_error(target, numbers, now) ** 2 * reached
-        return math.sqrt(missed(matrix) / whole), math.sqrt((missed(target) + svd) / whole)
+        return error, math.sqrt((missed(target) + svd**2 * reached) / whole)
 
     def bias_correction(self, weight: Tensor, matrix: Tensor) -> Tensor | None:
         """Return (out,) float32 what the bias is raised by, so that the mean output stays.
@@ -102,6 +104,10 @@ class Job:
     def dense_bytes(self) -> int:
         """Bytes of the dense weight; tied names are one weight, which a graph holds once."""
         return TensorInfo(self.shape, self.dtype).bytes
+
+
+def _svd_error(weight: Tensor, numbers: int | None, covariance: Tensor) -> float | None:
+    return None if numbers is None else svd_error(weight, numbers, covariance)
 
 
 def digest(weight: Tensor) -> str:

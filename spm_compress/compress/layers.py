@@ -65,19 +65,18 @@ def _measured(job: Job, weight: Tensor, result: FitResult) -> FittedLayer:
     if job.paired is not None:  # the fit was to another matrix
         error = relative_error(weight, operator)
     outputs = svd_outputs = correction = None
-    numbers = operator.parameter_count
+    numbers = None if job.stays else operator.parameter_count  # of an SVD to compare with
     if job.moments is not None:
         matrix = operator.to(torch.float64).to_dense()
         correction = job.bias_correction(weight, matrix)
-        outputs, svd_outputs = job.output_errors(weight, matrix, 0 if job.stays else numbers)
-        svd_outputs = None if job.stays else svd_outputs
+        outputs, svd_outputs = job.output_errors(weight, matrix, numbers)
     return FittedLayer(
         names=job.names,
         shape=job.shape,
         dtype=job.dtype,
         sha256=job.sha256,
         error=error,
-        svd_error=None if job.stays else svd_error(weight, numbers),
+        svd_error=None if numbers is None else svd_error(weight, numbers),
         steps=result.steps,
         restarts=result.restarts,
         start=result.start,

@@ -18,9 +18,9 @@ from spm_compress.checkpoint.modules import load_module
 from spm_compress.checkpoint.source import Source
 from spm_compress.checkpoint.tensor_info import bias_of
 from spm_compress.checkpoint.trace import own_tensors
-from spm_compress.codecs import FLOAT16, Codec, parse_bits
+from spm_compress.codecs import Codec
 from spm_compress.compress.module import apply_artifact
-from spm_compress.compress.settings import AUTO
+from spm_compress.compress.settings import bits_said, parse_store
 from spm_compress.errors import ArtifactError
 from spm_compress.forms.form import Operator
 from spm_compress.forms.stored import encoded
@@ -87,9 +87,7 @@ def refreshed(
     stored = {id(parameter) for parameter in held.values()}
     tensors = {name: now[name].to(old.dtype) if name in now else old for name, old in artifact.tensors.items()}
     changed = [name for name, old in artifact.tensors.items() if not torch.equal(tensors[name], old)]
-    said = artifact.settings  # "store" until bits had names of their own
-    text = str(said.get("bits", "16" if said.get("store") == FLOAT16.name else "32"))
-    asked = parse_bits("8" if text == AUTO else text)
+    asked, _ = parse_store(bits_said(artifact.settings))
     return replace(
         artifact,
         source={**artifact.source, "path": os.path.relpath(source.path, beside)},

@@ -103,7 +103,8 @@ def select_jobs(weights: Weights, settings: CompressSettings) -> Selected:
         )
         for sha256, names in found.weights
     ]
-    kept = {name: reason for name, reason in found.kept.items() if not any(name in job.names for job in staying)}
+    stored = {name for job in staying for name in job.names}
+    kept = {name: reason for name, reason in found.kept.items() if name not in stored}
     return Selected((*jobs, *staying), kept)
 
 

@@ -13,10 +13,9 @@ from spm_compress.forms.candidates import check_forms
 from spm_compress.forms.settings import FitSettings
 from spm_compress.forms.spm.structure import Mixer
 
-__all__ = ["AUTO", "CompressSettings", "LayerOverride", "parse_forms", "parse_override"]
+__all__ = ["CompressSettings", "LayerOverride", "bits_said", "parse_forms", "parse_override", "parse_store"]
 
-# Of `bits`: the fewest that harm little.
-AUTO = "auto"
+_AUTO = "auto"
 _KEYS = ("form", "bits", "stages", "mixer", "block", "low-rank", "steps", "seed")
 
 
@@ -50,6 +49,19 @@ def parse_forms(text: str) -> tuple[str, ...]:
     kinds = tuple(dict.fromkeys(kind.strip().replace("-", "_") for kind in text.split(",")))
     check_forms(kinds)
     return kinds
+
+
+def parse_store(text: str) -> tuple[Codec, bool]:
+    """Return `FitSettings.store` and `fewest` of what `parse_bits` takes, or 'auto'. Raises UsageError as that does."""
+    return parse_bits("8" if text == _AUTO else text), text == _AUTO
+
+
+def bits_said(settings: Mapping[str, Any]) -> str:
+    """Return the bits that the settings of an artifact say, as `parse_store` takes them.
+
+    Before version 7 of the manifest they named a codec, before version 6 a dtype, in `store`.
+    """
+    return str(settings.get("bits", "16" if settings.get("store") in ("float16", "F16") else "32"))
 
 
 def _value(key: str, value: str) -> tuple[str, Any]:
@@ -152,7 +164,7 @@ class CompressSettings:
             "exclude": (*self.exclude, *self.formless),
             "min_features": self.min_features,
             "layers": [[each.pattern, {k: _said(v) for k, v in each.values}] for each in self.overrides],
-            "bits": AUTO if fit.fewest else bits_text(fit.store),
+            "bits": _AUTO if fit.fewest else bits_text(fit.store),
             "dense_bits": None if self.dense is None else bits_text(self.dense),
             "table_bits": None if self.table is None else bits_text(self.table),
         }

@@ -14,12 +14,13 @@ from spm_compress.fitting.objective import Objective
 from spm_compress.fitting.settings import OnStep
 from spm_compress.forms.form import Arrays, Fitted, Form, Operator
 from spm_compress.forms.json_values import whole
+from spm_compress.forms.lowering import Dense as Made
+from spm_compress.forms.lowering import Int8, Lowering, Rows
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from spm_compress.forms.emitter import Emitter
-    from spm_compress.forms.lowering import Lowering
     from spm_compress.forms.settings import FitSettings
 
 __all__ = ["Dense"]
@@ -107,7 +108,6 @@ class Dense(Form):
 
     def lower(self, emit: Emitter, x: ir.Value | None, lowering: Lowering) -> ir.Value:
         """As `Form.lower`: one product, or rows."""
-        from spm_compress.forms.lowering import Int8, Rows
         from spm_compress.forms.products import int8_product, looked_up, product  # ONNX only where it is written
 
         if x is not None and isinstance(lowering, Int8 | Rows):
@@ -116,9 +116,6 @@ class Dense(Form):
 
     def lowerings(self, codecs: Mapping[str, Codec]) -> Sequence[Lowering]:
         """As `Form.lowerings`: the matrix that is made at load, or whole numbers where few bits are stored."""
-        from spm_compress.forms.lowering import Dense as Made
-        from spm_compress.forms.lowering import Int8
-
         return [Made(), *([Int8()] if isinstance(codecs["weight"], Grid) else [])]
 
     def described(self) -> Sequence[str]:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from spm_compress.codecs import Codec, part_key
+from spm_compress.codecs.constants import integers
 from spm_compress.forms.local_function import DOMAIN
 
 __all__ = ["Emitter", "precision_of"]
@@ -110,9 +111,7 @@ class Emitter:
     def integers(self, *values: int) -> ir.Value:
         """Return an int64 vector."""
         # A tensor, not value_ints: up to 1.24, ONNX Runtime refuses a function whose Pad reads those.
-        return self.once(
-            ("integers", *values), lambda: self.op.Constant(value=ir.tensor(values, dtype=ir.DataType.INT64))
-        )
+        return self.once(("integers", *values), lambda: integers(self.op, *values))
 
     def number(self, value: float) -> ir.Value:
         """Return a scalar in the precision of the coefficients."""

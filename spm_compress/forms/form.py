@@ -13,12 +13,12 @@ from torch import Tensor
 from spm_compress.codecs import FLOAT32, Codec
 from spm_compress.fitting.objective import Objective
 from spm_compress.fitting.settings import OnStep
+from spm_compress.forms.lowering import Lowering, lowerings
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from spm_compress.forms.emitter import Emitter
-    from spm_compress.forms.lowering import Lowering
     from spm_compress.forms.settings import FitSettings
 
 __all__ = ["Arrays", "Fitted", "Form", "Operator", "Runner", "prefixed", "relative_error", "under"]
@@ -179,8 +179,6 @@ class Form(Protocol):
 
     def lowerings(self, codecs: Mapping[str, Codec]) -> Sequence[Lowering]:
         """Return the lowerings that are worth timing when the arrays are stored by these codecs; `Dense` among them."""
-        from spm_compress.forms.lowering import lowerings
-
         del codecs
         return lowerings()
 

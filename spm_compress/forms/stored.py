@@ -112,15 +112,16 @@ def fewest_bits(
 
     As `encoded`; where there is a metric it is the error of the outputs that counts.
     """
+    plain = encoded(operator, FLOAT32, weight, error)
 
-    def error_of(found: Operator) -> float:
+    def harm(found: Encoded) -> float:
         if metric is None:
-            return relative_error(weight, found)
-        return output_error(weight, found.to(torch.float64).to_dense(), metric)
+            return found.error
+        return output_error(weight, found.operator.decoded().to(torch.float64).to_dense(), metric)
 
-    before = error_of(operator) if metric is not None or error is None else error
+    before = harm(plain)
     for bits in range(operator.form.fewest_bits, 8):
-        found = encoded(operator, integer(bits), weight, error, metric)
-        if error_of(found.operator.decoded()) <= _LITTLE * before:
+        found = encoded(operator, integer(bits), weight, plain.error, metric)
+        if harm(found) <= _LITTLE * before:
             return found
-    return encoded(operator, most, weight, error, metric)
+    return encoded(operator, most, weight, plain.error, metric)

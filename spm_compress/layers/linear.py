@@ -81,6 +81,7 @@ class FormLinear(nn.Module):
         with torch.device("cpu"):  # indices are computed, also where a default device has no memory ("meta")
             self._runner = form.runner()
         self._place_tables()
+        self.register_load_state_dict_post_hook(_placed)  # type: ignore[no-untyped-call]
 
     def _place_tables(self) -> None:
         device = next(self.arrays.parameters()).device
@@ -148,8 +149,6 @@ class FormLinear(nn.Module):
         return self._runner.dense(self._runner.prepared(self.operator().arrays), self._tables())
 
     def _tables(self) -> list[Tensor | None]:
-        if any(table.device != self.arrays[_key(next(iter(self.form.shapes)))].device for table in self.buffers()):
-            self._place_tables()  # of a layer on "meta" whose parameters were assigned
         return [cast("Tensor | None", getattr(self, f"_table{i}")) for i in range(len(self._runner.tables))]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -231,6 +230,12 @@ class SPMLinear(FormLinear):
         """
         (result,) = fit_matrices(linear.weight.detach()[None], settings or FitSettings(stages=stages))
         return FormLinear.in_place_of(linear, result.operator)
+
+
+def _placed(layer: FormLinear, incompatible: object) -> None:
+    """Bring the tables to where the parameters are: those of a layer on "meta" may just have been assigned."""
+    del incompatible
+    layer._place_tables()
 
 
 def _key(name: str) -> str:

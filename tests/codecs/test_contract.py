@@ -130,7 +130,10 @@ def test_parts_of_another_dtype_are_refused(codec: Codec) -> None:
 def test_the_guard_refuses_what_harms_and_takes_what_does_not(codec: Codec) -> None:
     assert refusal(codec, 0.5, 0.5) is None
     assert refusal(codec, 0.0, 0.0009) is None  # its own rounding
-    assert (refusal(codec, 0.5, 0.52) is None) == math.isinf(codec.most_harm)
+    if math.isinf(codec.most_harm):  # few bits are what was asked for
+        assert refusal(codec, 0.5, 0.52) is None
+    else:
+        assert codec.name in str(refusal(codec, 0.5, 0.52))
     assert codec.name in str(refusal(codec, 0.5, math.nan))
     assert codec.name in str(refusal(codec, 0.5, math.inf))
 

@@ -40,7 +40,7 @@ def test_blocks_have_scales_of_their_own() -> None:
 def test_codes_are_unpacked_as_they_were_packed_and_no_bit_is_spare(packing: object, n: int, seed: int) -> None:
     codes = torch.randint(0, packing.levels, (3, n), generator=torch.Generator().manual_seed(seed))  # type: ignore[attr-defined]
     packed = packing.pack(codes)  # type: ignore[attr-defined]
-    assert torch.equal(packing.unpack(packed, n), codes.to(torch.int16))  # type: ignore[attr-defined]
+    assert torch.equal(packing.unpack(packed, (3, n)), codes.to(torch.int16))  # type: ignore[attr-defined]
     bits = math.log2(packing.levels) if packing.levels != 3 else 1.6  # type: ignore[attr-defined]
     assert packed.shape[-1] <= math.ceil(n * bits / 8 - 1e-9) + 2  # a run of bytes for each digit of a code
     assert of_bits(8).pack(codes).shape[-1] == n

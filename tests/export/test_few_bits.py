@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from made import fitted_layer, gaussian
+from made import fitted_layer, gaussian, token_graph
 from safetensors.torch import save_file
 from torch import nn
 
@@ -47,19 +47,7 @@ class Sentence(nn.Module):
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("dense") / "dense.onnx"
-    ids = torch.arange(6).reshape(2, 3)
-    torch.onnx.export(
-        Sentence().eval(),
-        (ids,),
-        path,
-        dynamo=True,
-        verbose=False,
-        input_names=["ids"],
-        dynamic_shapes=({0: "batch", 1: "sequence"},),
-        external_data=False,
-    )
-    return path
+    return token_graph(Sentence(), tmp_path_factory.mktemp("dense") / "dense.onnx")
 
 
 def fitted(graph: Path, bits: str, folder: Path) -> tuple[Artifact, Source]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made import token_graph
 from torch import nn
 
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
@@ -40,18 +41,7 @@ class Model(nn.Module):
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("graph") / "dense.onnx"
-    torch.onnx.export(
-        Model().eval(),
-        (torch.arange(6).reshape(2, 3),),
-        path,
-        dynamo=True,
-        verbose=False,
-        input_names=["ids"],
-        dynamic_shapes=({0: "batch", 1: "sequence"},),
-        external_data=False,
-    )
-    return path
+    return token_graph(Model(), tmp_path_factory.mktemp("graph") / "dense.onnx")
 
 
 @pytest.mark.parametrize("bits", ["8", "5", "4", "4/32", "3", "2", "1.6", "1"])

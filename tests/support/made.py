@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
+import struct
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +15,7 @@ from spm_compress.checkpoint import FittedLayer
 from spm_compress.codecs import FLOAT32, StoredArray
 from spm_compress.forms import Operator, StoredOperator
 
-__all__ = ["Attention", "fitted_layer", "gaussian", "layer_as_it_is", "mlp"]
+__all__ = ["Attention", "fitted_layer", "gaussian", "layer_as_it_is", "mlp", "token_graph", "write_header"]
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -35,6 +38,27 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.f(self.a(x, x, x, need_weights=False)[0])  # type: ignore[no-any-return]
+
+
+def write_header(path: Path, entries: dict[str, object], data: bytes = b"") -> None:
+    """Write a safetensors file whose header says anything."""
+    text = json.dumps(entries).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def token_graph(model: nn.Module, path: Path) -> Path:
+    """Export a module of token ids (batch, sequence), of any sizes, as one ONNX file; return its path."""
+    torch.onnx.export(
+        model.eval(),
+        (torch.arange(6).reshape(2, 3),),
+        path,
+        dynamo=True,
+        verbose=False,
+        input_names=["ids"],
+        dynamic_shapes=({0: "batch", 1: "sequence"},),
+        external_data=False,
+    )
+    return path
 
 
 def fitted_layer(operator: Operator, name: str = "layer.weight", sha256: str = "", error: float = 0.0) -> FittedLayer:

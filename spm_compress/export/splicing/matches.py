@@ -99,12 +99,9 @@ def lookups(model: ir.Model, layers: Sequence[FittedLayer], digests: Digests) ->
         table = node.inputs[0] if node.inputs else None
         if node.op_type != "Gather" or node.domain not in ("", "ai.onnx") or table is None:
             continue
-        tensor, axis = stored_tensor(table), node.attributes.get("axis")
-        if (
-            tensor is None
-            or not tensor.dtype.is_floating_point()
-            or (axis is not None and axis.as_int() not in (0, -2))
-        ):
+        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+        tensor = stored_tensor(table)
+        if axis not in (0, -2) or tensor is None or not tensor.dtype.is_floating_point():
             continue
         shape = tensor.shape.numpy()
         if shape in shapes and (found := by_values.get((digests.of_tensor(tensor, transposed=False), shape))):

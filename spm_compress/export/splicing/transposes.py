@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
+from spm_compress.codecs.constants import integers
 from spm_compress.forms.local_function import DOMAIN, local_function
 from spm_compress.forms.lowering import Layout
 
@@ -62,7 +63,7 @@ class Transposes:
             return rows_back(op, op.Transpose(y, perm=[1, 0]), lead)
 
         def rows_back(op: OpBuilder, y: ir.Value, lead: ir.Value) -> ir.Value:
-            return op.Reshape(y, op.Concat(lead, _integers(op, features), axis=0))
+            return op.Reshape(y, op.Concat(lead, integers(op, features), axis=0))
 
         if layout is Layout.FEATURES_LAST:
             return []
@@ -77,7 +78,7 @@ class Transposes:
         """Return the leading dimensions of a value, and the node that finds them if none did before."""
 
         def leading(op: OpBuilder, x: ir.Value) -> ir.Value:
-            return op.Slice(op.Shape(x), _integers(op, 0), _integers(op, -1))
+            return op.Slice(op.Shape(x), integers(op, 0), integers(op, -1))
 
         key = leading_dimensions(like, self.names) or like
         if key in self.leads:
@@ -123,10 +124,6 @@ def before_last(value: ir.Value | None) -> ir.Value | None:
     """Return what FeaturesLast made the value of, if it did."""
     node = value.producer() if value is not None else None
     return node.inputs[0] if node is not None and is_transpose(node, LAST) else None
-
-
-def _integers(op: OpBuilder, *values: int) -> ir.Value:
-    return op.Constant(value=ir.tensor(values, dtype=ir.DataType.INT64))
 
 
 def _is_matrix(value: ir.Value) -> bool:
