@@ -61,7 +61,10 @@ class Codec(Protocol):
         """Return the bytes that the parts of an array of this shape take."""
 
     def emit(self, op: OpBuilder, parts: Mapping[str, ir.Value], shape: tuple[int, ...]) -> ir.Value:
-        """Return `decode` as ONNX: the float32 value of this shape that the stored parts stand for."""
+        """Return `decode` as ONNX: the float32 value of this shape that the stored parts stand for.
+
+        Parts of several arrays of two or more axes are given with one axis more, as is the shape: -1 before it.
+        """
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ class Grid:
         from spm_compress.codecs.constants import integers  # ONNX only where it is written
 
         scaled: ir.Value = self.emit_scaled(
-            op, self.emit_levels(op, parts["codes"], shape), emitted_scales(op, parts), shape
+            op, self.emit_levels(op, parts["codes"], shape), emitted_scales(op, parts, max(2, len(shape))), shape
         )
         if len(shape) == 1:
             scaled = op.Reshape(scaled, integers(op, *shape))

@@ -40,11 +40,14 @@ def decoded_scales(parts: Parts, shape: tuple[int, ...]) -> Tensor:
     return scales.float() * unit
 
 
-def emitted_scales(op: OpBuilder, parts: Mapping[str, ir.Value]) -> ir.Value:
-    """Return `decoded_scales` as ONNX."""
+def emitted_scales(op: OpBuilder, parts: Mapping[str, ir.Value], rank: int) -> ir.Value:
+    """Return `decoded_scales` as ONNX; rank: of the scales, their first axis that of several arrays if there are."""
     import onnx_ir as ir  # ONNX only where it is written
 
-    found: ir.Value = op.Mul(op.Cast(parts["scales"], to=ir.DataType.FLOAT), parts["unit"])
+    from spm_compress.codecs.constants import integers
+
+    unit = op.Reshape(parts["unit"], integers(op, -1, *[1] * (rank - 1)))
+    found: ir.Value = op.Mul(op.Cast(parts["scales"], to=ir.DataType.FLOAT), unit)
     return found
 
 
@@ -80,7 +83,7 @@ class Scales:
 
     def emit(self, op: OpBuilder, parts: Mapping[str, ir.Value], shape: tuple[int, ...]) -> ir.Value:
         """As `Codec.emit`."""
-        return emitted_scales(op, parts)
+        return emitted_scales(op, parts, len(shape))
 
 
 SCALES = Scales()

@@ -106,13 +106,21 @@ class Dense(Form):
         """As `Form.from_json`."""
         return cls(whole(entry["in_features"]), whole(entry["out_features"]))
 
+    def constants(self, emit: Emitter, lowering: Lowering) -> Mapping[str, ir.Value]:
+        """As `Form.constants`: the matrix, or whole numbers and their scales."""
+        from spm_compress.forms.products import whole_numbers  # ONNX only where it is written
+
+        return whole_numbers(emit, "weight") if isinstance(lowering, Int8) else {"weight": emit.decoded("weight")}
+
     def lower(self, emit: Emitter, x: ir.Value | None, lowering: Lowering) -> ir.Value:
         """As `Form.lower`: one product, or rows."""
-        from spm_compress.forms.products import int8_product, looked_up, product  # ONNX only where it is written
+        from spm_compress.forms.products import int8_product, looked_up, product
 
-        if x is not None and isinstance(lowering, Int8 | Rows):
-            return (int8_product if isinstance(lowering, Int8) else looked_up)(emit, "weight", x)
-        return product(emit, emit.numbers("weight"), x, lowering)
+        if x is not None and isinstance(lowering, Rows):
+            return looked_up(emit, "weight", x)
+        if x is not None and isinstance(lowering, Int8):
+            return int8_product(emit, x)
+        return product(emit, emit.constant("weight"), x, lowering)
 
     def lowerings(self, codecs: Mapping[str, Codec]) -> Sequence[Lowering]:
         """As `Form.lowerings`: the matrix that is made at load, or whole numbers where few bits are stored."""

@@ -38,8 +38,11 @@ class Emitter:
         shapes: Mapping[str, tuple[int, ...]],
         dtype: ir.DataType,
         opset: int,
+        *,
+        constants: Mapping[str, ir.Value] | None = None,
     ) -> None:
-        # values: name -> value of every index table, and of every part of an array, by `part_key`. shapes: of arrays.
+        # values: name -> value of every index table, and of every part of an array, by `part_key`. shapes: of arrays,
+        # as they come: with -1 before them, of as many maps as there are. constants: of one map.
         self.op = op
         self.opset = opset
         self.values = values
@@ -48,13 +51,14 @@ class Emitter:
         self.dtype = dtype
         self.is_narrow = dtype in _NARROW
         self.precision = precision_of(dtype)
+        self.constants = constants or {}
         self.functions: dict[str, ir.Function] = {}
         self.prefix = ""
         self._known: dict[tuple[str | int, ...], ir.Value] = {}
 
     def under(self, prefix: str) -> Emitter:
         """Return the emitter of a part, whose arrays and tables are `PREFIX.name` here; what is known is shared."""
-        part = Emitter(self.op, self.values, self.codecs, self.shapes, self.dtype, self.opset)
+        part = Emitter(self.op, self.values, self.codecs, self.shapes, self.dtype, self.opset, constants=self.constants)
         part.prefix = f"{self.prefix}{prefix}."
         part._known, part.functions = self._known, self.functions
         return part
@@ -74,6 +78,14 @@ class Emitter:
 
         return self.once(("numbers", f"{self.prefix}{name}"), decoded)
 
+    def in_a_row(self, values: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+        """Return values (maps, *shape) as (maps * first, ...), one map after the other."""
+        return self.op.Reshape(values, self.integers(-1, *shape[1:]))
+
+    def decoded(self, name: str) -> ir.Value:
+        """Return an array of numbers of several maps `in_a_row`."""
+        return self.in_a_row(self.numbers(name), self.shape(name)[1:])
+
     def codec(self, name: str) -> Codec:
         """Return the codec of an array."""
         return self.codecs[f"{self.prefix}{name}"]
@@ -87,9 +99,13 @@ class Emitter:
         full = f"{self.prefix}{name}"
         return {part: self.values[part_key(full, part)] for part in self.codecs[full].part_names()}
 
-    def row(self, name: str, index: int) -> ir.Value:
-        """Return one row of an array of numbers."""
-        return self.op.Gather(self.numbers(name), self.integer(index), axis=0)
+    def constant(self, name: str) -> ir.Value:
+        """Return what `Form.constants` has made under a name, of this map."""
+        return self.constants[f"{self.prefix}{name}"]
+
+    def has_constant(self, name: str) -> bool:
+        """Say whether `Form.constants` has made anything under a name."""
+        return f"{self.prefix}{name}" in self.constants
 
     def narrowed(self, values: ir.Value) -> ir.Value:
         """Return float32 values in the dtype of the activations; casts that cast nothing stay in some graphs."""
@@ -116,6 +132,11 @@ class Emitter:
     def number(self, value: float) -> ir.Value:
         """Return a scalar in the precision of the coefficients."""
         return self.once(("number", str(value)), lambda: self.op.Constant(value=ir.tensor(value, dtype=self.precision)))
+
+    def pair(self, row: tuple[float, float]) -> ir.Value:
+        """Return the matrix of a row and the row turned round, (2, 1, 1, 2, 1), in the precision of coefficients."""
+        values = [[[[[each] for each in side]]] for side in (row, row[::-1])]
+        return self.once(("pair", str(row)), lambda: self.op.Constant(value=ir.tensor(values, dtype=self.precision)))
 
     def positions(self, width: int) -> ir.Value:
         """Return (width,) 0, 1, 2, ..."""

@@ -174,8 +174,18 @@ class Form(Protocol):
         Raises ValueError, LookupError or TypeError for anything that is no such form, before memory is taken for it.
         """
 
+    def constants(self, emit: Emitter, lowering: Lowering) -> Mapping[str, ir.Value]:
+        """Emit what does not depend on x, of several maps at once: name -> values of one map after the other.
+
+        A runtime folds it when it loads the model. Not asked for `Rows`.
+        """
+        return {name: emit.decoded(name) for name in self.shapes}
+
     def lower(self, emit: Emitter, x: ir.Value | None, lowering: Lowering) -> ir.Value:
-        """Emit the map of x as ONNX; without an x, which is how `Dense` comes, the matrix (out, in)."""
+        """Emit one map of x as ONNX; without an x, which is how `Dense` comes, the matrix (out, in).
+
+        It starts from `Emitter.constant`, its own of what `constants` has made.
+        """
 
     def lowerings(self, codecs: Mapping[str, Codec]) -> Sequence[Lowering]:
         """Return the lowerings that are worth timing when the arrays are stored by these codecs; `Dense` among them."""

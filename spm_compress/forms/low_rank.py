@@ -117,7 +117,7 @@ class LowRank(Form):
         """As `Form.lower`: two thin products, whatever the lowering."""
         from spm_compress.forms.products import two_products  # ONNX only where it is written
 
-        return two_products(emit, emit.numbers("left"), emit.numbers("right"), x, lowering)
+        return two_products(emit, emit.constant("left"), emit.constant("right"), x, lowering)
 
     def described(self) -> Sequence[str]:
         """As `Form.described`."""

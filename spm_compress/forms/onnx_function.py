@@ -1,4 +1,7 @@
-"""A form written as an ONNX function of the activations and of what is stored of it."""
+"""A form written as two ONNX functions: of what is stored of several maps, and of the activations of one of them.
+
+The first is constant, so a runtime folds it when it loads the model, once for all layers that are alike.
+"""
 
 from __future__ import annotations
 
@@ -13,56 +16,76 @@ from spm_compress.codecs import Codec, part_key
 from spm_compress.forms.emitter import Emitter, precision_of
 from spm_compress.forms.form import Form, numbers_of
 from spm_compress.forms.local_function import DOMAIN, local_function
-from spm_compress.forms.lowering import Lowering
+from spm_compress.forms.lowering import Lowering, Rows
 
-__all__ = ["Written", "write_function"]
+__all__ = ["Written", "write_functions"]
 
 
 @dataclass(frozen=True)
 class Written:
-    """function: its inputs are x (if the lowering has a layout), then `StoredOperator.tensors` in their order.
+    """The functions of a form.
 
-    needed: functions that it calls.
+    constants: of the parts of all arrays, each with an axis of maps before its own, and the index tables; returns what
+    `Form.constants` has made. None for rows, of which nothing is made at load.
+    function: of x (if the lowering has a layout), then what `constants` returns, its own share of the first axis, and
+    the index tables; of rows, x and the parts and index tables.
+    needed: functions that these call.
     """
 
+    constants: ir.Function | None
     function: ir.Function
     needed: Sequence[ir.Function]
 
 
-def write_function(
+def write_functions(
     form: Form, codecs: Mapping[str, Codec], lowering: Lowering, dtype: ir.DataType, opset: int, name: str
 ) -> Written:
-    """Return the local function of a form whose arrays are stored by these codecs.
+    """Return the local functions of a form whose arrays are stored by these codecs.
 
     dtype: of x and y, or of the matrix.
     """
     parts = [part_key(name, part) for name in form.shapes for part in codecs[name].part_names()]
-    names = [*parts, *form.tables]
+    stored = [*parts, *form.tables]
     takes_x = lowering.layout is not None
+    # Of a matrix only the finished one is rounded to a narrow dtype.
+    working = dtype if takes_x else precision_of(dtype)
     needed: dict[str, ir.Function] = {}
+    names: list[str] = []
+    what = f"S of {form.out_features}x{form.in_features}"
+    about = "\n".join(["", *form.described(), f"{numbers_of(form):,} numbers"])
+
+    def made(op: OpBuilder, *values: ir.Value) -> Mapping[str, ir.Value]:
+        shapes = {array: (-1, *shape) for array, shape in form.shapes.items()}
+        emit = Emitter(op, dict(zip(stored, values, strict=True)), codecs, shapes, working, opset)
+        found = form.constants(emit, lowering)
+        names.extend(found)
+        needed.update(emit.functions)
+        # Names of their own: what is stored may have the same.
+        return dict(zip((f"{each}_made" for each in _shown(names)), found.values(), strict=True))
+
+    constants = None
+    if not isinstance(lowering, Rows):
+        told = f"what several maps {what} need at run time, made when the model is loaded{about}"
+        constants = local_function(f"{name}_constants", made, _shown(stored), opset, about=told)
 
     def emitted(op: OpBuilder, *values: ir.Value) -> ir.Value:
-        x, arrays = (values[0], values[1:]) if takes_x else (None, values)
-        # Of a matrix only the finished one is rounded to a narrow dtype.
-        working = dtype if takes_x else precision_of(dtype)
-        emit = Emitter(op, dict(zip(names, arrays, strict=True)), codecs, form.shapes, working, opset)
-        made = form.lower(emit, x, lowering)
+        x, given = (values[0], values[1:]) if takes_x else (None, values)
+        own: dict[str, ir.Value] = {}
+        if constants is not None:
+            own, given = dict(zip(names, given, strict=False)), given[len(names) :]
+        named = dict(zip(stored if constants is None else form.tables, given, strict=True))
+        emit = Emitter(op, named, codecs, form.shapes, working, opset, constants=own)
+        found = form.lower(emit, x, lowering)
         needed.update(emit.functions)
-        return made if working == dtype else op.Cast(made, to=dtype)
+        return found if working == dtype else op.Cast(found, to=dtype)
 
-    shown = _shown(names)
-    what = f"{'y = S x' if takes_x else 'the matrix S'}, S of {form.out_features}x{form.in_features}"
-    function = local_function(
-        name,
-        emitted,
-        ("x", *shown) if takes_x else shown,
-        opset,
-        output="y" if takes_x else "matrix",
-        about="\n".join([what, *form.described(), f"{numbers_of(form):,} numbers"]),
-    )
-    if needed:
-        function.opset_imports[DOMAIN] = 1
-    return Written(function, tuple(needed.values()))
+    inputs = _shown(stored if constants is None else [*names, *form.tables])
+    output, told = ("y", f"y = S x, {what}{about}") if takes_x else ("matrix", f"the matrix {what}{about}")
+    function = local_function(name, emitted, ["x", *inputs] if takes_x else inputs, opset, output=output, about=told)
+    for each in (constants, function):
+        if needed and each is not None:
+            each.opset_imports[DOMAIN] = 1
+    return Written(constants, function, tuple(needed.values()))
 
 
 def _shown(names: Sequence[str]) -> list[str]:

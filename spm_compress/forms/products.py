@@ -10,7 +10,7 @@ from spm_compress.codecs.scales import emitted_scales
 from spm_compress.forms.emitter import Emitter
 from spm_compress.forms.lowering import Layout, Lowering
 
-__all__ = ["int8_product", "looked_up", "product", "two_products"]
+__all__ = ["int8_product", "looked_up", "product", "two_products", "whole_numbers"]
 
 # Of a row of zeros, which has no scale.
 _LEAST_SCALE = 1e-30
@@ -34,26 +34,34 @@ def two_products(emit: Emitter, left: ir.Value, right: ir.Value, x: ir.Value | N
     return product(emit, left, product(emit, right, x, lowering), lowering)
 
 
-def int8_product(emit: Emitter, name: str, x: ir.Value) -> ir.Value:
-    """Return the product of a stored matrix (out, in) with x (..., in), (..., out), as `quantize_dynamic` writes it.
+def whole_numbers(emit: Emitter, name: str) -> dict[str, ir.Value]:
+    """Return stored matrices as `levels`, int8 (maps * in, out), and `scales`, (maps * out,), float32.
 
-    ONNX Runtime folds the whole numbers to int8 when it loads, and has one kernel for the rest. Levels that share a
-    scale with other than their row are rounded once more, to 8 bits with a scale a row.
+    Levels that share a scale with other than their row are rounded once more, to 8 bits with a scale a row.
     """
     op, codec = emit.op, emit.codec(name)
     shape, parts = emit.shape(name), emit.parts(name)
     if isinstance(codec, Grid) and codec.shared == "row":
         levels = codec.emit_levels(op, parts["codes"], shape)
-        scales = emitted_scales(op, parts)
+        scales = emitted_scales(op, parts, len(shape))
     else:
         matrix = codec.emit(op, parts, shape)
-        scales = op.Max(op.Mul(emit.largest(op.Abs(matrix), 1), number(op, 1 / 127)), number(op, _LEAST_SCALE))
+        scales = op.Max(op.Mul(emit.largest(op.Abs(matrix), 2), number(op, 1 / 127)), number(op, _LEAST_SCALE))
         levels = op.Round(op.Div(matrix, scales))
-    whole = op.Transpose(op.Cast(levels, to=ir.DataType.INT8), perm=[1, 0])
+    whole = op.Transpose(op.Cast(levels, to=ir.DataType.INT8), perm=[0, 2, 1])
+    return {"levels": op.Reshape(whole, integers(op, -1, shape[1])), "scales": op.Reshape(scales, integers(op, -1))}
+
+
+def int8_product(emit: Emitter, x: ir.Value) -> ir.Value:
+    """Return the product of `whole_numbers` with x (..., in), (..., out), as `quantize_dynamic` writes it.
+
+    ONNX Runtime has one kernel for it.
+    """
+    op = emit.op
     x = x if emit.dtype == ir.DataType.FLOAT else op.Cast(x, to=ir.DataType.FLOAT)
     rounded, scale, zero = op.DynamicQuantizeLinear(x, _outputs=3)
-    product = op.Cast(op.MatMulInteger(rounded, whole, zero), to=ir.DataType.FLOAT)
-    return emit.narrowed(op.Mul(product, op.Mul(scale, op.Reshape(scales, integers(op, shape[0])))))
+    product = op.Cast(op.MatMulInteger(rounded, emit.constant("levels"), zero), to=ir.DataType.FLOAT)
+    return emit.narrowed(op.Mul(product, op.Mul(scale, emit.constant("scales"))))
 
 
 def looked_up(emit: Emitter, name: str, rows: ir.Value) -> ir.Value:
@@ -66,11 +74,11 @@ def looked_up(emit: Emitter, name: str, rows: ir.Value) -> ir.Value:
     if isinstance(codec, Float):
         return op.Cast(op.Gather(parts[""], rows, axis=0), to=emit.dtype)
     if not isinstance(codec, Grid):  # as nobody writes it, and somebody may
-        return op.Cast(op.Gather(emit.numbers(name), rows, axis=0), to=emit.dtype)
+        return op.Cast(op.Gather(codec.emit(op, parts, emit.shape(name)), rows, axis=0), to=emit.dtype)
     flat = op.Reshape(rows, integers(op, -1))
     levels = codec.emit_levels(op, op.Gather(parts["codes"], flat, axis=0), (-1, features))
     if codec.shared not in ("column", "matrix"):
         parts["scales"] = op.Gather(parts["scales"], flat, axis=0)
-    made = codec.emit_scaled(op, levels, emitted_scales(op, parts), (-1, features))
+    made = codec.emit_scaled(op, levels, emitted_scales(op, parts, 2), (-1, features))
     shape = op.Concat(op.Shape(rows), integers(op, features), axis=0)
     return emit.narrowed(op.Reshape(made, shape))

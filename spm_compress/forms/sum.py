@@ -170,6 +170,10 @@ class Sum(Form):
             raise ValueError("the parts of a sum differ in shape")
         return cls(parts)
 
+    def constants(self, emit: Emitter, lowering: Lowering) -> Mapping[str, ir.Value]:
+        """As `Form.constants`: those of the parts."""
+        return prefixed(part.constants(emit.under(str(i)), lowering) for i, part in enumerate(self.parts))
+
     def lower(self, emit: Emitter, x: ir.Value | None, lowering: Lowering) -> ir.Value:
         """As `Form.lower`."""
         first, *others = (part.lower(emit.under(str(i)), x, lowering) for i, part in enumerate(self.parts))

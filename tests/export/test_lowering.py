@@ -17,7 +17,7 @@ from spm_compress.export.splicing.layer_model import layer_model
 from spm_compress.forms import Form, Operator
 from spm_compress.forms.low_rank import LowRank
 from spm_compress.forms.lowering import Lowering, lowerings
-from spm_compress.forms.onnx_function import write_function
+from spm_compress.forms.onnx_function import write_functions
 from spm_compress.forms.spm import Gauge, Mixer, Schedule, build_spm
 from spm_compress.forms.sum import Sum
 
@@ -89,7 +89,9 @@ def test_constants_are_tensors_which_every_onnx_runtime_can_infer_from(lowering:
     # Up to 1.24, ONNX Runtime refuses a function whose Pad reads value_ints; folding 100 to 48 pads.
     form = build_spm(100, 48, stages=10)
     codecs = dict.fromkeys(form.shapes, FLOAT32)
-    written = write_function(form, codecs, lowering, ir.DataType.FLOAT, 20, "narrowing")
-    nodes = [node for function in (written.function, *written.needed) for node in function]
+    written = write_functions(form, codecs, lowering, ir.DataType.FLOAT, 20, "narrowing")
+    nodes = [
+        node for function in (written.constants, written.function, *written.needed) if function for node in function
+    ]
     kinds = {name for node in nodes if node.op_type == "Constant" for name in node.attributes}
     assert "value_ints" not in kinds

@@ -14,12 +14,13 @@ from spm_compress.checkpoint.artifact import FittedLayer
 from spm_compress.checkpoint.free_names import free_name
 from spm_compress.checkpoint.uses import is_handed_out, readers
 from spm_compress.codecs import Codec
+from spm_compress.export.splicing.alike import Alike
 from spm_compress.export.splicing.matches import Digests, Lookup, Match
 from spm_compress.export.splicing.transposes import LAST, Transposes, is_transpose
 from spm_compress.forms.form import Form, numbers_of
 from spm_compress.forms.local_function import DOMAIN
 from spm_compress.forms.lowering import Dense, Lowering, Rows
-from spm_compress.forms.onnx_function import write_function
+from spm_compress.forms.onnx_function import Written, write_functions
 from spm_compress.forms.stored import StoredOperator
 
 __all__ = ["Placed", "Writer", "initializer"]
@@ -46,6 +47,10 @@ class Placed:
         return Placed(layer, lowering, layer.name, layer.stored)
 
 
+# Layers of one kind share their functions.
+_Kind = tuple[Form, tuple[Codec, ...], Lowering, ir.DataType]
+
+
 def _value_names(model: ir.Model) -> set[str]:
     values = [value for node in model.graph.all_nodes() for value in (*node.inputs, *node.outputs) if value is not None]
     return {value.name for value in (*values, *model.graph.initializers.values(), *model.graph.inputs) if value.name}
@@ -57,7 +62,8 @@ class Writer:
     def __init__(self, model: ir.Model, opset: int) -> None:
         self.model = model
         self.opset = opset
-        self.functions: dict[tuple[Form, tuple[Codec, ...], Lowering, ir.DataType], str] = {}
+        self.functions: dict[_Kind, Written] = {}
+        self.alike: dict[_Kind, list[Alike]] = {}
         self.transposes: dict[ir.Graph, Transposes] = {}
         self.matrices: dict[object, tuple[str, ir.Value]] = {}
         self.taken = {node.name for node in model.graph.all_nodes() if node.name}
@@ -80,7 +86,7 @@ class Writer:
             new.append(ir.Node("", "Transpose", [x], [ir.AttrInt64s("perm", [0, *range(2, rank), 1])]))
             x = new[-1].outputs[0]
         new += self.layer(placed, x, dtype, graph)
-        call = next(node for node in new if node.op_type in self.functions.values())
+        call = next(node for node in new if node.op_type in self._function_names())
         bias = old.inputs[2] if len(old.inputs) > 2 else None
         if bias is not None:
             new.append(ir.Node("", "Add", [new[-1].outputs[0], bias], name=f"{call.name}.bias"))
@@ -210,10 +216,37 @@ class Writer:
         return [*before, call, *transposes.back(layout, call.outputs[0], x, placed.stored.form.out_features)]
 
     def _call(self, placed: Placed, x: list[ir.Value], dtype: ir.DataType, free: str) -> ir.Node:
-        prefix = self._prefix(f"{placed.name}.spm")
-        arrays = [self._initializer(f"{prefix}.{array}", values) for array, values in placed.stored.tensors.items()]
-        function = self._function(placed.stored, placed.lowering, dtype)
-        return ir.Node(DOMAIN, function, [*x, *arrays], name=free, doc_string=_describe(placed))
+        prefix, form = self._prefix(f"{placed.name}.spm"), placed.stored.form
+        kind = form, tuple(placed.stored.codecs.values()), placed.lowering, dtype
+        written = self._functions(kind, placed.stored.codecs)
+        parts = {name: tensor for name, tensor in placed.stored.tensors.items() if name not in form.tables}
+        # No Reshape gives an empty array the axis of the maps, so it comes with it.
+        given = [
+            self._initializer(f"{prefix}.{name}", tensor if tensor.numel() else tensor[None])
+            for name, tensor in parts.items()
+        ]
+        if written.constants is None:
+            given += self._tables(written, form)
+        else:
+            given = self._alike(kind, written, placed.name).share(placed.name, given, prefix)
+            given += self._tables(written, form)
+        return ir.Node(DOMAIN, written.function.name, [*x, *given], name=free, doc_string=_describe(placed))
+
+    def _tables(self, written: Written, form: Form) -> list[ir.Value]:
+        """Return the index tables, which belong to the form."""
+        prefix = self._prefix(written.function.name)
+        return [self._initializer(f"{prefix}.{name}", table) for name, table in form.tables.items()]
+
+    def _alike(self, kind: _Kind, written: Written, layer: str) -> Alike:
+        """Return the layers of a kind that one comes to."""
+        known = self.alike.setdefault(kind, [])
+        found = next((each for each in known if each.takes(layer)), None)
+        if found is None:
+            prefix = self._prefix(f"{written.function.name}.{len(known)}")
+            tables = self._tables(written, kind[0])
+            found = Alike(self.model, written, kind[0], self._free_name(prefix), tables)
+            known.append(found)
+        return found
 
     def _initializer(self, name: str, values: Tensor) -> ir.Value:
         value = initializer(self.model.graph, name, values)
@@ -225,20 +258,23 @@ class Writer:
         self.taken.add(free)
         return free
 
-    def _function(self, stored: StoredOperator, lowering: Lowering, dtype: ir.DataType) -> str:
-        form = stored.form
-        key = (form, tuple(stored.codecs.values()), lowering, dtype)
-        if key not in self.functions:
+    def _functions(self, kind: _Kind, codecs: Mapping[str, Codec]) -> Written:
+        if kind not in self.functions:
+            form, _, lowering, dtype = kind
             size = "".join(f"_{value}{name}" for name, value in form.summary.items() if isinstance(value, int))
             plain = f"{form.kind.upper()}_{form.out_features}x{form.in_features}{size}_{lowering.name.split()[0]}"
-            taken = set(self.functions.values())
+            taken = self._function_names()
             name = next(n for n in (plain, *(f"{plain}_{i}" for i in range(2, len(taken) + 3))) if n not in taken)
-            written = write_function(form, stored.codecs, lowering, dtype, self.opset, name)
-            for function in (*written.needed, written.function):
-                self.model.functions[function.identifier()] = function
+            written = write_functions(form, codecs, lowering, dtype, self.opset, name)
+            for function in (*written.needed, written.constants, written.function):
+                if function is not None:
+                    self.model.functions[function.identifier()] = function
             self.model.graph.opset_imports[DOMAIN] = 1
-            self.functions[key] = name
-        return self.functions[key]
+            self.functions[kind] = written
+        return self.functions[kind]
+
+    def _function_names(self) -> set[str]:
+        return {written.function.name for written in self.functions.values()}
 
 
 def _name_around(call: ir.Node, nodes: Sequence[ir.Node], prefix: str) -> None:

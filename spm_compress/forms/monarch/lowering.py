@@ -18,7 +18,7 @@ __all__ = ["lower"]
 def lower(form: Monarch, emit: Emitter, x: ir.Value | None, lowering: Lowering) -> ir.Value:
     """Emit the map of x, laid out as the lowering says; without x the matrix."""
     op, (p, q), k, s = emit.op, form.tile, form.right_blocks, form.left_blocks
-    left, right = (op.Cast(emit.numbers(name), to=emit.dtype) for name in ("left", "right"))
+    left, right = (op.Cast(emit.constant(name), to=emit.dtype) for name in ("left", "right"))
     missing = k * q - form.in_features
     if x is None:
         rows = op.Reshape(op.Transpose(right, perm=[1, 0, 2]), emit.integers(s, 1, k, q))

@@ -241,6 +241,12 @@ class SPM(Form):
             raise ValueError(f"an SPM {form.out_features}x{form.in_features} without a chain as wide")
         return form
 
+    def constants(self, emit: Emitter, lowering: Lowering) -> Mapping[str, ir.Value]:
+        """As `Form.constants`."""
+        from spm_compress.forms.spm.lowering import constants  # ONNX only where it is written
+
+        return constants(self, emit, lowering)
+
     def lower(self, emit: Emitter, x: ir.Value | None, lowering: Lowering) -> ir.Value:
         """As `Form.lower`."""
         from spm_compress.forms.spm.lowering import lower  # ONNX only where it is written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -10,12 +11,21 @@ from spm_compress.forms.emitter import Emitter
 from spm_compress.forms.lowering import Blocks, Dense, Layout, Lowering, Stages
 from spm_compress.forms.spm.lowering.blocks import BlocksBody
 from spm_compress.forms.spm.lowering.chain_emitter import ChainEmitter
+from spm_compress.forms.spm.lowering.operands import Operands
 from spm_compress.forms.spm.lowering.stages import StagesBody
 
 if TYPE_CHECKING:
     from spm_compress.forms.spm.form import SPM
 
-__all__ = ["lower"]
+__all__ = ["constants", "lower"]
+
+
+def constants(structure: SPM, emit: Emitter, lowering: Lowering) -> Mapping[str, ir.Value]:
+    """Emit the coefficients of all stages, or what they are multiplied out to."""
+    chains = ChainEmitter(emit, structure)
+    if isinstance(lowering, Stages):
+        return chains.stage_by_stage()
+    return Operands(chains, lowering.layout or Layout.FEATURE_MAJOR).all()
 
 
 def lower(structure: SPM, emit: Emitter, x: ir.Value | None, lowering: Lowering) -> ir.Value:

@@ -68,27 +68,27 @@ class ChainEmitter:
     def mixed(self, state: ir.Value, partner: ir.Value, coefficients: Sequence[ir.Value]) -> ir.Value:
         """Call the function of one stage.
 
-        state: pairs on its third axis; coefficients: of `coefficients`, shaped to multiply it.
+        state: pairs on its fourth axis; coefficients: of `coefficients`, shaped to multiply it.
         """
         function = self._stage_function(has_diagonal=len(coefficients) > 1)
         return self.emit.call(function, state, partner, *coefficients)
 
     def coefficients(self, i: int, stage: int) -> list[ir.Value]:
-        """Return the off-diagonal coefficients (width,) of a stage of chain i, and the diagonal ones unless all one."""
+        """Return the off-diagonal coefficients (maps, width) of a stage, and the diagonal ones unless all one."""
         chain = self.structure.chains[i]
         width, stride = chain.width, chain.strides[stage]
         if self.structure.mixer is Mixer.ROTATION:
             before = sum(pair_count(width, earlier) for earlier in chain.strides[:stage])
             return self._rotation(i, width, stride, before)
         index = self.emit.integer(stage)
-        off_diagonal, *diagonal = (self.op.Gather(array, index, axis=0) for array in self.of_all_stages(i))
+        off_diagonal, *diagonal = (self.op.Gather(array, index, axis=1) for array in self.of_all_stages(i))
         if self.structure.gauge is Gauge.POLAR and 2 * pair_count(width, stride) < width:
             is_alone = self.op.Equal(self.partners(width, stride), self.emit.positions(width))
             diagonal = [self.op.Where(is_alone, self.emit.number(1.0), each) for each in diagonal]
         return [self._where_paired(width, stride, off_diagonal), *diagonal]
 
     def of_all_stages(self, i: int) -> list[ir.Value]:
-        """Return what is stored of the general stages of chain i, (stages, width), in the order of `coefficients`.
+        """Return what is stored of the general stages of chain i, (maps, stages, width), as `coefficients`.
 
         Positions without a partner have any numbers there.
         """
@@ -105,16 +105,18 @@ class ChainEmitter:
 
     def _rotation(self, i: int, width: int, stride: int, before: int) -> list[ir.Value]:
         op, emit, count = self.op, self.emit, pair_count(width, stride)
-        if not count:
-            return [op.Cast(op.Mul(emit.positions(width), emit.integer(0)), to=emit.precision)]
-        angles = emit.numbers(f"{i}.angles")
-        own = op.Slice(angles, emit.integers(before), emit.integers(before + count), emit.integers(0))
+        if not count:  # zeros, of as many maps as there are
+            stored = op.Cast(next(iter(emit.parts(f"{i}.angles").values())), to=emit.precision)
+            nothing = op.Mul(emit.summed(stored, 1, keepdims=1), emit.number(0.0))
+            return [op.Add(nothing, op.Mul(op.Cast(emit.positions(width), to=emit.precision), emit.number(0.0)))]
+        angles = emit.numbers(f"{i}.angles")  # (maps, angles)
+        own = op.Slice(angles, emit.integers(before), emit.integers(before + count), emit.integers(1))
         position = emit.positions(width)
         rank = op.Add(
             op.Mul(op.Div(position, emit.integer(2 * stride)), emit.integer(stride)),
             op.Mod(position, emit.integer(stride)),
         )
-        angle = op.Gather(own, emit.at_most(rank, count - 1), axis=0)
+        angle = op.Gather(own, emit.at_most(rank, count - 1), axis=1)
         upper = op.Greater(position, self.partners(width, stride))
         signed = self._where_paired(width, stride, op.Where(upper, angle, op.Neg(angle)))
         return [op.Sin(signed), op.Cos(signed)]
@@ -127,9 +129,23 @@ class ChainEmitter:
         return op.Mul(values, op.Cast(paired, to=self.emit.precision))
 
     def scale(self, i: int, boundary: int) -> ir.Value | None:
-        """Return what the features (width,) of chain i are scaled by before group `boundary`, if they are."""
+        """Return what the features of chain i are scaled by before group `boundary`, (maps, width), if they are."""
         scales = self.structure.chains[i].scales
-        return self.emit.row(f"{i}.scales", scales.index(boundary)) if boundary in scales else None
+        if boundary not in scales:
+            return None
+        return self.op.Gather(self.emit.numbers(f"{i}.scales"), self.emit.integer(scales.index(boundary)), axis=1)
+
+    def stage_by_stage(self) -> dict[str, ir.Value]:
+        """Return the coefficients of all stages and the scales: CHAIN.off_diagonal, ..., each (maps * rows, width)."""
+        found = {}
+        for i, chain in enumerate(self.structure.chains):
+            stages = [self.coefficients(i, stage) for stage in range(chain.stages)]
+            for name, rows in zip(("off_diagonal", "diagonal"), zip(*stages, strict=True), strict=False):
+                each = [self.op.Reshape(row, self.emit.integers(-1, 1, chain.width)) for row in rows]
+                found[f"{i}.{name}"] = self.emit.in_a_row(self.op.Concat(*each, axis=1), (chain.stages, chain.width))
+            if chain.scales:
+                found[f"{i}.scales"] = self.emit.decoded(f"{i}.scales")
+        return found
 
     def folded(self, state: ir.Value, width: int, new: int, layout: Layout) -> ir.Value:
         """Sum the features of a state that are equal modulo `new`, which is less than `width`."""

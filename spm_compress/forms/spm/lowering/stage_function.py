@@ -12,13 +12,13 @@ from spm_compress.forms.local_function import local_function
 
 __all__ = ["stage_function"]
 
-_AXIS = 2  # features first: (1, runs, 2, stride, rows); features last: (rows, runs, 2, stride)
+_AXIS = 3  # features first: (1, 1, runs, 2, stride, rows); features last: (rows, 1, runs, 2, stride)
 
 
 def stage_function(opset: int, *, has_diagonal: bool) -> ir.Function:
     """Return y = x + off_diagonal * x[partner], or with the diagonal y = diagonal * x + off_diagonal * x[partner].
 
-    partner: indices along the third axis of x; the coefficients are shaped to multiply x.
+    partner: indices along the fourth axis of x; the coefficients are shaped to multiply x.
     """
 
     def emitted(op: OpBuilder, x: ir.Value, partner: ir.Value, *coefficients: ir.Value) -> ir.Value:

@@ -73,18 +73,25 @@ class StagesBody:
         partner = emit.integers(1, 0)
         if width % (2 * stride):
             pairs, partner = (1, width), self.chains.partners(width, stride)
-        before = (1, *pairs, -1) if self.feature_major else (-1, *pairs)
+        before = (1, 1, *pairs, -1) if self.feature_major else (-1, 1, *pairs)
         return self.chains.mixed(op.Reshape(state, emit.integers(*before)), partner, self.shaped(i, stage, pairs))
 
     def shaped(self, i: int, stage: int, pairs: tuple[int, ...]) -> list[ir.Value]:
         """Return the coefficients of a stage, shaped to multiply a state that is cut up into pairs."""
         shape = self.emit.integers(*pairs, 1) if self.feature_major else self.emit.integers(*pairs)
-        return [self.op.Reshape(row, shape) for row in self.chains.coefficients(i, stage)]
+        given = [f"{i}.{name}" for name in ("off_diagonal", "diagonal")]
+        return [self.op.Reshape(self.row(name, stage), shape) for name in given if self.emit.has_constant(name)]
 
     def scaled(self, i: int, boundary: int, state: ir.Value) -> ir.Value:
         """Scale the features, if they are scaled there."""
-        row = self.chains.scale(i, boundary)
-        return state if row is None else self.op.Mul(state, self.along(row))
+        scales = self.chains.structure.chains[i].scales
+        if boundary not in scales:
+            return state
+        return self.op.Mul(state, self.along(self.row(f"{i}.scales", scales.index(boundary))))
+
+    def row(self, name: str, index: int) -> ir.Value:
+        """Return one row (width,) of what `ChainEmitter.stage_by_stage` has made."""
+        return self.op.Gather(self.emit.constant(name), self.emit.integer(index), axis=0)
 
     def ordered(self, i: int, boundary: int, state: ir.Value) -> ir.Value:
         """Put the features in the order of a group."""
