@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from spm_compress.calibration.moments import Moments, PairedMoments
-from spm_compress.checkpoint.tensor_info import TensorInfo
+from spm_compress.checkpoint.source import Source
+from spm_compress.checkpoint.tensor_info import TensorInfo, bias_of
 from spm_compress.fitting.objective import output_error, scale_and_ridge
 from spm_compress.fitting.threads import one_thread
 from spm_compress.fitting.truncated_svd import svd_error
 from spm_compress.forms.settings import FitSettings
 
-__all__ = ["Job", "digest"]
+__all__ = ["Job", "digest", "has_bias"]
 
 
 @dataclass(frozen=True)
@@ -113,3 +115,8 @@ def _svd_error(weight: Tensor, numbers: int | None, covariance: Tensor) -> float
 def digest(weight: Tensor) -> str:
     """Return the SHA-256 of the values as float32 in C order: how a weight is found again in a graph."""
     return hashlib.sha256(weight.float().contiguous().numpy().tobytes()).hexdigest()
+
+
+def has_bias(source: Source, infos: Mapping[str, TensorInfo], names: Iterable[str]) -> bool:
+    """Return whether the model can take a change of the mean output of a weight with these names."""
+    return source.graph is not None or all(bias_of(name) in infos for name in names)
