@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spm_compress.checkpoint.tensor_info import Role
@@ -76,12 +77,24 @@ def _by_kind(module: nn.Module) -> Roles:
         elif isinstance(child, nn.RNNBase):
             reason = f"a weight of an nn.{type(child).__name__}, whose ONNX node multiplies by it inside"
             roles.update({f"{prefix}{each}": (Role.OTHER, reason) for each, _ in child.named_parameters(recurse=False)})
+        elif isinstance(child, _ConvNd):
+            roles[f"{prefix}weight"] = _role_of_kernel(child)
     tables = {id(module.get_parameter(name)) for name, (role, _) in roles.items() if role is Role.TABLE}
     for name, child in module.named_modules(remove_duplicate=False):
         if isinstance(child, nn.Linear) and "weight" in child._parameters:
             tied = id(child.weight) in tables
             roles[f"{name}.weight" if name else "weight"] = (Role.TABLE, _TIED) if tied else (Role.MAP, "")
     return roles
+
+
+def _role_of_kernel(convolution: _ConvNd) -> tuple[Role, str]:
+    if convolution.transposed:
+        return Role.OTHER, "a kernel of a transposed convolution, no matrix"
+    if convolution.groups != 1:
+        return Role.OTHER, "a kernel of a grouped convolution, no matrix"
+    if any(size != 1 for size in convolution.kernel_size):
+        return Role.OTHER, "a kernel of a convolution wider than 1x1, no matrix"
+    return Role.MAP, ""
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -28,7 +28,7 @@ class Job:
     moments: of its inputs as they are when it is fitted; paired: the same beside the original model's. has_bias:
     whether the model can take a change of the mean output; if not, the fit is to the inputs about zero. stays: whether
     it is a dense map or a lookup table that stays, and only its numbers are stored in fewer bits; is_table: which of
-    both.
+    both. kernel_dims: as in TensorInfo.
     """
 
     names: tuple[str, ...]
@@ -41,6 +41,7 @@ class Job:
     has_bias: bool = True
     stays: bool = False
     is_table: bool = False
+    kernel_dims: int = 0
 
     def watched(self, moments: Moments | None, paired: PairedMoments | None = None) -> Job:
         """Return the job with what is known of its inputs."""

@@ -101,6 +101,7 @@ def select_jobs(weights: Weights, settings: CompressSettings) -> Selected:
             settings.fit_of(names[0]),
             sha256,
             has_bias=has_bias(source, infos, names),
+            kernel_dims=infos[names[0]].kernel_dims,
         )
         for sha256, names in found.weights
     ]

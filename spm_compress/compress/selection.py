@@ -100,6 +100,8 @@ def _reason_to_keep(
         return info.use or _kind_of(info.dtype)
     if info.role is Role.OTHER:
         return info.use
+    if len(info.shape) > 3 and name.endswith("weight"):
+        return f"{len(info.shape)}-D, by its shape a kernel of a convolution wider than 1x1, not a matrix"
     if len(info.shape) != 2:
         return f"{len(info.shape)}-D, not a matrix"
     if any(fnmatchcase(name, pattern) for pattern in exclude):

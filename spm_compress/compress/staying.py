@@ -61,14 +61,14 @@ def staying(
         name: settings.bits_of(name, is_table=is_lookup(name, infos[name])) for name in kept if name not in without
     }
     shapes = {infos[name].shape for name, codec in asked.items() if codec is not None}
-    groups: dict[tuple[tuple[int, ...], str], list[str]] = {}
+    groups: dict[tuple[tuple[int, ...], int, str], list[str]] = {}
     for name in kept:
         is_excluded = without.get(name) == _EXCLUDED
         if infos[name].shape in shapes and (name in asked or is_excluded):
             digest = weights.digest(name, is_chosen=not is_excluded)
-            groups.setdefault((infos[name].shape, digest), []).append(name)
+            groups.setdefault((infos[name].shape, infos[name].kernel_dims, digest), []).append(name)
     jobs = []
-    for (_, sha256), names in groups.items():
+    for (_, _, sha256), names in groups.items():
         if any(name in without for name in names):
             continue
         first = next((name for name in names if is_lookup(name, infos[name])), names[0])
@@ -81,6 +81,7 @@ def staying(
             sha256,
             has_bias=has_bias(weights.source, infos, names),
             is_table=is_lookup(first, infos[first]),
+            kernel_dims=infos[first].kernel_dims,
         )
         found = in_bits(job, asked[first])
         jobs += [] if found is None else [found]
