@@ -136,6 +136,57 @@ def test_a_module_computes_with_them_when_it_is_loaded_and_exported(
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-4)
 
 
+SIDE_BY_SIDE = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(48, 48)
+        self.kernel = nn.Conv1d(48, 48, 1)
+        self.picture = nn.Conv2d(48, 40, 1)
+        with torch.no_grad():
+            self.line.weight += 0.1
+            self.kernel.weight.copy_(self.line.weight[..., None])
+            self.kernel.bias.copy_(self.line.bias)
+
+    def forward(self, x):
+        same = self.line(x.mT).mT + self.kernel(x) + self.line(x)
+        return self.picture(same[..., None])
+
+
+def build():
+    torch.manual_seed(0)
+    return Net(), torch.randn(2, 48, 48)
+"""
+
+
+@pytest.mark.parametrize("is_sequential", [False, True])
+def test_their_inputs_are_watched(is_sequential: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against linear layers of the same numbers; one is given the very tensor, whose rows are others."""
+    alone = SIDE_BY_SIDE.replace(" + self.line(x)", "")
+    for name, code in (("both", SIDE_BY_SIDE), ("alone", alone)):
+        (tmp_path / f"side_{name}.py").write_text(code)
+        monkeypatch.delitem(sys.modules, f"side_{name}", raising=False)
+    monkeypatch.chdir(tmp_path)
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(8, 48, 48)).astype(np.float32) ** 2)
+    settings = CompressSettings(FitSettings(stages=4, block=8, steps=4), is_sequential=is_sequential)
+    layers = {}
+    for name in ("both", "alone"):
+        source = open_source(None, f"side_{name}:build")
+        artifact = fit_model(source, settings, beside=tmp_path, data=tmp_path / "x.npz")
+        layers[name] = {layer.name: layer for layer in artifact.layers}
+        assert all(layer.output_error is not None for layer in artifact.layers)
+    line, kernel = layers["alone"]["line.weight"], layers["alone"]["kernel.weight"]
+    assert kernel.output_error == pytest.approx(line.output_error, rel=1e-3)
+    assert kernel.bias_correction is not None and line.bias_correction is not None
+    torch.testing.assert_close(kernel.bias_correction, line.bias_correction, rtol=1e-2, atol=1e-3)
+    both = layers["both"]["kernel.weight"]
+    assert both.output_error == pytest.approx(kernel.output_error, rel=1e-3)
+
+
 def test_a_live_module_stores_their_bits(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(64, 48, 1), nn.Flatten(), nn.Linear(48, 40))
