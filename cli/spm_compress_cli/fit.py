@@ -152,7 +152,7 @@ def fit(
     from spm_compress.export.outlook import outlook
     from spm_compress.report import summarize
     from spm_compress_cli.plan_table import show_plan
-    from spm_compress_cli.progress import follow, message
+    from spm_compress_cli.progress import follow, message, tell_left_out
     from spm_compress_cli.tables import show_totals
 
     settings = _settings(**options)
@@ -179,6 +179,7 @@ def fit(
             selected, forecast = plan_model(
                 source, settings, device=device, progress=progress, data=calibration, cache=_CACHE
             )
+        tell_left_out(source.path, selected.kept, verbosity)
         show_plan(selected, forecast, as_json)
         return
     path = output or Path(artifact_name(source.path if model or factory is None else Path(factory.partition(":")[0])))
@@ -199,6 +200,7 @@ def fit(
             refit=Refit(read_artifact(path), refit) if refit else None,
         )
         write_artifact(artifact, path)
+    tell_left_out(source.path, {kept.name: kept.reason for kept in artifact.kept}, verbosity)
     models = {"original": lambda: load_module(source), "fitted": lambda: load_model(artifact, source)}
     scores = gate.scores(models) if gate else {}
     show_totals(summarize(artifact, path), path, as_json, scores)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -24,6 +25,14 @@ def message(text: str, verbosity: Verbosity) -> None:
     """Say one line on stderr unless told to be quiet."""
     if verbosity > Verbosity.QUIET:
         messages_console().print(text, soft_wrap=True)
+
+
+def tell_left_out(model: Path, kept: Mapping[str, str], verbosity: Verbosity) -> None:
+    """Say which tensors of a model stay because they are quantized already; kept: name -> reason of all that stay."""
+    from spm_compress.checkpoint import left_out
+
+    for line in left_out(kept):
+        message(f"{model}: {line}", verbosity)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ __all__ = ["TorchRunner", "as_tensors", "batches_for", "open_torch_runner"]
 
 
 _Identity = tuple[int, int]
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_Layer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 def _identity(x: Tensor) -> _Identity:
@@ -32,13 +34,16 @@ def _identity(x: Tensor) -> _Identity:
 
 @dataclass(frozen=True)
 class TorchRunner:
-    """A Runner of a torch module that is called with keyword tensors. layers: tensor name -> the layers with it."""
+    """A Runner of a torch module that is called with keyword tensors. layers: tensor name -> the layers with it.
+
+    A 1x1 convolution is a linear layer at every place.
+    """
 
     path: Path
     model: nn.Module
     batches: Sequence[Batch]
-    layers: Mapping[str, Sequence[nn.Linear]]
-    _biases: dict[int, nn.Parameter | None] = field(default_factory=dict)
+    layers: Mapping[str, Sequence[_Layer]]
+    _biases: dict[int, Tensor | None] = field(default_factory=dict)
 
     def order(self, names: Sequence[str]) -> list[tuple[str, ...]]:
         """Return the names as the model uses them; those that are given the same tensors together."""
@@ -77,7 +82,7 @@ class TorchRunner:
         """From now on compute with another weight (out, in) and add correction (out,)."""
         with torch.no_grad():
             for layer in self.layers[name]:
-                layer.weight = nn.Parameter(weight.to(layer.weight))
+                layer.weight = nn.Parameter(weight.to(layer.weight).reshape(layer.weight.shape))
                 # Tied names reach the same layer: the correction is always that of the bias it came with.
                 own = self._biases.setdefault(id(layer), layer.bias)
                 bias = torch.zeros_like(correction) if own is None else own
@@ -85,7 +90,9 @@ class TorchRunner:
 
     def _run(self, names: Sequence[str], batch: Batch, watch: Callable[[str, Tensor], None]) -> None:
         def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-            return lambda module, arguments, named: watch(name, arguments[0] if arguments else named["input"])
+            return lambda module, arguments, named: watch(
+                name, _features_last(module, arguments[0] if arguments else named["input"])
+            )
 
         handles = [
             layer.register_forward_pre_hook(hook(name), with_kwargs=True)
@@ -100,6 +107,11 @@ class TorchRunner:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _features_last(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return the inputs of a layer as (..., n); a view, so that what a convolution is given is nothing else's too."""
+    return x.movedim(1 - layer.weight.dim(), -1) if isinstance(layer, _CONVOLUTIONS) else x
 
 
 def as_tensors(batch: Batch) -> dict[str, Tensor]:
@@ -134,13 +146,22 @@ def batches_for(
     return batches
 
 
-def _layers(model: nn.Module, source: Source) -> dict[str, list[nn.Linear]]:
+def _layers(model: nn.Module, source: Source) -> dict[str, list[_Layer]]:
     """Return tensor name -> the linear layers that have it."""
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    found: dict[str, list[nn.Linear]] = {}
+    linears: dict[str, _Layer] = {name: module for name, module in model.named_modules() if _is_linear(module)}
+    found: dict[str, list[_Layer]] = {}
     for tensor in source.tensors():
         name = module_of(tensor, model, linears)
         if name is not None:
             weight = linears[name].weight
             found[tensor] = [layer for layer in linears.values() if layer.weight is weight]
     return found
+
+
+def _is_linear(module: nn.Module) -> TypeGuard[_Layer]:
+    """Whether a module is a linear layer, or a 1x1 convolution that neither skips nor adds places."""
+    if isinstance(module, _CONVOLUTIONS):
+        sizes = (*module.kernel_size, *module.stride, module.groups)
+        padding = (module.padding,) if isinstance(module.padding, str) else module.padding
+        return all(size == 1 for size in sizes) and all(each in (0, "valid", "same") for each in padding)
+    return isinstance(module, nn.Linear)

@@ -14,6 +14,7 @@ from spm_compress.checkpoint.factory_source import import_function
 from spm_compress.checkpoint.files import write_tensors
 from spm_compress.checkpoint.modules import is_bare, is_live, load_module
 from spm_compress.checkpoint.outputs import keep_apart, require_file_name
+from spm_compress.checkpoint.quantized import left_out
 from spm_compress.checkpoint.source import Source, files_of, key_of, open_source
 from spm_compress.checkpoint.tensor_info import TensorInfo
 
@@ -31,6 +32,7 @@ __all__ = [
     "is_live",
     "keep_apart",
     "key_of",
+    "left_out",
     "load_module",
     "open_source",
     "read_artifact",

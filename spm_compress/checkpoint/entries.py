@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from spm_compress.checkpoint.keys import BIAS_CORRECTION, usual_stem
+from spm_compress.checkpoint.tensor_info import MOST_KERNEL_DIMS
 from spm_compress.codecs import Codec, StoredArray, part_key, read_codec
 from spm_compress.forms.form import Form, Operator, under
 from spm_compress.forms.json_values import whole
@@ -18,6 +19,7 @@ from spm_compress.forms.stored import StoredOperator
 __all__ = [
     "FittedLayer",
     "KeptTensor",
+    "as_in_source",
     "kept_json",
     "layer_json",
     "layer_tensors",
@@ -36,7 +38,8 @@ class FittedLayer:
     dense map that stays.
     output_error, svd_output_error: the same of the outputs, weighted by the covariance of the inputs, and
     bias_correction: (out_features,) what the bias is raised by, (W - S) mean of the inputs, where there was calibration
-    data. is_table: whether rows of it are looked up. reason: why the numbers are not in the codec that was asked for.
+    data. is_table: whether rows of it are looked up. kernel_dims: as in TensorInfo. reason: why the numbers are not in
+    the codec that was asked for.
     """
 
     names: tuple[str, ...]
@@ -54,6 +57,7 @@ class FittedLayer:
     bias_correction: Tensor | None = None
     reason: str | None = None
     is_table: bool = False
+    kernel_dims: int = 0
 
     @property
     def name(self) -> str:
@@ -74,6 +78,11 @@ class FittedLayer:
     def stored_bytes(self) -> int:
         """Bytes of everything stored for the layer: arrays, index tables and the bias correction."""
         return self.stored.nbytes + (0 if self.bias_correction is None else self.bias_correction.nbytes)
+
+
+def as_in_source(layer: FittedLayer, matrix: Tensor) -> Tensor:
+    """Return a matrix (out, in) in the shape that the weight has in its source."""
+    return matrix.reshape(*layer.shape, *[1] * layer.kernel_dims)
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,7 @@ def layer_json(layer: FittedLayer, stem: str) -> dict[str, Any]:
         "svd_output_error": layer.svd_output_error,
         "reason": layer.reason,
         "is_table": layer.is_table,
+        **({"kernel_dims": layer.kernel_dims} if layer.kernel_dims else {}),
         "form": {"kind": layer.form.kind, **layer.form.to_json()},
         "codecs": {name: codec.name for name, codec in layer.stored.codecs.items()},
     }
@@ -143,6 +153,9 @@ def read_layer(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitte
     correction = own.get(BIAS_CORRECTION)
     if correction is not None and tuple(correction.shape) != (out_features,):
         raise ValueError(f"{name}: a bias correction of shape {tuple(correction.shape)}, not {(out_features,)}")
+    kernel_dims = whole(entry.get("kernel_dims", 0))
+    if not 0 <= kernel_dims <= MOST_KERNEL_DIMS:
+        raise ValueError(f"{name}: a kernel of {kernel_dims} dimensions")
     return FittedLayer(
         names=tuple(names),
         shape=(out_features, in_features),
@@ -159,6 +172,7 @@ def read_layer(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitte
         bias_correction=correction,
         reason=None if entry.get("reason") is None else str(entry["reason"]),
         is_table=bool(entry.get("is_table", False)),
+        kernel_dims=kernel_dims,
     )
 
 

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from spm_compress.checkpoint.quantized import DEQUANTIZE, methods
 from spm_compress.checkpoint.tensor_info import TensorInfo
 
 __all__ = ["ADAPTER", "parts", "refusal"]
@@ -26,8 +27,6 @@ Found = Iterator[tuple[str, str]]
 ADAPTER = (
     "is an adapter (LoRA or the like) of another model; merge it first, peft: merge_and_unload(), and save that model"
 )
-_DEQUANTIZE = "dequantize the model before it is compressed"
-_PACKED_BY = re.compile(r"\bpacked by ([^;]+);")
 _COMPUTED = re.compile(r"\bpart of the ([\w-]+ed) ")
 _ROLES = {
     "absmax": "scales",
@@ -60,8 +59,8 @@ def parts(tensors: Infos, config: Mapping[str, Any] | None) -> dict[str, str]:
     return {name: found[name] for name in tensors if name in found}
 
 
-def refusal(tensors: Infos, found: Mapping[str, str], *, is_any_left: bool) -> str | None:
-    """Return why a whole file is not fitted, None if it can be; found: its `parts`.
+def refusal(tensors: Infos, found: Mapping[str, str], kept: Mapping[str, str], *, is_any_left: bool) -> str | None:
+    """Return why a whole file is not fitted, None if it can be; found: its `parts`; kept: reasons of all that stay.
 
     is_any_left: whether a weight is selected. An adapter is refused even then: without the weights that it belongs to
     (beside modules that were trained whole) it is no model.
@@ -69,11 +68,12 @@ def refusal(tensors: Infos, found: Mapping[str, str], *, is_any_left: bool) -> s
     adapted = [name for name, reason in found.items() if reason.startswith("a part of an adapter")]
     if adapted and not any(_has_base(tensors, name) for name in adapted):
         return ADAPTER
-    if is_any_left or not found:
+    quantized = [how.partition("; ") for how in methods(kept)]
+    if is_any_left or not (found or quantized):
         return None
-    packed = sorted({match.group(1) for reason in found.values() if (match := _PACKED_BY.search(reason))})
-    if packed:
-        return f"is packed by {' and '.join(packed)}, and no other weight is left to fit; dequantize it first"
+    if quantized:
+        how = " and ".join(each for each, _, _ in quantized)
+        return f"is {how}, and no other weight is left to fit; {quantized[0][2]}"
     reason = next(iter(found.values()))
     computed = _COMPUTED.search(reason)
     if computed is None:
@@ -84,12 +84,12 @@ def refusal(tensors: Infos, found: Mapping[str, str], *, is_any_left: bool) -> s
 # --- packed weights
 
 
-def _packed(by: str, main: str, tensors: Infos, names: Iterator[str]) -> Found:
-    yield main, f"packed by {by}; {_DEQUANTIZE}"
+def _packed(how: str, main: str, tensors: Infos, names: Iterator[str]) -> Found:
+    yield main, f"packed {how}; {DEQUANTIZE}"
     for name in names:
         if name in tensors and name != main:
             role = _ROLES.get(_leaf(name), "a part")
-            yield name, f"{role} of the weight {main}, packed by {by}; {_DEQUANTIZE}"
+            yield name, f"{role} of the weight {main}, packed {how}; {DEQUANTIZE}"
 
 
 def _gptq(tensors: Infos, name: str, config: Mapping[str, Any] | None) -> Found:
@@ -104,7 +104,7 @@ def _gptq(tensors: Infos, name: str, config: Mapping[str, Any] | None) -> Found:
         by = "GPTQ"
     else:
         by = "GPTQ or AWQ" if tensors[name].shape[-1:] == scales[-1:] else "AWQ"
-    yield from _packed(by, name, tensors, (_beside(name, each) for each in ("scales", "qzeros", "g_idx")))
+    yield from _packed(f"by {by}", name, tensors, (_beside(name, each) for each in ("scales", "qzeros", "g_idx")))
 
 
 _BITSANDBYTES = (
@@ -119,10 +119,10 @@ def _bitsandbytes(tensors: Infos, name: str, config: Mapping[str, Any] | None) -
         main = name.removesuffix(".absmax")
         state = [f"{main}.{each}" for each in _BITSANDBYTES]
         if main in tensors and any(each in tensors for each in state[1:]):
-            yield from _packed("bitsandbytes (4 bits)", main, tensors, iter(state))
+            yield from _packed("by bitsandbytes (4 bits)", main, tensors, iter(state))
     if _leaf(name) == "SCB" and _is(tensors, _beside(name, "weight"), "int8", "i8"):
         names = (name, _beside(name, "weight_format"))
-        yield from _packed("bitsandbytes (int8)", _beside(name, "weight"), tensors, iter(names))
+        yield from _packed("by bitsandbytes (int8)", _beside(name, "weight"), tensors, iter(names))
 
 
 def _scaled(tensors: Infos, name: str, config: Mapping[str, Any] | None) -> Found:
@@ -135,32 +135,32 @@ def _scaled(tensors: Infos, name: str, config: Mapping[str, Any] | None) -> Foun
     )
     names = (_beside(name, each) for each in others)
     if leaf == "weight_packed" and _beside(name, "weight_scale") in tensors:
-        yield from _packed("compressed-tensors", name, tensors, names)
+        yield from _packed("by compressed-tensors", name, tensors, names)
     is_scaled = any(_beside(name, each) in tensors for each in others[:3])
     if leaf == "weight" and is_scaled and not tensors[name].is_floating:
-        by = "a scaled 8-bit float (fp8)" if _is(tensors, name, "f8", "float8") else "scaled integers"
-        yield from _packed(by, name, tensors, names)
+        how = "as scaled 8-bit floats (fp8)" if _is(tensors, name, "f8", "float8") else "as scaled integers"
+        yield from _packed(how, name, tensors, names)
     if leaf == "weight" and _is(tensors, name, "u32", "uint32") and _beside(name, "scales") in tensors:
-        yield from _packed("MLX", name, tensors, (_beside(name, each) for each in ("scales", "biases")))
+        yield from _packed("by MLX", name, tensors, (_beside(name, each) for each in ("scales", "biases")))
 
 
 def _hqq(tensors: Infos, name: str, config: Mapping[str, Any] | None) -> Found:
     del config
     if _leaf(name) == "W_q" and {_beside(name, "scale"), _beside(name, "zero")} <= set(tensors):
         others = ("scale", "zero", "nbits", "group_size", "shape", "axis", "packing", "view_as_float", "quant_scale")
-        yield from _packed("HQQ", name, tensors, (_beside(name, each) for each in others))
+        yield from _packed("by HQQ", name, tensors, (_beside(name, each) for each in others))
 
 
 def _subclasses(tensors: Infos, name: str, config: Mapping[str, Any] | None) -> Found:
     """Inner tensors of what quanto and torchao put in the place of a weight, and blocks of MXFP4."""
     del config
     if _leaf(name) == "_data" and _beside(name, "_scale") in tensors:
-        yield from _packed("quanto", name, tensors, (_beside(name, each) for each in ("_scale", "_shift")))
+        yield from _packed("by quanto", name, tensors, (_beside(name, each) for each in ("_scale", "_shift")))
     if (match := re.fullmatch(r"(.*)([_:.])qdata", name)) and (scale := f"{match[1]}{match[2]}scale") in tensors:
-        yield from _packed("torchao", name, tensors, iter((scale, f"{match[1]}{match[2]}zero_point")))
+        yield from _packed("by torchao", name, tensors, iter((scale, f"{match[1]}{match[2]}zero_point")))
     if name.endswith("_blocks") and not tensors[name].is_floating:
         scales = f"{name.removesuffix('_blocks')}_scales"
-        yield from _packed("MXFP4", name, tensors, iter((scales,))) if scales in tensors else ()
+        yield from _packed("as MXFP4", name, tensors, iter((scales,))) if scales in tensors else ()
 
 
 # --- adapters

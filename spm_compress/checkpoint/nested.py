@@ -15,9 +15,10 @@ from typing import Any
 
 from torch import Tensor, uint8
 
+from spm_compress.checkpoint.quantized import FROM
 from spm_compress.errors import SourceError, UsageError, near_misses
 
-__all__ = ["TOP", "choose", "models_in"]
+__all__ = ["TOP", "choose", "models_in", "quantized_by_torch"]
 
 TOP = "."
 _DEEPEST = 4
@@ -37,7 +38,7 @@ Model = Mapping[str, Tensor]
 def models_in(content: Any) -> dict[str, Model]:
     """Return the way to every mapping of tensors -> its tensors by name, in the order of the content (rules 1 to 3).
 
-    Raises ValueError for content that has no end.
+    Raises ValueError, with what to do, for content that has no end and for weights that torch has quantized.
     """
     found: dict[str, Model] = {}
     for way, model in _walk(content, (), [_MOST]):
@@ -58,7 +59,7 @@ def choose(path: Path, content: Any, key: str | None) -> tuple[str | None, Model
     try:
         found = models_in(content)
     except ValueError as error:
-        raise SourceError(f"{path}: {error}; save the model's state_dict() alone") from error
+        raise SourceError(f"{path}: {error}") from error
     if not found and not isinstance(content, Mapping):
         raise SourceError(f"{path}: holds a {type(content).__name__}, not a state dict; save model.state_dict()")
     if not found:
@@ -70,6 +71,11 @@ def choose(path: Path, content: Any, key: str | None) -> tuple[str | None, Model
         raise UsageError(f"{path}: holds several models: {_listed(found)}; choose one with `key` NAME")
     name = key if key is not None else next(iter(found))
     return (None if name == TOP and len(found) == 1 else name), found[name]
+
+
+def quantized_by_torch(x: Tensor) -> str:
+    """Return what a quantized tensor is, and what to do: no artifact can hold it."""
+    return f"quantized already ({str(x.dtype).removeprefix('torch.')}, torch.ao); {FROM}"
 
 
 def _listed(found: Mapping[str, Model]) -> str:
@@ -89,11 +95,14 @@ def _walk(content: Any, way: tuple[str, ...], left: list[int]) -> Iterator[tuple
             yield way, tensors
     elif isinstance(content, (list, tuple)):
         entries = [(str(i), value) for i, value in enumerate(content)]
+        packed = next((x for x in content if isinstance(x, Tensor) and x.is_quantized), None)
+        if packed is not None:  # a weight and its bias, as modules of torch.ao pack them
+            raise ValueError(f"{'.'.join(way)} is {quantized_by_torch(packed)}")
     else:
         return
     left[0] -= len(entries)
     if left[0] < 0:
-        raise ValueError(f"holds more than {_MOST:,} values in lists and mappings")
+        raise ValueError(f"holds more than {_MOST:,} values in lists and mappings; save the model's state_dict() alone")
     if len(way) == _DEEPEST:
         return
     for key, value in entries:

@@ -35,6 +35,8 @@ _DTYPES = {
     ir.DataType.INT8: "I8",
     ir.DataType.UINT8: "U8",
     ir.DataType.BOOL: "BOOL",
+    ir.DataType.INT4: "I4",
+    ir.DataType.UINT4: "U4",
 }
 _QUANTIZED = {4: "Q4", 8: "Q8"}
 # Until this version every initializer had to be an input as well.
@@ -74,6 +76,8 @@ class OnnxSource:
             values = self.factors[name].matrix() if name in self.factors else self.others[name].numpy()
             if values.dtype.name == "bfloat16":  # numpy has no such type of its own
                 return torch.from_numpy(np.array(values).view(np.int16)).view(torch.bfloat16)
+            if values.dtype.name in ("int4", "uint4"):  # nor has torch
+                values = values.astype(values.dtype.name.replace("4", "8"))
             return torch.from_numpy(np.array(values))
         except (OSError, ValueError, TypeError) as error:  # of types that torch has not, too
             raise SourceError(

@@ -14,7 +14,7 @@ from spm_compress.checkpoint.huggingface import member_of, outline
 from spm_compress.checkpoint.module_source import BuiltSource
 from spm_compress.checkpoint.program_source import ProgramSource
 from spm_compress.checkpoint.source import Source
-from spm_compress.checkpoint.tensor_info import Role, TensorInfo
+from spm_compress.checkpoint.tensor_info import Role, TensorInfo, as_matrix
 from spm_compress.checkpoint.trace import module_roles, own_tensors
 
 __all__ = ["tensors_with_roles"]
@@ -23,9 +23,14 @@ __all__ = ["tensors_with_roles"]
 def tensors_with_roles(source: Source) -> dict[str, TensorInfo]:
     """Return `source.tensors()` with the roles that a trace of the model shows, where there is a model to trace.
 
+    1x1 convolutions are the matrices that they multiply by (`as_matrix`).
     A Hugging Face folder is traced by its config alone, without weights; a factory's module and a program run once on
     their example inputs. Raises what building the user's module raises.
     """
+    return {name: as_matrix(name, info) for name, info in _with_roles(source).items()}
+
+
+def _with_roles(source: Source) -> dict[str, TensorInfo]:
     infos = source.tensors()
     traced = _traced(source)
     if traced is None:

@@ -5,12 +5,23 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-__all__ = ["DECODED", "DTYPES", "ITEM_BYTES", "Role", "TensorInfo", "bias_of", "dtype_name", "input_first"]
+__all__ = [
+    "DECODED",
+    "DTYPES",
+    "ITEM_BYTES",
+    "MOST_KERNEL_DIMS",
+    "Role",
+    "TensorInfo",
+    "as_matrix",
+    "bias_of",
+    "dtype_name",
+    "input_first",
+]
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -44,6 +55,9 @@ def bias_of(weight: str) -> str:
     return f"{weight.removesuffix('weight')}bias"
 
 
+# Of the convolutions that torch has.
+MOST_KERNEL_DIMS = 3
+
 # transformers' Conv1D, in the model families that are made of it.
 _CONV1D_FAMILIES = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
@@ -75,12 +89,14 @@ class TensorInfo:
     """Shape and dtype of a stored tensor; dtype in safetensors' names (F32, BF16, I64, ...), or one of DECODED.
 
     role: None where the source does not say; use: how the model uses it in words, the reason if it is no map.
+    kernel_dims: axes of size 1 that the source has behind (out, in): those of a 1x1 convolution.
     """
 
     shape: tuple[int, ...]
     dtype: str
     role: Role | None = None
     use: str = ""
+    kernel_dims: int = 0
 
     @property
     def is_floating(self) -> bool:
@@ -96,3 +112,15 @@ class TensorInfo:
     def bytes(self) -> int:
         """Bytes that the values of a floating-point tensor occupy where they are stored."""
         return int(torch.Size(self.shape).numel() * ITEM_BYTES[self.dtype])
+
+
+def as_matrix(name: str, info: TensorInfo) -> TensorInfo:
+    """Return the weight of a 1x1 convolution as the matrix (out, in) that it multiplies by, any other tensor as it is.
+
+    One of several groups is stored as such a matrix too, but no product with it is computed: a graph says so.
+    """
+    ones = info.shape[2:]
+    is_kernel = 1 <= len(ones) <= MOST_KERNEL_DIMS and all(size == 1 for size in ones) and name.endswith("weight")
+    if not is_kernel or info.role is Role.OTHER:
+        return info
+    return replace(info, shape=info.shape[:2], kernel_dims=len(ones))

@@ -16,13 +16,16 @@ from torch import Tensor
 
 from spm_compress.checkpoint.contents import Kind, kind_of
 from spm_compress.checkpoint.files import sha256_of
-from spm_compress.checkpoint.nested import choose
+from spm_compress.checkpoint.nested import choose, quantized_by_torch
+from spm_compress.checkpoint.quantized import FROM
 from spm_compress.checkpoint.tensor_info import TensorInfo, dtype_name, input_first
 from spm_compress.errors import SourceError, first_line
 from spm_compress.quiet import quiet
 
 __all__ = ["SUFFIXES", "TorchSource", "open_torch", "require_honest"]
 
+# Packages whose classes stand in the place of a weight -> what they are called.
+_QUANTIZERS = {"torchao.": "torchao", "optimum.quanto.": "quanto", "quanto.": "quanto", "bitsandbytes.": "bitsandbytes"}
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")  # model.pth.tar
 
 
@@ -124,6 +127,11 @@ def _loaded(path: Path) -> Any:
         content = _plain(path, is_zip)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        by = (
+            None if named is None else next((by for each, by in _QUANTIZERS.items() if named[1].startswith(each)), None)
+        )
+        if by is not None:
+            raise SourceError(f"{path}: holds weights packed by {by} as objects of its own; {FROM}") from error
         what = f"would run {named.group(1)} when it is loaded" if named else "holds more than plain tensors"
         raise SourceError(
             f"{path}: {what}, so it is not loaded; save the model's state_dict() alone, "
@@ -149,8 +157,10 @@ def _plain(path: Path, is_zip: bool) -> Any:
 
 def require_honest(path: Path, name: str, x: Tensor) -> None:
     """Refuse a tensor that says to be larger than what is stored for it: reading it would fill the memory."""
-    if x.is_sparse or x.is_quantized or x.layout != torch.strided:
-        raise SourceError(f"{path}: tensor {name!r} is sparse or quantized; save it dense")
+    if x.is_quantized:
+        raise SourceError(f"{path}: tensor {name!r} is {quantized_by_torch(x)}")
+    if x.is_sparse or x.layout != torch.strided:
+        raise SourceError(f"{path}: tensor {name!r} is sparse; save it dense")
     if x.numel() * x.element_size() > x.untyped_storage().nbytes():
         raise SourceError(
             f"{path}: tensor {name!r} of shape {list(x.shape)} is larger than the {x.untyped_storage().nbytes()} "

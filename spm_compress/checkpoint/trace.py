@@ -11,11 +11,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spm_compress.checkpoint.tensor_info import Role
@@ -45,7 +46,7 @@ def module_roles(module: nn.Module, run: Callable[[nn.Module], Any] | None) -> R
     """Return parameter name -> role and that in words, for those that are known. run: calls the module."""
     found = _by_kind(module)
     if run is not None:
-        watch = _Watch({name: x for name, x in own_tensors(module).items() if x.dim() == 2})
+        watch = _Watch({name: x for name, x in own_tensors(module).items() if x.dim() >= 2})
         try:
             with torch.no_grad(), quiet(), watch:
                 run(module)
@@ -76,6 +77,8 @@ def _by_kind(module: nn.Module) -> Roles:
         elif isinstance(child, nn.RNNBase):
             reason = f"a weight of an nn.{type(child).__name__}, whose ONNX node multiplies by it inside"
             roles.update({f"{prefix}{each}": (Role.OTHER, reason) for each, _ in child.named_parameters(recurse=False)})
+        elif isinstance(child, _ConvNd):
+            roles[f"{prefix}weight"] = _role_of_kernel(child.kernel_size, child.transposed, child.groups)
     tables = {id(module.get_parameter(name)) for name, (role, _) in roles.items() if role is Role.TABLE}
     for name, child in module.named_modules(remove_duplicate=False):
         if isinstance(child, nn.Linear) and "weight" in child._parameters:
@@ -84,16 +87,30 @@ def _by_kind(module: nn.Module) -> Roles:
     return roles
 
 
+def _role_of_kernel(sizes: Sequence[int], transposed: bool, groups: int) -> tuple[Role, str]:
+    """Return the role of a convolution's kernel. sizes: along the axes that it moves along."""
+    if transposed:
+        return Role.OTHER, "a kernel of a transposed convolution, no matrix"
+    if groups != 1:
+        return Role.OTHER, "a kernel of a grouped convolution, no matrix"
+    if any(size != 1 for size in sizes):
+        return Role.OTHER, "a kernel of a convolution wider than 1x1, no matrix"
+    return Role.MAP, ""
+
+
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes what operators are given of some parameters."""
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.sizes = {name: x.numel() for name, x in parameters.items()}
+        matrices = {name: x for name, x in parameters.items() if x.dim() == 2}
+        self.sizes = {name: x.numel() for name, x in matrices.items()}
         self.names: dict[int, list[str]] = {}
-        for name, x in parameters.items():
+        for name, x in matrices.items():
             self.names.setdefault(_memory(x), []).append(name)
-        self.seen: dict[str, set[str]] = {name: set() for name in parameters}
+        self.others = {_memory(x): name for name, x in parameters.items() if name not in matrices}
+        self.kernels: Roles = {}
+        self.seen: dict[str, set[str]] = {name: set() for name in matrices}
         self.kept: list[Any] = []
         self.is_whole = True
 
@@ -103,6 +120,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name == "_local_scalar_dense" and args[0].is_meta:  # a question about values: masks in a trace are all ones
             return torch.ones((), dtype=args[0].dtype).item()
         answer = function(*args, **(kwargs or {}))
+        if name == "convolution" and _is_plain(args[1]) and (kernel := self.others.get(_memory(args[1]))) is not None:
+            self.kernels[kernel] = _role_of_kernel(args[1].shape[2:], args[6], args[8])
         views = {_memory(x) for x in torch.utils._pytree.tree_leaves(answer) if _is_plain(x)}
         given = torch.utils._pytree.tree_leaves((args, kwargs))
         if name in _PRODUCTS and sum(_is_plain(x) and _memory(x) in self.names for x in given) > 1:
@@ -128,7 +147,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.seen[parameter].add(_MULTIPLIED_IN_PART if operator in _PRODUCTS else operator)
 
     def roles(self) -> Roles:
-        found: Roles = {}
+        found: Roles = dict(self.kernels)
         is_any_seen = any(self.seen.values())  # compiled code hides all that it does
         for name, seen in self.seen.items():
             if _LOOKED_UP in seen:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from spm_compress.checkpoint.products import Product, is_step, stored_tensor
+from spm_compress.checkpoint.quantized import FROM
 from spm_compress.checkpoint.tensor_info import Role
 
 __all__ = ["is_handed_out", "readers", "role_of", "use_of"]
@@ -52,9 +53,11 @@ def role_of(value: ir.Value, products: Sequence[Product]) -> tuple[Role, str]:
     inside = {(id(product.node), product.operand) for product in products}
     others = [(node, index) for node, index in readers(value) if (id(node), index) not in inside]
     is_table = any(_is_lookup(node, index) for node, index in others)
+    dtype = ir.DataType.FLOAT if value.const_value is None else value.const_value.dtype
     if any(product.is_quantized for product in products):
-        bits = value.const_value.dtype.bitwidth if value.const_value is not None else 8
-        return Role.QUANTIZED, f"int{bits} with a scale (DequantizeLinear); compress the model it was quantized from"
+        return Role.QUANTIZED, f"quantized already ({dtype.name.lower()}, DequantizeLinear); {FROM}"
+    if is_table and dtype.is_integer() and dtype.bitwidth <= 8:
+        return Role.OTHER, f"quantized already ({dtype.name.lower()}, Gather); {FROM}"
     if products and is_table:
         return Role.TABLE, "a table whose rows are looked up, tied to a product with it"
     kinds = [node.op_type for node, _ in others] + ["an output of the graph"] * is_handed_out(value)
@@ -76,8 +79,10 @@ def use_of(node: ir.Node, index: int, rank: int) -> str | None:
         return f"a weight of {_article(node.op_type)} node, which multiplies by it inside"
     if node.op_type in _FUSED and index and rank > 1:
         return f"a weight of {_article(node.op_type)} node, which multiplies by it inside"
+    if node.op_type in _PACKED and index and rank < 2:
+        return f"a scale, zero point or bias of {_article(node.op_type)} node"
     if node.op_type in _PACKED and index:
-        return f"quantized already ({node.op_type}); compress the model it was quantized from"
+        return f"quantized already ({node.op_type}); {FROM}"
     if node.op_type == "Conv" and index == 1:
         options: Mapping[str, ir.Attr] = node.attributes
         if "group" in options and options["group"].as_int() != 1:
@@ -90,6 +95,8 @@ def use_of(node: ir.Node, index: int, rank: int) -> str | None:
         return "a kernel of a ConvTranspose, no matrix"
     if node.op_type in ("MatMul", "Gemm") and index < 2:
         return _operand(node, index, rank)
+    if node.op_type == "DequantizeLinear" and not index and rank > 1:
+        return f"quantized already ({node.op_type}); {FROM}"
     if node.op_type in _SCALED and index:
         return f"a scale or zero point of {_article(node.op_type)} node"
     if node.op_type == "Einsum":

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spm_compress.checkpoint.artifact import Artifact
+from spm_compress.checkpoint.entries import as_in_source
 from spm_compress.checkpoint.limits import require_room
 from spm_compress.checkpoint.tensor_info import DECODED, DTYPES, bias_of
 from spm_compress.errors import UsageError
@@ -44,7 +45,7 @@ def expand(artifact: Artifact) -> Expanded:
         # A low rank of a few bytes may claim any size.
         require_room(Path(artifact.source["path"]), f"the dense {layer.name}", 4 * math.prod(layer.shape))
         dense = layer.operator.to_dense().to(DTYPES.get(layer.dtype, torch.float32))
-        tensors.update({name: dense.clone() for name in layer.names})
+        tensors.update({name: as_in_source(layer, dense.clone()) for name in layer.names})
         if layer.bias_correction is None:
             continue
         for name in layer.names:

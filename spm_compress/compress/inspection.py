@@ -151,7 +151,7 @@ def inspect_model(
     infos = tensors_with_roles(source)
     found = parts(source.tensors(), source.config)
     selection = select(infos, include=include, exclude=exclude, min_features=min_features, parts=found)
-    require_model(source.path, infos, found, selection)
+    require_model(source.path, infos, found, selection, is_any_left=bool(selection.fitted))
     held = Weights(source, is_reused=True)
     found_tied = tied(held, infos, selection.fitted, selection.kept, include)
     chosen = [names[0] for _, names in found_tied.weights]

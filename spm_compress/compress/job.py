@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from spm_compress.calibration.moments import Moments, PairedMoments
-from spm_compress.checkpoint.tensor_info import TensorInfo
+from spm_compress.checkpoint.source import Source
+from spm_compress.checkpoint.tensor_info import TensorInfo, bias_of
 from spm_compress.fitting.objective import output_error, scale_and_ridge
 from spm_compress.fitting.threads import one_thread
 from spm_compress.fitting.truncated_svd import svd_error
 from spm_compress.forms.settings import FitSettings
 
-__all__ = ["Job", "digest"]
+__all__ = ["Job", "digest", "has_bias"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Job:
     moments: of its inputs as they are when it is fitted; paired: the same beside the original model's. has_bias:
     whether the model can take a change of the mean output; if not, the fit is to the inputs about zero. stays: whether
     it is a dense map or a lookup table that stays, and only its numbers are stored in fewer bits; is_table: which of
-    both.
+    both. kernel_dims: as in TensorInfo.
     """
 
     names: tuple[str, ...]
@@ -39,6 +41,7 @@ class Job:
     has_bias: bool = True
     stays: bool = False
     is_table: bool = False
+    kernel_dims: int = 0
 
     def watched(self, moments: Moments | None, paired: PairedMoments | None = None) -> Job:
         """Return the job with what is known of its inputs."""
@@ -113,3 +116,8 @@ def _svd_error(weight: Tensor, numbers: int | None, covariance: Tensor) -> float
 def digest(weight: Tensor) -> str:
     """Return the SHA-256 of the values as float32 in C order: how a weight is found again in a graph."""
     return hashlib.sha256(weight.float().contiguous().numpy().tobytes()).hexdigest()
+
+
+def has_bias(source: Source, infos: Mapping[str, TensorInfo], names: Iterable[str]) -> bool:
+    """Return whether the model can take a change of the mean output of a weight with these names."""
+    return source.graph is not None or all(bias_of(name) in infos for name in names)

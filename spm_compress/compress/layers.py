@@ -86,4 +86,5 @@ def _measured(job: Job, weight: Tensor, result: FitResult) -> FittedLayer:
         bias_correction=correction,
         reason=found.reason,
         is_table=job.is_table,
+        kernel_dims=job.kernel_dims,
     )

@@ -13,6 +13,7 @@ from torch import nn
 
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer, read_artifact, write_artifact
 from spm_compress.checkpoint.artifact_source import source_of
+from spm_compress.checkpoint.entries import as_in_source
 from spm_compress.checkpoint.huggingface import member_of, module_of
 from spm_compress.checkpoint.modules import load_module
 from spm_compress.checkpoint.source import Source
@@ -131,8 +132,8 @@ def _refreshed(
     if member is not None:
         held = parameters[member].detach().cpu()
         is_linear = isinstance(modules.get(module_of(layer.name, model, modules) or ""), nn.Linear)
-        fitted = layer.operator.to(torch.float64).to_dense().to(held.dtype)
-        is_fitted = held.shape == layer.shape and torch.equal(held, fitted)
+        fitted = as_in_source(layer, layer.operator.to(torch.float64).to_dense().to(held.dtype))
+        is_fitted = held.shape == fitted.shape and torch.equal(held, fitted)
         if not is_fitted and is_linear:
             raise _no_layer(layer)
         if not is_fitted:

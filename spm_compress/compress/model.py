@@ -20,25 +20,23 @@ from spm_compress.checkpoint.modules import is_trainable
 from spm_compress.checkpoint.neighbours import parts
 from spm_compress.checkpoint.roles import tensors_with_roles
 from spm_compress.checkpoint.source import LazyTensors, Source, key_of
-from spm_compress.checkpoint.tensor_info import Role, TensorInfo, bias_of
-from spm_compress.codecs import Codec
+from spm_compress.checkpoint.tensor_info import TensorInfo
 from spm_compress.compress.cache import FitCache
 from spm_compress.compress.executors import Executor, Here
 from spm_compress.compress.fitter import Fitter
-from spm_compress.compress.job import Job
+from spm_compress.compress.job import Job, has_bias
 from spm_compress.compress.ledger import Ledger
 from spm_compress.compress.planned import Forecast, fit_planned, forecast
 from spm_compress.compress.progress import Progress, Silent
-from spm_compress.compress.selection import check_patterns, is_lookup, require_model, select
+from spm_compress.compress.selection import NONE, Selection, check_patterns, is_lookup, require_model, select
 from spm_compress.compress.sequential import fit_sequential
 from spm_compress.compress.settings import CompressSettings
+from spm_compress.compress.staying import in_bits, require_blocks, staying, without_bits
 from spm_compress.compress.ties import tied
 from spm_compress.compress.weights import Weights
 from spm_compress.errors import ArtifactError, SourceError, UsageError, first_line
 from spm_compress.forms.candidates import candidates
-from spm_compress.forms.dense import Dense
 from spm_compress.forms.form import numbers_of, stored_bytes
-from spm_compress.forms.settings import FitSettings
 from spm_compress.forms.spm.form import SPM
 from spm_compress.version import __version__
 
@@ -73,10 +71,14 @@ def select_jobs(weights: Weights, settings: CompressSettings) -> Selected:
         min_features=settings.min_features,
         parts=known_parts,
     )
-    require_model(source.path, infos, known_parts, selection)
-    for override in settings.overrides:  # what stays has bits, and no other settings
-        stays = selection.kept if "store" in dict(override.values) else ()
-        check_patterns("`overrides`", [override.pattern], [*selection.fitted, *stays])
+    without = without_bits(infos, selection.kept, known_parts, settings)
+    stored = [
+        name
+        for name in selection.kept
+        if name not in without and settings.bits_of(name, is_table=is_lookup(name, infos[name])) is not None
+    ]
+    require_model(source.path, infos, known_parts, selection, is_any_left=bool(selection.fitted or stored))
+    _check_overrides(settings, selection, without)
     reasons = dict(selection.kept)
     smaller = []
     for name in selection.fitted:
@@ -86,12 +88,11 @@ def select_jobs(weights: Weights, settings: CompressSettings) -> Selected:
         else:
             smaller.append(name)
     found = tied(weights, infos, smaller, reasons, settings.include)
-    staying = _staying(weights, infos, found.kept, settings)
-    if not found.weights and not staying and not settings.exclude and not settings.formless:
+    in_fewer = staying(weights, infos, found.kept, without_bits(infos, found.kept, known_parts, settings), settings)
+    if not found.weights and not in_fewer and not settings.exclude and not settings.formless:
         counts = "; ".join(sorted({f"{name}: {reason}" for name, reason in found.kept.items()})[:3])
-        raise UsageError(
-            f"{source.path}: no weight is left to fit ({counts}, ...); loosen the selection or change `stages`"
-        )
+        change = "give `dense_bits` or `table_bits`" if settings.include == (NONE,) else "change `stages`"
+        raise UsageError(f"{source.path}: no weight is left to fit ({counts}, ...); loosen the selection or {change}")
     jobs = [
         Job(
             names,
@@ -99,72 +100,36 @@ def select_jobs(weights: Weights, settings: CompressSettings) -> Selected:
             infos[names[0]].dtype,
             settings.fit_of(names[0]),
             sha256,
-            has_bias=_has_bias(source, infos, names),
+            has_bias=has_bias(source, infos, names),
+            kernel_dims=infos[names[0]].kernel_dims,
         )
         for sha256, names in found.weights
     ]
-    stored = {name for job in staying for name in job.names}
-    kept = {name: reason for name, reason in found.kept.items() if name not in stored}
-    return Selected((*jobs, *staying), kept)
+    left_dense = [_left_dense(job, settings) for job in jobs] if settings.is_planned else []
+    require_blocks(source.path, [*jobs, *in_fewer, *filter(None, left_dense)])
+    taken = {name for job in in_fewer for name in job.names}
+    kept = {name: reason for name, reason in found.kept.items() if name not in taken}
+    return Selected((*jobs, *in_fewer), kept)
 
 
-def _staying(
-    weights: Weights, infos: Mapping[str, TensorInfo], kept: Mapping[str, str], settings: CompressSettings
-) -> list[Job]:
-    """Return the jobs of the dense maps and lookup tables that stay and are to be stored in fewer bits.
-
-    Equal ones are one, and a table if one of them is. Raises UsageError for a width that blocks do not divide.
-    """
-    eligible = [
-        name
-        for name in kept
-        if len(infos[name].shape) == 2
-        and infos[name].is_floating
-        and infos[name].role not in (Role.QUANTIZED, Role.OTHER)
-        # A table of two rows saves nothing, and every token meets one.
-        and min(infos[name].shape) >= settings.min_features
-    ]
-    asked = {name: settings.bits_of(name, is_table=is_lookup(name, infos[name])) for name in eligible}
-    shapes = {infos[name].shape for name, codec in asked.items() if codec is not None}
-    groups: dict[tuple[tuple[int, ...], str], list[str]] = {}
-    for name in eligible:
-        if infos[name].shape in shapes and not any(fnmatchcase(name, pattern) for pattern in settings.exclude):
-            groups.setdefault((infos[name].shape, weights.digest(name)), []).append(name)
-    jobs = []
-    for (_, sha256), names in groups.items():
-        first = next((name for name in names if is_lookup(name, infos[name])), names[0])
-        out_features, in_features = infos[first].shape
-        job = Job(
-            tuple(names),
-            (out_features, in_features),
-            infos[first].dtype,
-            settings.fit,
-            sha256,
-            has_bias=_has_bias(weights.source, infos, names),
-            is_table=is_lookup(first, infos[first]),
-        )
-        in_bits = _in_bits(job, asked[first])
-        jobs += [] if in_bits is None else [in_bits]
-    return jobs
+def _check_overrides(settings: CompressSettings, selection: Selection, without: Mapping[str, str]) -> None:
+    """Raise UsageError for settings that no weight takes. What stays takes bits, and no other settings."""
+    for override in settings.overrides:
+        has_bits = "store" in dict(override.values)
+        reasons = without if has_bits else selection.kept
+        takers = [*selection.fitted, *(name for name in selection.kept if name not in reasons)]
+        refused = next((name for name in reasons if fnmatchcase(name, override.pattern)), None)
+        if refused is not None and not any(fnmatchcase(name, override.pattern) for name in takers):
+            what = "stored in fewer bits" if has_bits else "fitted"
+            raise UsageError(
+                f"`overrides` {override.pattern!r}: matches nothing that can be {what} ({refused}: {reasons[refused]})"
+            )
+        check_patterns("`overrides`", [override.pattern], takers)
 
 
-def _in_bits(job: Job, codec: Codec | None) -> Job | None:
-    """Return a job that stays dense, in a codec; None if that is none or saves nothing.
-
-    Raises UsageError for a width that blocks do not divide.
-    """
-    if codec is None:
-        return None
-    out_features, in_features = job.shape
-    if not codec.fits(job.shape):
-        raise UsageError(f"{job.names[0]}: rows of {in_features} numbers are no whole number of blocks of {codec.name}")
-    if stored_bytes(Dense(in_features, out_features), codec) >= job.dense_bytes:
-        return None
-    return replace(job, fit=FitSettings(forms=(Dense.kind,), store=codec), stays=True)
-
-
-def _has_bias(source: Source, infos: Mapping[str, TensorInfo], names: Iterable[str]) -> bool:
-    return source.graph is not None or all(bias_of(name) in infos for name in names)
+def _left_dense(job: Job, settings: CompressSettings) -> Job | None:
+    """Return the job of a weight that a plan leaves dense, if that is stored in fewer bits."""
+    return in_bits(job, settings.bits_of(job.names[0], is_table=False))
 
 
 def fit_model(
@@ -208,7 +173,7 @@ def fit_model(
     reasons = dict(selected.kept)
     layers: list[FittedLayer]
     curves = None
-    free, staying = ([job for job in selected.jobs if job.stays == stays] for stays in (False, True))
+    free, in_fewer = ([job for job in selected.jobs if job.stays == stays] for stays in (False, True))
     if settings.is_planned:
         planned = fit_planned(fitter, free, settings)
         layers = list(planned.layers.values())
@@ -219,17 +184,17 @@ def fit_model(
         for choice in planned.plan.choices:
             if choice.point is None:
                 job = by_name[choice.curve.name]
-                in_bits = _in_bits(job, settings.bits_of(job.names[0], is_table=False))
-                staying += [] if in_bits is None else [in_bits]
+                dense = _left_dense(job, settings)
+                in_fewer += [] if dense is None else [dense]
                 reasons.update(dict.fromkeys(job.names, choice.reason))
     elif settings.is_sequential:
         if data is None:
             raise UsageError("`is_sequential` fits each layer to the inputs that it gets: give them with `data`")
         layers = list(fit_sequential(fitter, free, data))
-        staying = list(_calibrated(source, Selected(tuple(staying), {}), data, cache).jobs)
+        in_fewer = list(_calibrated(source, Selected(tuple(in_fewer), {}), data, cache).jobs)
     else:
         layers = list(fitter.fit(free))
-    layers += fitter.fit(staying)
+    layers += fitter.fit(in_fewer)
     if source.hashes() != files:
         raise SourceError(f"{source.path}: changed while it was being fitted; nothing was written; run fit again")
     said = {**settings.to_json(), "calibration": _named(data)}

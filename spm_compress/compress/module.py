@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer
+from spm_compress.checkpoint.entries import as_in_source
 from spm_compress.checkpoint.huggingface import member_of, module_of
 from spm_compress.checkpoint.tensor_info import bias_of
 from spm_compress.checkpoint.trace import own_tensors
@@ -94,7 +95,7 @@ def _set_matrix(
 
     module: the one that has it as its weight. A table that is looked up has no bias, and needs none.
     """
-    set_tensors(model, {tensor_name: layer.operator.to(torch.float64).to_dense()})
+    set_tensors(model, {tensor_name: as_in_source(layer, layer.operator.to(torch.float64).to_dense())})
     if layer.bias_correction is None or isinstance(module, nn.Embedding):
         return
     parameters = dict(model.named_parameters(remove_duplicate=False))

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from spm_compress.checkpoint.neighbours import refusal
+from spm_compress.checkpoint.quantized import FROM
 from spm_compress.checkpoint.tensor_info import Role, TensorInfo
 from spm_compress.errors import UsageError, near_misses
 
@@ -24,8 +25,6 @@ _LOOKUP = re.compile(
     r"(^|[._])(emb|embed|embeds|embedding|embeddings|embed_tokens|embed_positions|wte|wpe|pos_embed|"
     r"relative_attention_bias|tok_embeddings|position_ids|class_embedding|embd|token_types)([._]|$)"
 )
-_QUANTIZED = "a quantized type, whose scale is kept elsewhere"
-_WHOLE = "whole numbers, perhaps of packed weights"
 _COMPLEX = ("C64", "C128", "complex")
 
 
@@ -77,11 +76,19 @@ def check_patterns(option: str, patterns: Iterable[str], names: Iterable[str]) -
 
 
 def require_model(
-    path: Path, tensors: Mapping[str, TensorInfo], parts: Mapping[str, str], selection: Selection
+    path: Path,
+    tensors: Mapping[str, TensorInfo],
+    parts: Mapping[str, str],
+    selection: Selection,
+    *,
+    is_any_left: bool,
 ) -> None:
-    """Raise UsageError, with what to do first, for an adapter, and where all weights are parts of something else."""
+    """Raise UsageError, with what to do first, for an adapter, and where all weights are parts of something else.
+
+    is_any_left: whether a weight is fitted or stored in fewer bits.
+    """
     told = {name: reason for name, reason in parts.items() if selection.kept.get(name) == reason}
-    line = refusal(tensors, told, is_any_left=bool(selection.fitted))
+    line = refusal(tensors, told, selection.kept, is_any_left=is_any_left)
     if line is not None:
         raise UsageError(f"{path}: {line}")
 
@@ -90,16 +97,20 @@ def _reason_to_keep(
     name: str, info: TensorInfo, include: tuple[str, ...], exclude: tuple[str, ...], min_features: int
 ) -> str | None:
     if not info.is_floating:
-        return f"{info.dtype}: {_kind_of(info.dtype)}; left as it is"
+        return info.use or _kind_of(info.dtype)
     if info.role is Role.OTHER:
         return info.use
+    if len(info.shape) > 3 and name.endswith("weight"):
+        return f"{len(info.shape)}-D, by its shape a kernel of a convolution wider than 1x1, not a matrix"
     if len(info.shape) != 2:
         return f"{len(info.shape)}-D, not a matrix"
     if any(fnmatchcase(name, pattern) for pattern in exclude):
         return "excluded"
+    if info.role is Role.QUANTIZED and name not in include:
+        return info.use
     if include and not any(fnmatchcase(name, pattern) for pattern in include):
         return NOT_INCLUDED
-    if info.role in (Role.TABLE, Role.QUANTIZED) and name not in include:
+    if info.role is Role.TABLE and name not in include:
         return info.use
     if is_lookup(name, info) and name not in include:
         return "a lookup table by its name"
@@ -116,5 +127,7 @@ def is_lookup(name: str, info: TensorInfo) -> bool:
 def _kind_of(dtype: str) -> str:
     """Return what numbers a dtype stands for that is not fitted, by safetensors' name or torch's."""
     if dtype.startswith(_COMPLEX):
-        return "complex numbers"
-    return _QUANTIZED if dtype.startswith(("F", "float")) else _WHOLE
+        return f"{dtype}: complex numbers; left as it is"
+    if dtype.startswith(("F", "float")):
+        return f"quantized already ({dtype}); {FROM}"
+    return f"{dtype}: whole numbers, perhaps of packed weights; left as it is"

@@ -39,8 +39,10 @@ def parse_override(text: str) -> LayerOverride:
             raise UsageError(f"`overrides` {text!r}: {key!r} is none of {', '.join(_KEYS)}")
         try:
             values.append(_value(key, value))
-        except (ValueError, UsageError) as error:
+        except ValueError as error:
             raise UsageError(f"`overrides` {text!r}: {value!r} is no value for {key}") from error
+        except UsageError as error:
+            raise UsageError(f"`overrides` {text!r}: {_unmarked(error)}") from error
     return LayerOverride(pattern, tuple(values))
 
 
@@ -137,7 +139,10 @@ class CompressSettings:
         values = dict(self.override_of(name))
         if "store" in values:  # said of this weight, so no others are tried
             values["fewest"] = False
-        return replace(self.fit, **values)
+        try:
+            return replace(self.fit, **values)
+        except UsageError as error:
+            raise UsageError(f"`overrides` of {name}: {_unmarked(error)}") from error
 
     def bits_of(self, name: str, *, is_table: bool) -> Codec | None:
         """Return the codec of a dense map or table that stays, None where it stays as it is."""
@@ -168,6 +173,11 @@ class CompressSettings:
             "dense_bits": None if self.dense is None else bits_text(self.dense),
             "table_bits": None if self.table is None else bits_text(self.table),
         }
+
+
+def _unmarked(error: UsageError) -> str:
+    """Return an error of settings without the marks of their fields: in an override they are no options."""
+    return str(error).replace("`", "")
 
 
 def _said(value: Any) -> Any:

@@ -36,12 +36,12 @@ def tied(
 
     Raises SourceError naming a chosen tensor that holds NaN.
     """
-    groups: dict[tuple[tuple[int, ...], str], list[str]] = {}
+    groups: dict[tuple[_Kind, str], list[str]] = {}
     for name in chosen:
-        groups.setdefault((infos[name].shape, weights.digest(name)), []).append(name)
-    twins: dict[tuple[tuple[int, ...], str], list[str]] = {}
+        groups.setdefault((_kind(infos[name]), weights.digest(name)), []).append(name)
+    twins: dict[tuple[_Kind, str], list[str]] = {}
     for name in _possible_twins(infos, chosen, kept):
-        twins.setdefault((infos[name].shape, weights.digest(name, is_chosen=False)), []).append(name)
+        twins.setdefault((_kind(infos[name]), weights.digest(name, is_chosen=False)), []).append(name)
     found = []
     reasons = dict(kept)
     for key, group in groups.items():
@@ -54,6 +54,14 @@ def tied(
         for name in names:
             reasons.pop(name, None)
     return Tied(tuple(found), reasons)
+
+
+_Kind = tuple[tuple[int, ...], int]
+
+
+def _kind(info: TensorInfo) -> _Kind:
+    """Return what names of one weight have in common: a 1x1 convolution is no linear map of the same numbers."""
+    return info.shape, info.kernel_dims
 
 
 def _possible_twins(infos: Mapping[str, TensorInfo], chosen: Sequence[str], kept: Mapping[str, str]) -> list[str]:

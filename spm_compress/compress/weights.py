@@ -36,7 +36,7 @@ class Weights:
         Raises SourceError naming a chosen one that holds NaN or infinity.
         """
         if name not in self._digests:
-            weight = read_finite(self.source, name) if is_chosen else self.source.read(name)
+            weight = _as_matrix(read_finite(self.source, name) if is_chosen else self.source.read(name))
             self._digests[name] = digest(weight)
             if is_chosen and weight.nbytes <= self._room:
                 self._room -= weight.nbytes
@@ -47,7 +47,7 @@ class Weights:
         """Return a weight (out, in) that was digested. Raises SourceError if it is another one by now."""
         if name in self._held:
             return self._held[name] if self._is_reused else self._given(name)
-        weight = self.source.read(name)
+        weight = _as_matrix(self.source.read(name))
         if digest(weight) != self._digests[name]:
             raise SourceError(
                 f"{self.source.path}: {name} changed while the model was being fitted; nothing was written"
@@ -61,3 +61,7 @@ class Weights:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_held": {}}
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    return weight.flatten(1) if weight.dim() > 2 else weight  # of a 1x1 convolution

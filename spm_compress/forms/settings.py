@@ -8,6 +8,7 @@ from typing import Any
 
 from spm_compress.codecs import FLOAT32, Codec, Grid, bits_text
 from spm_compress.errors import UsageError
+from spm_compress.forms.dense import Dense
 from spm_compress.forms.form import Form, numbers_of
 from spm_compress.forms.low_rank import LowRank
 from spm_compress.forms.spm.form import SPM, build_spm
@@ -58,6 +59,13 @@ class FitSettings:
             raise UsageError(
                 f"`bits` {bits_text(self.store)}: the angles of stages take {SPM.fewest_bits} to 8 bits; give more, or "
                 "leave stages out of `forms`"
+            )
+
+        if isinstance(self.store, Grid) and isinstance(self.store.shared, int) and self.forms != (Dense.kind,):
+            bits, _, block = bits_text(self.store).partition("/")
+            raise UsageError(
+                f"`bits` {bits}/{block}: only rows of dense maps and tables have a scale for every {block} numbers; "
+                f"give {bits}"
             )
 
     @property

@@ -82,6 +82,18 @@ def test_an_artifact_that_claims_any_width_is_damaged(tmp_path: Path, claim: str
         read_artifact(path)
 
 
+@pytest.mark.parametrize("claim", [-1, 4, HUGE, "2", [1], 1.5])
+def test_an_artifact_that_claims_any_kernel_is_damaged(tmp_path: Path, claim: object) -> None:
+    path = fitted_artifact(tmp_path)
+    manifest = manifest_in(path)
+    manifest["layers"][0]["kernel_dims"] = claim
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    save_file(tensors, path, metadata={"spm_compress": json.dumps(manifest)})
+    with pytest.raises(ArtifactError, match="manifest is damaged"):
+        read_artifact(path)
+
+
 def claimed(width: int, **groups: Any) -> dict[str, Any]:
     form = without_stages(width)
     form["chains"][0]["groups"][0].update(groups)

@@ -16,12 +16,14 @@ from spm_compress import CompressSettings, FitSettings, fit_model, open_source
 from spm_compress.checkpoint import TensorInfo
 from spm_compress.checkpoint.neighbours import parts
 from spm_compress.checkpoint.tensor_info import Role
+from spm_compress.codecs import parse_bits
 from spm_compress.compress import inspect_model
 from spm_compress.errors import UsageError
 
 QUICK = CompressSettings(FitSettings(stages=3, steps=2, block=8))
 S = (64, 64)
 V = (64,)
+ADVICE = "compress the model it was quantized from, or dequantize this one first"
 
 # What each method writes for one weight: leaf -> (shape, dtype); the words that every reason of it has; the leaves that
 # are matrices and would have been fitted without a word.
@@ -50,7 +52,7 @@ PACKED: dict[str, tuple[dict[str, tuple[tuple[int, ...], str]], str]] = {
         "compressed-tensors",
     ),
     "int8": ({"weight": (S, "I8"), "weight_scale": (S, "F32")}, "scaled integers"),
-    "fp8": ({"weight": (S, "F8_E4M3"), "weight_scale_inv": (S, "F32")}, "a scaled 8-bit float (fp8)"),
+    "fp8": ({"weight": (S, "F8_E4M3"), "weight_scale_inv": (S, "F32")}, "scaled 8-bit floats (fp8)"),
     "fp8_of_torch": ({"weight": (S, "float8_e4m3fn"), "weight_scale": (S, "F32"), "input_scale": ((), "F32")}, "fp8"),
     "nvfp4": ({"weight": (S, "U8"), "weight_scale": (S, "F8_E4M3"), "weight_scale_2": ((), "F32")}, "scaled integers"),
     "hqq": ({"W_q": (S, "U8"), "scale": (S, "F16"), "zero": (S, "F16"), "shape": ((2,), "I64")}, "HQQ"),
@@ -160,10 +162,8 @@ def test_a_configuration_names_the_method() -> None:
 
 def test_reasons_say_which_part_it_is() -> None:
     found = parts(infos(PACKED["gptq"][0], "l."), None)
-    assert found["l.qweight"] == "packed by GPTQ; dequantize the model before it is compressed"
-    assert found["l.scales"] == (
-        "scales of the weight l.qweight, packed by GPTQ; dequantize the model before it is compressed"
-    )
+    assert found["l.qweight"] == f"packed by GPTQ; {ADVICE}"
+    assert found["l.scales"] == f"scales of the weight l.qweight, packed by GPTQ; {ADVICE}"
     assert found["l.qzeros"].startswith("zero points of the weight l.qweight")
     assert parts(infos(COMPUTED["weight_norm"][0], ""), None)["weight_v"] == (
         "a part of the weight-normed weight, g v / |v|; bake it in first (torch.nn.utils.remove_weight_norm) "
@@ -210,17 +210,18 @@ def test_a_file_of_nothing_else_is_refused_with_what_to_do(method: str, kind: st
         assert line.startswith(begins)
         assert "\n" not in line
         if method in PACKED:
-            assert (
-                line == f"{path}: is packed by {_by(method)}, and no other weight is left to fit; dequantize it first"
-            )
+            assert line == f"{path}: is packed {_how(method)}, and no other weight is left to fit; {ADVICE}"
         elif method in ADAPTERS:
             assert "merge it first, peft: merge_and_unload(), and save that" in line
         else:
             assert words in line
 
 
-def _by(method: str) -> str:
-    return "a scaled 8-bit float (fp8)" if method.startswith("fp8") else PACKED[method][1]
+def _how(method: str) -> str:
+    if method.startswith("fp8"):
+        return "as scaled 8-bit floats (fp8)"
+    words = PACKED[method][1]
+    return f"as {words}" if words in ("scaled integers", "MXFP4") else f"by {words}"
 
 
 @pytest.mark.parametrize("method", [name for name in EVERY if name not in ADAPTERS])
@@ -234,6 +235,19 @@ def test_beside_a_dense_weight_they_are_left_with_the_reason(method: str, tmp_pa
         assert torch.equal(
             artifact.tensors[kept.name].flatten().view(torch.uint8), values[kept.name].flatten().view(torch.uint8)
         )
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_no_part_loses_a_digit_to_the_bits_of_what_stays(method: str, tmp_path: Path) -> None:
+    """Scales are matrices by shape, and a map that stays beside them gets its bits."""
+    values = {**tensors(EVERY[method][0]), "dense.weight": torch.randn(64, 64)}
+    if method in ADAPTERS:  # alone it is refused
+        values["l.weight"] = torch.ones(64)
+    save_file(values, tmp_path / "m.safetensors")
+    settings = CompressSettings(QUICK.fit, include=("none",), dense=parse_bits("4"), table=parse_bits("4"))
+    artifact = fit_model(open_source(tmp_path / "m.safetensors"), settings, beside=tmp_path)
+    assert [layer.name for layer in artifact.layers] == ["dense.weight"]
+    assert {kept.name for kept in artifact.kept} == set(values) - {"dense.weight"}
 
 
 def test_an_adapter_is_refused_even_beside_a_head_that_was_trained_whole(tmp_path: Path) -> None:
@@ -294,4 +308,4 @@ def test_complex_numbers_are_called_complex(tmp_path: Path) -> None:
     artifact = fit_model(open_source(tmp_path / "m.pt"), QUICK, beside=tmp_path)
     reasons = {kept.name: kept.reason for kept in artifact.kept}
     assert reasons["c"] == "complex64: complex numbers; left as it is"
-    assert reasons["f"] == "float8_e4m3fn: a quantized type, whose scale is kept elsewhere; left as it is"
+    assert reasons["f"] == "quantized already (float8_e4m3fn); compress the model it was quantized from"

@@ -139,7 +139,7 @@ def cut(path: Path) -> None:
         (lambda path: path.write_bytes(b"\x80\x04junk" * 9), r"model\.pt: "),
         (lambda path: torch.save([1, 2], path), "holds a list, not a state dict"),
         (lambda path: torch.save({"epoch": 3}, path), "holds no tensors"),
-        (lambda path: torch.save({"a": torch.eye(3).to_sparse()}, path), "sparse or quantized"),
+        (lambda path: torch.save({"a": torch.eye(3).to_sparse()}, path), "is sparse"),
     ],
 )
 def test_what_is_no_plain_state_dict_is_refused_in_one_line(

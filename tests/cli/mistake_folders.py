@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import types
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import gguf
 import numpy as np
 import onnx
+import quantized_graphs
 import torch
 from made import mlp
 from onnx import numpy_helper
@@ -317,3 +321,53 @@ def cut_gguf(folder: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     (folder / "model.gguf").write_bytes((folder / "model.gguf").read_bytes()[:-1])
+
+
+def infinite_table(folder: Path) -> None:
+    table = torch.ones(64, 64)
+    table[3, 4] = float("inf")
+    save_file({"embed.weight": table}, folder / "model.safetensors")
+
+
+def eight_bit_floats(folder: Path) -> None:
+    save_file({"0.weight": torch.ones(64, 64).to(torch.float8_e4m3fn)}, folder / "model.safetensors")
+
+
+def quantized_by_torch(folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        weight = torch.quantize_per_tensor(torch.ones(64, 64), 0.1, 0, torch.qint8)
+        torch.save({"0.weight": weight, "2.weight": torch.ones(64, 64)}, folder / "model.pt")
+
+
+def packed_by_torch(folder: Path) -> None:
+    """As modules of torch.ao save themselves: the weight and its bias in a tuple."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.ao.quantization.quantize_dynamic(mlp(*WIDTHS), {nn.Linear}, dtype=torch.qint8)
+        torch.save({**model.state_dict(), "head.weight": torch.ones(64, 64)}, folder / "model.pt")
+
+
+def packed_by_torchao(folder: Path) -> None:
+    """An object of a class of torchao in the place of a weight; the package itself is not here."""
+    module = types.ModuleType("torchao.quantization")
+    made = type("Int4Tensor", (), {"__module__": module.__name__})
+    vars(module)["Int4Tensor"] = made
+    with patch.dict(sys.modules, {"torchao": types.ModuleType("torchao"), module.__name__: module}):
+        torch.save({"0.weight": made(), "2.weight": torch.ones(64, 64)}, folder / "model.pt")
+
+
+def sparse(folder: Path) -> None:
+    torch.save({"0.weight": torch.eye(64).to_sparse()}, folder / "model.pt")
+
+
+def quantized_statically(folder: Path) -> None:
+    quantized_graphs.statically(folder / "dense.onnx", folder / "dense.onnx")
+
+
+def quantized_dynamically(folder: Path) -> None:
+    quantized_graphs.dynamically(folder / "dense.onnx", folder / "dense.onnx")
+
+
+def quantized_in_blocks(folder: Path) -> None:
+    quantized_graphs.in_blocks(folder / "dense.onnx", folder / "dense.onnx")

@@ -117,16 +117,78 @@ def test_a_table_of_few_rows_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_stored_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"a\.weight: rows of 48 numbers are no whole number of blocks"):
-        fitted(tmp_path, bits("4/32"), a__weight=gaussian(64, 48))
     with pytest.raises(SourceError, match=r"embed\.weight"):
         fitted(tmp_path, bits(None, "4"), embed__weight=torch.full((64, 48), torch.nan))
     with pytest.raises(UsageError, match=r"`overrides` 'b\.\*' matches no tensor"):
         fitted(tmp_path, bits("4", None, "b.*:bits=2"), a__weight=gaussian(64, 48))
     with pytest.raises(UsageError, match="the angles of stages take 4 to 8 bits"):
         FitSettings(store=parse_bits("3"))
-    with pytest.raises(UsageError, match="'9' is no value for bits"):
+    with pytest.raises(
+        UsageError, match=r"`overrides` 'a.\*:bits=9': bits '9': a number takes 32, 16, 8 to 2, 1.6 or 1"
+    ):
         parse_override("a.*:bits=9")
+
+
+def test_blocks_that_do_not_divide_a_row_are_told_before_anything_is_fitted(tmp_path: Path) -> None:
+    weights = {f"{name}__weight": gaussian(64, 48, seed=i) for i, name in enumerate("abcd")}
+    named = (
+        r"a.weight \(48 numbers, 4/32\), b.weight \(48 numbers, 4/32\), c.weight \(48 numbers, 4/32\) and 1 more are no"
+    )
+    plan = CompressSettings(QUICK, dense=parse_bits("4/32"), max_error=0.2)  # what it leaves dense is not known yet
+    of_form = CompressSettings(replace(QUICK, forms=("dense",), store=parse_bits("4/32")))
+    for settings in (bits("4/32"), plan, of_form):
+        with pytest.raises(UsageError, match=rf"the rows of {named}.* `overrides` 'a.weight:bits=4'"):
+            fitted(tmp_path, settings, **weights)
+    found = fitted(tmp_path, bits("4/32", None, "[a-d].*:bits=4"), **weights, e__weight=gaussian(64, 64)).layers
+    assert [layer.stored.codec.name for layer in found] == [*["integer(4,row)"] * 4, "integer(4,32)"]
+
+
+@pytest.mark.parametrize(
+    "override", ["b.bias:bits=8", "token_types.*:bits=8", "x.*:bits=8", "x.*:stages=3", "b.bias:stages=3"]
+)
+def test_settings_that_no_weight_takes_are_refused(override: str, tmp_path: Path) -> None:
+    settings = replace(bits("4", "4", override), exclude=("x.*",))
+    kept = {"b__bias": torch.zeros(64), "token_types__weight": gaussian(2, 48), "x__weight": gaussian(64, 48, seed=1)}
+    with pytest.raises(
+        UsageError, match=r"`overrides` '.*': matches nothing that can be (stored in fewer bits|fitted) \("
+    ):
+        fitted(tmp_path, settings, a__weight=gaussian(64, 48), **kept)
+
+
+def test_bits_and_blocks_that_a_form_has_not_are_refused(tmp_path: Path) -> None:
+    for forms in (("spm",), ("low_rank",), ("monarch",), ("spm", "dense")):
+        with pytest.raises(
+            UsageError, match="`bits` 4/32: only rows of dense maps and tables have a scale for every 32"
+        ):
+            FitSettings(store=parse_bits("4/32"), forms=forms)
+    for override in ("a.*:bits=3", "a.*:bits=4/32"):
+        with pytest.raises(UsageError, match=r"`overrides` of a\.weight: bits"):
+            fitted(tmp_path, bits(None, None, override, include="a.*"), a__weight=gaussian(64, 64))
+
+
+@pytest.mark.parametrize("text", ["8", "4", "4/32", "2", "1.6", "1", "1/32"])
+def test_rows_of_zeros_are_zeros_again(text: str, tmp_path: Path) -> None:
+    weight, table = gaussian(64, 64), gaussian(100, 64, seed=1)
+    weight[3], weight[:, 5], table[7] = 0, 0, 0
+    zeros = torch.zeros(64, 64)
+    found = {
+        layer.name: layer
+        for layer in fitted(tmp_path, bits(text, text), a__weight=weight, embed__weight=table, b__weight=zeros).layers
+    }
+    assert not found["a.weight"].operator.to_dense()[3].any()
+    assert not found["embed.weight"].operator.to_dense()[7].any()
+    assert not found["b.weight"].operator.to_dense().any() and found["b.weight"].error == 0
+    assert all(layer.operator.to_dense().isfinite().all() for layer in found.values())
+
+
+def test_what_is_tied_to_something_excluded_stays_as_it_is(tmp_path: Path) -> None:
+    weight = gaussian(100, 48)
+    settings = replace(bits("4", "4"), exclude=("embed.*",))
+    twins = {"embed__weight": weight, "head__weight": weight.clone(), "a__weight": gaussian(100, 48, seed=1)}
+    artifact = fitted(tmp_path, settings, **twins)
+    assert [layer.name for layer in artifact.layers] == ["a.weight"]
+    with pytest.raises(UsageError, match=r"no weight is left to fit.* or give `dense_bits` or `table_bits`"):
+        fitted(tmp_path, bits("32"), **twins)
 
 
 @pytest.mark.parametrize("text", ["8", "4", "2", "1.6", "1"])

@@ -52,7 +52,7 @@ def test_what_is_no_dense_map_stays_with_its_reason(tmp_path: Path) -> None:
         "embeddings.word_embeddings.weight": "a lookup table by its name",
         "wpe.weight": "a lookup table by its name",
         "steps": "I64: whole numbers, perhaps of packed weights; left as it is",
-        "conv.weight": "4-D, not a matrix",
+        "conv.weight": "4-D, by its shape a kernel of a convolution wider than 1x1, not a matrix",
         "head.weight": "narrower than 32 features",
         "small.weight": "excluded",
     }
