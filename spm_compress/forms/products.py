@@ -12,6 +12,9 @@ from spm_compress.forms.lowering import Layout, Lowering
 
 __all__ = ["int8_product", "looked_up", "product", "two_products"]
 
+# On x86 without VNNI the kernel adds two products of activations (at most 255) and levels in 16 bits that saturate:
+# 2 * 255 * 64 fits, 2 * 255 * 65 does not. With levels of up to 127 one was off by 7 %, and by 45 % with many of them.
+_OUTERMOST = 64
 # Of a row of zeros, which has no scale.
 _LEAST_SCALE = 1e-30
 
@@ -37,17 +40,17 @@ def two_products(emit: Emitter, left: ir.Value, right: ir.Value, x: ir.Value | N
 def int8_product(emit: Emitter, name: str, x: ir.Value) -> ir.Value:
     """Return the product of a stored matrix (out, in) with x (..., in), (..., out), as `quantize_dynamic` writes it.
 
-    ONNX Runtime folds the whole numbers to int8 when it loads, and has one kernel for the rest. Levels that share a
-    scale with other than their row are rounded once more, to 8 bits with a scale a row.
+    ONNX Runtime folds the whole numbers to int8 when it loads, and has one kernel for the rest. Levels of 8 bits, and
+    those that share a scale with other than their row, are rounded once more: to -64 to 64, with a scale a row.
     """
     op, codec = emit.op, emit.codec(name)
     shape, parts = emit.shape(name), emit.parts(name)
-    if isinstance(codec, Grid) and codec.shared == "row":
+    if isinstance(codec, Grid) and codec.shared == "row" and codec.outermost <= _OUTERMOST:
         levels = codec.emit_levels(op, parts["codes"], shape)
         scales = emitted_scales(op, parts)
     else:
         matrix = codec.emit(op, parts, shape)
-        scales = op.Max(op.Mul(emit.largest(op.Abs(matrix), 1), number(op, 1 / 127)), number(op, _LEAST_SCALE))
+        scales = op.Max(op.Mul(emit.largest(op.Abs(matrix), 1), number(op, 1 / _OUTERMOST)), number(op, _LEAST_SCALE))
         levels = op.Round(op.Div(matrix, scales))
     whole = op.Transpose(op.Cast(levels, to=ir.DataType.INT8), perm=[1, 0])
     x = x if emit.dtype == ir.DataType.FLOAT else op.Cast(x, to=ir.DataType.FLOAT)
