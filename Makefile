@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Pinned, and installed before anything that depends on it: any looser spelling can pull CUDA builds.
 TORCH := torch==2.13.0
-# onnxruntime-openvino installs the same package as onnxruntime, so it gets an environment of its own. Python 3.11 or later.
+# onnxruntime-openvino installs the same package as onnxruntime, so it gets an environment of its own: what is written in
+# .venv is run there. Python 3.11 or later.
 OPENVINO_VENV := .venv-openvino
 OPENVINO := onnxruntime-openvino==1.24.1
-# The oldest that exported files are promised to run on; nothing else is in its environment.
+# The oldest that exported files are promised to run on.
 OLDEST_VENV := .venv-oldest
 OLDEST := onnxruntime==1.22.1
-# The same of onnxruntime-gpu; torch's own libraries of CUDA serve both.
+# onnxruntime-gpu, too, takes the place of onnxruntime; torch's own libraries of CUDA serve both.
 CUDA_VENV := .venv-cuda
 CUDA := 'onnxruntime-gpu>=1.24'
 
@@ -37,32 +38,37 @@ test: lint  ## lint, types, floor plan, tests, and which lines they ran
 test-slow: $(VENV)/ready  ## more cases of what `make test` tries
 	$(BIN)/pytest -m slow
 
-# $(1): the environment; $(2): what takes the place of onnxruntime in it.
+# $(1): the environment; $(2): the runtime, which is alone in it but for numpy. Nothing that only its tools import, and
+# nothing compiled beforehand: half of the time.
 define venv_of_runtime
 	$(PYTHON) -m venv --clear $(1)
-	$(1)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(1)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
-	$(1)/bin/pip uninstall --quiet --yes onnxruntime
-	$(1)/bin/pip install --quiet --disable-pip-version-check $(2)
+	$(1)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-compile $(2) numpy
 	touch $(1)/ready
 endef
 
-$(OPENVINO_VENV)/ready: pyproject.toml
+$(OPENVINO_VENV)/ready: Makefile
 	$(call venv_of_runtime,$(OPENVINO_VENV),$(OPENVINO))
 
-test-openvino: $(OPENVINO_VENV)/ready  ## every lowering on ONNX Runtime's OpenVINO provider
-	$(OPENVINO_VENV)/bin/pytest tests/openvino
-
 $(OLDEST_VENV)/ready: Makefile
-	$(PYTHON) -m venv --clear $(OLDEST_VENV)
-	$(OLDEST_VENV)/bin/pip install --quiet --disable-pip-version-check $(OLDEST)
-	touch $@
+	$(call venv_of_runtime,$(OLDEST_VENV),$(OLDEST))
 
-test-runtimes: $(VENV)/ready $(OLDEST_VENV)/ready  ## files of few bits on the oldest ONNX Runtime that is promised
-	OLDEST_PYTHON=$(OLDEST_VENV)/bin/python $(BIN)/pytest tests/runtimes
+test-openvino: $(VENV)/ready $(OPENVINO_VENV)/ready  ## every lowering on ONNX Runtime's OpenVINO provider
+	OPENVINO_PYTHON=$(OPENVINO_VENV)/bin/python $(BIN)/pytest tests/openvino
+
+# The browser is left out, with a word, where there is no npm or no Chromium. --numprocesses=0: all use the same files.
+NPM := $(firstword $(wildcard $(addsuffix /npm,$(subst :, ,$(PATH)))))
+test-runtimes: $(VENV)/ready $(OLDEST_VENV)/ready $(OPENVINO_VENV)/ready $(if $(NPM),examples/browser/node_modules)
+test-runtimes:  ## files of few bits on the oldest and the current ONNX Runtime, as .ort, on OpenVINO and in Chromium
+	OLDEST_PYTHON=$(OLDEST_VENV)/bin/python OPENVINO_PYTHON=$(OPENVINO_VENV)/bin/python \
+		$(BIN)/pytest tests/runtimes --numprocesses=0
 
 $(CUDA_VENV)/ready: pyproject.toml
-	$(call venv_of_runtime,$(CUDA_VENV),$(CUDA))
+	$(PYTHON) -m venv --clear $(CUDA_VENV)
+	$(CUDA_VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(CUDA_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(CUDA_VENV)/bin/pip uninstall --quiet --yes onnxruntime
+	$(CUDA_VENV)/bin/pip install --quiet --disable-pip-version-check $(CUDA)
+	touch $@
 
 test-cuda: $(CUDA_VENV)/ready  ## every lowering on ONNX Runtime's CUDA provider, and the compiled kernels; needs a GPU
 	$(CUDA_VENV)/bin/python -c "import onnxruntime, torch; torch.ones(1, device='cuda'); \
@@ -73,7 +79,7 @@ examples/browser/node_modules: examples/browser/package-lock.json
 	cd examples/browser && npm ci --ignore-scripts --no-audit --no-fund --silent
 	touch $@
 
-test-web: $(VENV)/ready examples/browser/node_modules  ## the exported MiniLM in headless Chromium
+test-web: $(VENV)/ready examples/browser/node_modules  ## the exported MiniLM and its report in headless Chromium
 	$(BIN)/pytest tests/web --numprocesses=0 --capture=no
 
 # The sdist is built from the checkout, the wheel from the sdist; both are installed where nothing else is.

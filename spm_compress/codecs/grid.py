@@ -79,6 +79,12 @@ class Grid:
         return math.inf
 
     @property
+    def outermost(self) -> int:
+        """Largest absolute value of a level."""
+        low, high = self._ends
+        return max(-low, high)
+
+    @property
     def _ends(self) -> tuple[int, int]:
         return self.first, self.first + self.step * (self.packing.levels - 1)
 
@@ -191,7 +197,7 @@ class Grid:
         largest = self._over_shared(torch.amax, matrix.abs())
         best = torch.full_like(largest, math.inf)
         found = torch.zeros_like(largest)
-        outer = max(-low, high)
+        outer = self.outermost
         inner = [outer / level for level in range(outer - 1, max(outer - 5, 0), -1)]
         signs = (1,) if -low == high else (1, -1)
         tried = (sign * share * largest / outer for share in (*_CLIPPED, *inner) for sign in signs)

@@ -136,6 +136,23 @@ def test_whole_numbers_run_in_one_kernel(bits: str, tmp_path: Path) -> None:
     assert set(run) <= {"DynamicQuantizeMatMul", "Relu"}
 
 
+@pytest.mark.parametrize("bits", ["8", "7", "4/32", "1/32"])
+def test_whole_numbers_do_not_saturate(bits: str, tmp_path: Path) -> None:
+    """Without VNNI an x86 kernel adds two products in 16 bits: the worst is that all are the largest."""
+    weight = 1 + gaussian(96, 64).abs() / 100
+    save_file({"0.weight": weight, "2.weight": weight.T.contiguous()}, tmp_path / "model.safetensors")
+    source = open_source(tmp_path / "model.safetensors")
+    settings = CompressSettings(FitSettings(), include=("none",), dense=parse_bits(bits))
+    artifact = fit_model(source, settings, beside=tmp_path)
+    path = tmp_path / "out.onnx"
+    export_onnx(artifact, path, source=source, settings=ExportSettings(lowering=Int8()))
+    runtime = session(path)
+    x = np.ones((3, 64), np.float32)
+    (found,) = runtime.run(None, {runtime.get_inputs()[0].name: x})
+    first, second = (layer.operator.to_dense().numpy() for layer in artifact.layers)
+    np.testing.assert_allclose(found, x @ first.T @ second.T, rtol=0.02)
+
+
 def test_activations_are_rounded_only_where_that_is_allowed(tmp_path: Path) -> None:
     save_file({"0.weight": gaussian(512, 512), "2.weight": gaussian(512, 512, seed=1)}, tmp_path / "model.safetensors")
     source = open_source(tmp_path / "model.safetensors")
