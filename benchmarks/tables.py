@@ -49,22 +49,60 @@ def bits_minilm(key: str) -> str:
     return f"{made}\n`{found['command']}`, {found['date']}, {found['machine']}, one thread; {versions}.\n"
 
 
-def bits_quality() -> str:
+def bits_quality(kind: str) -> str:
     found = result("bits_quality")
-    forms = ["spm", "svd", "monarch"]
-    rows = [
-        [size, *(f"{errors[form]:.3f}" if form in errors else "-" for form in forms), f"{2 ** -float(size):.3f}"]
-        for size, errors in found["median"].items()
-    ]
-    made = table(["bits a weight", "SPM in angles", "SVD", "Monarch", "Gaussian bound"], rows)
-    told = f"`{found['command']}`, {found['date']}, {found['machine']}; medians of {len(found['rows'])} matrices."
-    return f"{made}\n{told}\n"
+    forms = ["spm", "svd", "spm over svd", "monarch", "pruned", "dense", "bound"]
+    matrices = found["rows"][kind]
+
+    def cell(at: Mapping[str, tuple[float, int]], form: str) -> str:
+        if form not in at:
+            return "-"
+        median, count = at[form]
+        return f"{median:.3f}" + (f" ({count})" if count < len(matrices) else "")
+
+    rows = [[size, *(cell(at, form) for form in forms)] for size, at in found["median"][kind].items()]
+    headings = ["SPM in angles", "SVD", "SPM over SVD", "Monarch", "pruned", "dense", "Gaussian bound"]
+    made = table(["bits a weight", *headings], rows)
+    models = ", ".join(dict.fromkeys(row["model"] for row in matrices))
+    commands = ", ".join(dict.fromkeys(f"`{row['command']}`" for row in matrices))
+    told = f"{commands}, {matrices[-1]['date']}, {matrices[-1]['machine']}; medians of {len(matrices)} ({models})."
+    return f"{made}\n{told} In brackets: of how many, where stages are too large or take too long on others.\n"
+
+
+def below_one_bit() -> str:
+    found = result("below_one_bit")
+    methods = {
+        "svd": "SVD",
+        "svd, descent": "SVD, descent",
+        "float32": "stages in float32",
+        "alone": "angles alone",
+        "in turn": "in turn",
+        "layer's codes": "codes of a layer",
+        "stage's codes": "codes of a stage",
+        "longer": "fitted longer",
+        "rotations": "rotations",
+        "descent": "descent",
+    }
+
+    def cell(reached: Mapping[str, float] | None) -> str:
+        if reached is None:
+            return "-"
+        bits = f" ({reached['bits']} b)" if "bits" in reached else ""
+        return f"{reached['error']:.3f}{bits}"
+
+    measured = [(name, size, at) for name, sizes in found.items() for size, at in sizes.items()]
+    rows = [[name, size, *(cell(at["reached"].get(method)) for method in methods)] for name, size, at in measured]
+    commands = ", ".join(dict.fromkeys(f"`{at['command']}`" for _, _, at in measured))
+    made = table(["matrix", "bits a weight", *methods.values()], rows)
+    return f"{made}\n{commands}; {measured[-1][2]['date']}, {measured[-1][2]['machine']}.\n"
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "bits-minilm": lambda: bits_minilm("without data"),
     "bits-minilm-calibrated": lambda: bits_minilm("calibrated on 400 sentences"),
-    "bits-quality": bits_quality,
+    "bits-quality": lambda: bits_quality("plain"),
+    "bits-quality-weighted": lambda: bits_quality("weighted"),
+    "below-one-bit": below_one_bit,
 }
 
 
