@@ -133,6 +133,14 @@ class Emitter:
         """Return a scalar in the precision of the coefficients."""
         return self.once(("number", str(value)), lambda: self.op.Constant(value=ir.tensor(value, dtype=self.precision)))
 
+    def filled(self, value: float, *shape: int) -> ir.Value:
+        """Return the same number for every map, (maps, *shape), in the precision of the coefficients."""
+        array, codec = next(iter(self.codecs.items()))
+        stored = self.op.Shape(self.values[part_key(array, codec.part_names()[0])])
+        maps = self.op.Slice(stored, self.integers(0), self.integers(1), self.integers(0))
+        sizes = self.op.Concat(maps, self.integers(*shape), axis=0)
+        return self.op.ConstantOfShape(sizes, value=ir.tensor([value], dtype=self.precision))
+
     def pair(self, row: tuple[float, float]) -> ir.Value:
         """Return the matrix of a row and the row turned round, (2, 1, 1, 2, 1), in the precision of coefficients."""
         values = [[[[[each] for each in side]]] for side in (row, row[::-1])]

@@ -40,7 +40,7 @@ def two_products(emit: Emitter, left: ir.Value, right: ir.Value, x: ir.Value | N
 def whole_numbers(emit: Emitter, name: str) -> dict[str, ir.Value]:
     """Return stored matrices as `levels`, int8 (maps * in, out), and `scales`, (maps * out,), float32.
 
-    Levels of 8 bits, and those that share a scale with other than their row, are rounded once more: to -64 to 64, with a
+    Levels of 8 bits, and those that share a scale with other than their row, are rounded once more: to -64 to 64, a
     scale a row.
     """
     op, codec = emit.op, emit.codec(name)

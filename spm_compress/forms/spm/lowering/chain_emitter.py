@@ -105,10 +105,8 @@ class ChainEmitter:
 
     def _rotation(self, i: int, width: int, stride: int, before: int) -> list[ir.Value]:
         op, emit, count = self.op, self.emit, pair_count(width, stride)
-        if not count:  # zeros, of as many maps as there are
-            stored = op.Cast(next(iter(emit.parts(f"{i}.angles").values())), to=emit.precision)
-            nothing = op.Mul(emit.summed(stored, 1, keepdims=1), emit.number(0.0))
-            return [op.Add(nothing, op.Mul(op.Cast(emit.positions(width), to=emit.precision), emit.number(0.0)))]
+        if not count:
+            return [emit.filled(0.0, width)]
         angles = emit.numbers(f"{i}.angles")  # (maps, angles)
         own = op.Slice(angles, emit.integers(before), emit.integers(before + count), emit.integers(1))
         position = emit.positions(width)

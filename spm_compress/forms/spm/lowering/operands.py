@@ -126,6 +126,8 @@ class Operands:
         """Run the stages of a group, the first being `stage`, on the identity of every block: (maps, blocks, b, b)."""
         op, emit, chain = self.op, self.emit, self.structure.chains[i]
         group = chain.groups[boundary]
+        if not group.stages:
+            return emit.filled(1.0, chain.width, 1, 1)
         if self.are_alike(i):
             products = emit.once(("products", emit.prefix, i), lambda: self.products(i))
             return op.Gather(products, emit.integer(boundary), axis=1)
