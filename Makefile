@@ -121,6 +121,7 @@ bench: $(VENV)/ready  ## the figures of docs/measurements.md
 	$(BIN)/python benchmarks/bits.py --calibration 400
 	$(BIN)/python benchmarks/bits_quality.py
 	$(BIN)/python benchmarks/below_one_bit.py
+	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/tables.py
 
 clean:

@@ -97,12 +97,30 @@ def below_one_bit() -> str:
     return f"{made}\n{commands}; {measured[-1][2]['date']}, {measured[-1][2]['machine']}.\n"
 
 
+def load() -> str:
+    found = result("load")
+    rows = [
+        [
+            row["name"],
+            f"{row['megabytes']:.1f}",
+            f"{row['seconds']:.2f}",
+            f"{row['ratio']:.2f}x",
+            f"{row['peak_megabytes']}",
+        ]
+        for row in found["rows"]
+    ]
+    made = table(["file", "MB", "load, s", "beside float32", "peak, MB"], rows)
+    told = f"{found['date']}, {found['machine']}, onnxruntime {found['onnxruntime']}; {found['stages']} stages"
+    return f"{made}\n`{found['command']}`, {told}.\n"
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "bits-minilm": lambda: bits_minilm("without data"),
     "bits-minilm-calibrated": lambda: bits_minilm("calibrated on 400 sentences"),
     "bits-quality": lambda: bits_quality("plain"),
     "bits-quality-weighted": lambda: bits_quality("weighted"),
     "below-one-bit": below_one_bit,
+    "load": load,
 }
 
 

@@ -186,9 +186,8 @@ class Writer:
             prefix = self._prefix(f"{name}.matrix")
             for i, node in enumerate(new):
                 node.outputs[0].name = f"{prefix}.{i}"
-            # In the main graph, before all else: bodies of loops and branches see it too.
-            first = next(iter(self.model.graph), None)
-            self.model.graph.extend(new) if first is None else self.model.graph.insert_before(first, new)
+            # Right after what it is made of, before all else: bodies of loops and branches see it too.
+            self.model.graph.insert_after(_last_producer(new[0]), new)
             self.matrices[key] = name, new[-1].outputs[0]
         return self.matrices[key]
 
@@ -286,6 +285,12 @@ def _name_around(call: ir.Node, nodes: Sequence[ir.Node], prefix: str) -> None:
             node.name = f"{call.name}.{step}" + (".before" if node.op_type == "Transpose" and i < at else "")
         if i < len(nodes) - 1:
             node.outputs[0].name = f"{prefix}." + {at - 1: "x", at: "y"}.get(i, str(i))
+
+
+def _last_producer(node: ir.Node) -> ir.Node:
+    """Return the node whose output is the last of a node's inputs that is computed."""
+    producers = [value.producer() for value in node.inputs if value is not None]
+    return [each for each in producers if each is not None][-1]
 
 
 def _describe(placed: Placed) -> str:
