@@ -83,6 +83,13 @@ _ACTIVATIONS = ["relu", "gelu", "tanh", "sigmoid", "silu", "leaky-relu", "elu", 
     show_default=True,
     help="Of dense maps in 8 bits or less; int8 only where faster.",
 )
+@click.option(
+    "--weights",
+    type=click.Choice(["folded", "nbits", "auto"]),
+    default="folded",
+    show_default=True,
+    help="Of dense maps in 4 bits, in memory: 8 or 32 bits, or 4 (opset 21); auto times both.",
+)
 @click.option("--dense", "dense_path", type=OutputFile(), help="Write the dense model's graph here too, to compare.")
 @click.option("--layers", is_flag=True, is_eager=True, help="Write each fitted layer as a model of its own.")
 @click.option("--with-past", is_flag=True, help="Of a decoder: take and give the keys and values of earlier tokens.")
@@ -113,6 +120,7 @@ def export(
     dtype: str,
     quantize: str | None,
     activations: str,
+    weights: str,
     dense_path: Path | None,
     layers: bool,
     with_past: bool,
@@ -137,11 +145,14 @@ def export(
         raise click.UsageError("--layers writes ONNX files; give --onnx FOLDER, and leave --ort out")
     if quantize and dtype != "float32":
         raise click.UsageError("--quantize int8 and --dtype float16 exclude each other; choose one")
+    if weights == "nbits" and activations == "float32":
+        raise click.UsageError("--weights nbits rounds activations to 8 bits; leave --activations float32 out")
     from spm_compress.checkpoint import find_artifact, is_bare, keep_apart, read_artifact, source_files, source_of
     from spm_compress.export import (
         ExportSettings,
         Layout,
         Precision,
+        Weights,
         check_ort_path,
         export_layers,
         export_onnx,
@@ -176,6 +187,7 @@ def export(
         allow_missing=allow_missing,
         with_past=with_past,
         rounds_activations=activations == "int8",
+        weights=Weights(weights),
     )
     if_interrupted(written_since([out, ort_path, dense_path]))
     if layers:

@@ -15,6 +15,7 @@ from spm_compress.codecs.scales import SCALES
 from spm_compress.errors import UsageError
 
 __all__ = [
+    "BLOCKS",
     "FLOAT16",
     "FLOAT32",
     "SCALES",

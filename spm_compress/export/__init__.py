@@ -4,7 +4,7 @@ from spm_compress.export.files import Exported, export_layers, export_onnx, firs
 from spm_compress.export.huggingface_graphs import generates, has_past
 from spm_compress.export.ort_format import OrtFiles, check_ort_path, ort_beside, write_ort
 from spm_compress.export.outlook import outlook
-from spm_compress.export.settings import ExportSettings, Precision
+from spm_compress.export.settings import ExportSettings, Precision, Weights
 from spm_compress.forms.lowering import Layout
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Layout",
     "OrtFiles",
     "Precision",
+    "Weights",
     "check_ort_path",
     "export_layers",
     "export_onnx",

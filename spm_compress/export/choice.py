@@ -23,14 +23,14 @@ from spm_compress.checkpoint.files import sha256_of, write_whole
 from spm_compress.errors import SpmError
 from spm_compress.export.measuring.timing import interleaved
 from spm_compress.export.saving import save
-from spm_compress.export.settings import ExportSettings
+from spm_compress.export.settings import ExportSettings, Weights
 from spm_compress.export.splicing.layer_model import layer_model
 from spm_compress.export.splicing.matches import Digests, matches
 from spm_compress.export.trials import SIZES, Known, find_trial
 from spm_compress.export.verification import session
-from spm_compress.forms.lowering import Dense, Int8, Layout, Lowering, lowerings
+from spm_compress.forms.lowering import Dense, Int8, Layout, Lowering, NBits, lowerings
 
-__all__ = ["Choice", "layer_key", "model_key", "plans", "processor", "remembered", "rows_of_layers"]
+__all__ = ["Choice", "in_nbits", "layer_key", "model_key", "plans", "processor", "remembered", "rows_of_layers"]
 
 _REPEATS, _SECONDS = 40, 0.15
 # Layouts between which activations have to be turned.
@@ -117,10 +117,16 @@ def plans(
         if layer.name in rows
     }
     own = {layer.name: _allowed(layer, settings) for layer in layers}
+    asked = {layer.name for layer in layers if in_nbits(layer, settings)}
     found: list[tuple[Choice, ...]] = []
     for turned in (_TURNED, *((layout,) for layout in _TURNED)):
         layouts = {*turned, Layout.FEATURES_LAST}
-        plan = tuple(_chosen(name, own[name], rows[name], measured, layouts) for name, measured in times.items())
+        plan = tuple(
+            Choice(name, NBits(), rows[name], {each: tuple(found) for each, found in measured.items()}, "as asked")
+            if name in asked
+            else _chosen(name, own[name], rows[name], measured, layouts)
+            for name, measured in times.items()
+        )
         if [choice.lowering for choice in plan] not in [[choice.lowering for choice in other] for other in found]:
             found.append(plan)
     return found
@@ -128,7 +134,14 @@ def plans(
 
 def _allowed(layer: FittedLayer, settings: ExportSettings) -> list[Lowering]:
     found = layer.form.lowerings(layer.stored.codecs)
-    return [each for each in found if settings.rounds_activations or not isinstance(each, Int8)]
+    if settings.weights is Weights.FOLDED or layer.is_table:  # a table is stored once, to be looked up
+        found = [each for each in found if not isinstance(each, NBits)]
+    return [each for each in found if settings.rounds_activations or not isinstance(each, Int8 | NBits)]
+
+
+def in_nbits(layer: FittedLayer, settings: ExportSettings) -> bool:
+    """Say whether a layer is to run in 4 bits, whatever is faster."""
+    return settings.weights is Weights.NBITS and NBits() in _allowed(layer, settings)
 
 
 def _chosen(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnxscript.version_converter import convert_version
 from torch import nn
 
 from spm_compress.calibration.data import read_batches
@@ -22,7 +23,7 @@ from spm_compress.checkpoint.onnx_source import open_graph
 from spm_compress.checkpoint.source import Source, open_source
 from spm_compress.compress.module import apply_artifact
 from spm_compress.errors import ExportError, SpmError
-from spm_compress.export.choice import Choice, plans
+from spm_compress.export.choice import Choice, in_nbits, plans
 from spm_compress.export.dense_graphs import dense_graphs
 from spm_compress.export.file_names import file_names
 from spm_compress.export.graph import DenseGraph
@@ -32,14 +33,15 @@ from spm_compress.export.one_file import BATCHES, Expected, Work, expected_of, v
 from spm_compress.export.precision import check_precision, in_precision
 from spm_compress.export.reference import with_operator_matrices
 from spm_compress.export.saving import save, size_of
-from spm_compress.export.settings import ExportSettings
+from spm_compress.export.settings import ExportSettings, Weights
 from spm_compress.export.splicing.declared import declare, declared, hand_out_copies
 from spm_compress.export.splicing.layer_model import dense_model, layer_model
 from spm_compress.export.splicing.matches import Digests, lookups, matches, none_found
 from spm_compress.export.splicing.splice import Spliced
+from spm_compress.export.splicing.writer import NBITS_OPSET
 from spm_compress.export.trials import Known
 from spm_compress.export.verification import TOLERANCE, Agreement
-from spm_compress.forms.lowering import Dense
+from spm_compress.forms.lowering import Dense, NBits
 
 __all__ = ["BATCHES", "Exported", "export_layers", "export_onnx", "first_batch"]
 
@@ -186,6 +188,8 @@ def _prepared(
     scratch = folder / "scratch"
     scratch.mkdir()
     said = declared(dense.model)
+    if settings.weights is not Weights.FOLDED and dense.live is not None:  # made here, at an opset of our choice
+        convert_version(dense.model, NBITS_OPSET)
     model, layers = in_precision(dense.model, layers, settings.precision, digests)
     if model is not dense.model:  # of other tensors: the old ones need not be held
         digests = Digests()
@@ -211,7 +215,8 @@ def _written(prepared: _Prepared, dense_size: int, settings: ExportSettings) -> 
     speedups: dict[int, float] = {}
     if settings.lowering is not None or not work.layers:
         lowering = settings.lowering or Dense()
-        spliced, found = work.write({layer.name: lowering for layer in work.layers})
+        ways = {each.name: NBits() if in_nbits(each, settings) else lowering for each in work.layers}
+        spliced, found = work.write(ways)
     else:
         spliced, found, choices, speedups = work.write_fastest(prepared.scratch)
     return Exported(
@@ -288,6 +293,7 @@ def export_layers(artifact: Artifact, folder: Path, *, settings: ExportSettings 
     for layer, name in zip(artifact.layers, file_names([layer.name for layer in artifact.layers]), strict=True):
         path = folder / f"{name}.onnx"
         lowering = settings.lowering or choices[layer.name].lowering
+        lowering = NBits() if in_nbits(layer, settings) else lowering
         # ONNX has names of Unicode, and none for a graph without one.
         named = replace(layer, names=(layer.name if is_storable(layer.name) and layer.name else name,))
         with write_whole(path) as temporary:

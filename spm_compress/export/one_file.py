@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from spm_compress.export.live import Answers, Steps
 from spm_compress.export.measuring.timing import interleaved
 from spm_compress.export.memory import release, trim
 from spm_compress.export.saving import save
-from spm_compress.export.settings import ExportSettings, Precision
+from spm_compress.export.settings import ExportSettings, Precision, Weights
 from spm_compress.export.splicing.declared import Declared, declare
 from spm_compress.export.splicing.matches import Digests
 from spm_compress.export.splicing.splice import Spliced, splice
+from spm_compress.export.splicing.writer import NBITS_OPSET
 from spm_compress.export.trials import SIZES, Known, find_trial
 from spm_compress.export.verification import (
     TOLERANCE,
@@ -34,7 +35,7 @@ from spm_compress.export.verification import (
     run,
     session,
 )
-from spm_compress.forms.lowering import Dense, Int8, Lowering
+from spm_compress.forms.lowering import Dense, Int8, Lowering, NBits
 
 __all__ = ["BATCHES", "Expected", "Verified", "Work", "expected_of", "verified"]
 
@@ -72,7 +73,7 @@ class Work:
 
         Raises VerificationError, and ExportError where a converter has changed a weight until it is not found.
         """
-        rounded = {name for name, lowering in lowerings.items() if isinstance(lowering, Int8)}
+        rounded = {name for name, lowering in lowerings.items() if isinstance(lowering, Int8 | NBits)}
         if rounded:  # first the same without rounded activations, which has to be exact
             self.write({**lowerings, **dict.fromkeys(rounded, Dense())})
         model = self.dense.clone()
@@ -93,7 +94,10 @@ class Work:
         """Write the model as the plan that is fastest as a whole, or all dense where none is at every batch."""
         tried: list[Path] = [save(self.dense, scratch / "dense.onnx", inside=False)]
         rows = rows_of_layers(self.dense, self.layers, self.settings, scratch, self.known, self.digests)
-        found = plans(self.layers, rows, self.settings)
+        settings = self.settings
+        if settings.weights is Weights.AUTO and self.dense.opset_imports[""] < NBITS_OPSET:
+            settings = replace(settings, weights=Weights.FOLDED)
+        found = plans(self.layers, rows, settings)
         for i, plan in enumerate(found):
             model = self.dense.clone()
             # Where the matrix is made at load the product that is there runs, which takes no memory to make.
@@ -107,7 +111,12 @@ class Work:
         best = max(range(len(found)), key=lambda i: math.prod(speedups[i].values()))
         choices, reached = found[best], speedups[best]
         if min(reached.values()) < _SLOWER:
-            choices = tuple(_kept_dense(choice, reached) for choice in choices)
+            choices = tuple(
+                choice
+                if self.settings.weights is Weights.NBITS and isinstance(choice.lowering, NBits)
+                else _kept_dense(choice, reached)
+                for choice in choices
+            )
         spliced, agreed = self.write({choice.layer: choice.lowering for choice in choices})
         if min(reached.values()) < _SLOWER:
             (reached,) = self.speedups([["dense"] * len(choices)], [tried[0], self.path])

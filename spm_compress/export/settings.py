@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from spm_compress.errors import UsageError
 from spm_compress.forms.lowering import Blocks, Dense, Layout, Lowering, Stages
 
-__all__ = ["ExportSettings", "Precision"]
+__all__ = ["ExportSettings", "Precision", "Weights"]
 
 
 class Precision(enum.Enum):
@@ -19,6 +19,14 @@ class Precision(enum.Enum):
     INT8 = "int8"
 
 
+class Weights(enum.Enum):
+    """What ONNX Runtime makes of dense maps in 4 bits at load: numbers of 8 or 32 bits, or 4 bits; or the fastest."""
+
+    FOLDED = "folded"
+    NBITS = "nbits"
+    AUTO = "auto"
+
+
 @dataclass(frozen=True)
 class ExportSettings:
     """How the layers run, and where.
@@ -27,6 +35,7 @@ class ExportSettings:
     which that is found out; threads: 0 for all cores; provider: ONNX Runtime's name. allow_missing: whether a fitted
     weight that is not in the graph is no error; with_past: whether a decoder takes and gives keys and values.
     rounds_activations: whether dense maps of 8 bits or less may run as products of whole numbers, where that is faster.
+    weights: of dense maps in 4 bits; nbits takes them out of the choice.
     """
 
     lowering: Lowering | None = None
@@ -38,6 +47,7 @@ class ExportSettings:
     allow_missing: bool = False
     with_past: bool = False
     rounds_activations: bool = True
+    weights: Weights = Weights.FOLDED
 
     @staticmethod
     def named(lowering: str, layout: Layout = Layout.FEATURE_MAJOR) -> Lowering | None:

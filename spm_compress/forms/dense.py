@@ -15,7 +15,7 @@ from spm_compress.fitting.settings import OnStep
 from spm_compress.forms.form import Arrays, Fitted, Form, Operator
 from spm_compress.forms.json_values import whole
 from spm_compress.forms.lowering import Dense as Made
-from spm_compress.forms.lowering import Int8, Lowering, Rows
+from spm_compress.forms.lowering import Int8, Lowering, NBits, Rows
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -114,8 +114,10 @@ class Dense(Form):
 
     def lower(self, emit: Emitter, x: ir.Value | None, lowering: Lowering) -> ir.Value:
         """As `Form.lower`: one product, or rows."""
-        from spm_compress.forms.products import int8_product, looked_up, product
+        from spm_compress.forms.products import int8_product, looked_up, nbits_product, product
 
+        if x is not None and isinstance(lowering, NBits):
+            return nbits_product(emit, "weight", x)
         if x is not None and isinstance(lowering, Rows):
             return looked_up(emit, "weight", x)
         if x is not None and isinstance(lowering, Int8):
@@ -124,7 +126,12 @@ class Dense(Form):
 
     def lowerings(self, codecs: Mapping[str, Codec]) -> Sequence[Lowering]:
         """As `Form.lowerings`: the matrix that is made at load, or whole numbers where few bits are stored."""
-        return [Made(), *([Int8()] if isinstance(codecs["weight"], Grid) else [])]
+        from spm_compress.forms.products import nbits_block
+
+        codec = codecs["weight"]
+        if not isinstance(codec, Grid):
+            return [Made()]
+        return [Made(), Int8(), *([NBits()] if nbits_block(codec, self.in_features) else [])]
 
     def described(self) -> Sequence[str]:
         """As `Form.described`."""

@@ -177,7 +177,7 @@ class Form(Protocol):
     def constants(self, emit: Emitter, lowering: Lowering) -> Mapping[str, ir.Value]:
         """Emit what does not depend on x, of several maps at once: name -> values of one map after the other.
 
-        A runtime folds it when it loads the model. Not asked for `Rows`.
+        A runtime folds it when it loads the model. Not asked for `Rows` and `NBits`.
         """
         return {name: emit.decoded(name) for name in self.shapes}
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-__all__ = ["Blocks", "Dense", "Int8", "Layout", "Lowering", "Rows", "Stages", "lowerings"]
+__all__ = ["Blocks", "Dense", "Int8", "Layout", "Lowering", "NBits", "Rows", "Stages", "lowerings"]
 
 
 class Layout(enum.Enum):
@@ -76,7 +76,18 @@ class Rows:
     layout: Layout = Layout.FEATURES_LAST
 
 
-Lowering = Stages | Blocks | Dense | Int8 | Rows
+@dataclass(frozen=True)
+class NBits:
+    """As a product with 4 bits a weight, which ONNX Runtime keeps packed in memory (`MatMulNBits`).
+
+    Only for a dense map whose rows are whole blocks; activations are rounded to 8 bits, block by block.
+    """
+
+    name: str = "nbits"
+    layout: Layout = Layout.FEATURES_LAST
+
+
+Lowering = Stages | Blocks | Dense | Int8 | Rows | NBits
 
 
 def lowerings() -> Sequence[Lowering]:

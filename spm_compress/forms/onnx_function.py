@@ -16,7 +16,7 @@ from spm_compress.codecs import Codec, part_key
 from spm_compress.forms.emitter import Emitter, precision_of
 from spm_compress.forms.form import Form, numbers_of
 from spm_compress.forms.local_function import DOMAIN, local_function
-from spm_compress.forms.lowering import Lowering, Rows
+from spm_compress.forms.lowering import Lowering, NBits, Rows
 
 __all__ = ["Written", "write_functions"]
 
@@ -26,9 +26,9 @@ class Written:
     """The functions of a form.
 
     constants: of the parts of all arrays, each with an axis of maps before its own, and the index tables; returns what
-    `Form.constants` has made. None for rows, of which nothing is made at load.
+    `Form.constants` has made. None for `Rows` and `NBits`, which start from the parts.
     function: of x (if the lowering has a layout), then what `constants` returns, its own share of the first axis, and
-    the index tables; of rows, x and the parts and index tables.
+    the index tables; without constants, x and the parts and index tables.
     needed: functions that these call.
     """
 
@@ -64,7 +64,7 @@ def write_functions(
         return dict(zip((f"{each}_made" for each in _shown(names)), found.values(), strict=True))
 
     constants = None
-    if not isinstance(lowering, Rows):
+    if not isinstance(lowering, Rows | NBits):
         told = f"what several maps {what} need at run time, made when the model is loaded{about}"
         constants = local_function(f"{name}_constants", made, _shown(stored), opset, about=told)
 

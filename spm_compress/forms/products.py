@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from spm_compress.codecs import Float, Grid
+from spm_compress.codecs import BLOCKS, Codec, Float, Grid
 from spm_compress.codecs.constants import integers, number
 from spm_compress.codecs.scales import emitted_scales
 from spm_compress.forms.emitter import Emitter
 from spm_compress.forms.lowering import Layout, Lowering
 
-__all__ = ["int8_product", "looked_up", "product", "two_products", "whole_numbers"]
+__all__ = ["int8_product", "looked_up", "nbits_block", "nbits_product", "product", "two_products", "whole_numbers"]
 
 # On x86 without VNNI the kernel adds two products of activations (at most 255) and levels in 16 bits that saturate:
 # 2 * 255 * 64 fits, 2 * 255 * 65 does not. With levels of up to 127 one was off by 7 %, and by 45 % with many of them.
@@ -66,6 +66,31 @@ def int8_product(emit: Emitter, x: ir.Value) -> ir.Value:
     rounded, scale, zero = op.DynamicQuantizeLinear(x, _outputs=3)
     product = op.Cast(op.MatMulInteger(rounded, emit.constant("levels"), zero), to=ir.DataType.FLOAT)
     return emit.narrowed(op.Mul(product, op.Mul(scale, emit.constant("scales"))))
+
+
+def nbits_block(codec: Codec, features: int) -> int | None:
+    """Return how many numbers of a row of so many share a scale in `nbits_product`; None where it cannot be had."""
+    if not isinstance(codec, Grid) or (codec.kind, codec.bits) != ("integer", 4):
+        return None
+    if isinstance(codec.shared, int):
+        return codec.shared
+    found = next((block for block in reversed(BLOCKS) if features % block == 0), None)
+    return found if codec.shared == "row" else None
+
+
+def nbits_product(emit: Emitter, name: str, x: ir.Value) -> ir.Value:
+    """Return the product of x (..., in) with a stored matrix (out, in) whose codes come as levels, int4 (in, out).
+
+    ONNX Runtime makes one MatMulNBits of it (from 1.22 on), and keeps what it folds packed.
+    """
+    op, codec = emit.op, emit.codec(name)
+    parts, (out, features) = emit.parts(name), emit.shape(name)
+    block = nbits_block(codec, features)
+    assert block is not None
+    scales = op.Transpose(emitted_scales(op, parts, 2), perm=[1, 0])
+    scales = op.Expand(scales, integers(op, features // block, out))
+    x = x if emit.dtype == ir.DataType.FLOAT else op.Cast(x, to=ir.DataType.FLOAT)
+    return emit.narrowed(op.MatMul(x, op.DequantizeLinear(parts["codes"], scales, axis=0, block_size=block)))
 
 
 def looked_up(emit: Emitter, name: str, rows: ir.Value) -> ir.Value:

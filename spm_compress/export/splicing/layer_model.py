@@ -6,8 +6,8 @@ import onnx_ir as ir
 import torch
 
 from spm_compress.checkpoint.artifact import FittedLayer
-from spm_compress.export.splicing.writer import Placed, Writer, initializer
-from spm_compress.forms.lowering import Lowering
+from spm_compress.export.splicing.writer import NBITS_OPSET, Placed, Writer, initializer
+from spm_compress.forms.lowering import Lowering, NBits
 
 __all__ = ["OPSET", "dense_model", "layer_model"]
 
@@ -19,9 +19,10 @@ def layer_model(layer: FittedLayer, lowering: Lowering) -> ir.Model:
     """Return a model of one fitted layer without its bias: x (rows, in) -> y (rows, out), float32."""
     float32 = ir.TensorType(ir.DataType.FLOAT)
     x = ir.Value(name="x", type=float32, shape=ir.Shape(["rows", layer.shape[1]]))
-    graph = ir.Graph([x], [], nodes=[], opset_imports={"": OPSET}, name=layer.name)
+    opset = NBITS_OPSET if isinstance(lowering, NBits) else OPSET
+    graph = ir.Graph([x], [], nodes=[], opset_imports={"": opset}, name=layer.name)
     model = ir.Model(graph, ir_version=IR_VERSION)
-    nodes = Writer(model, OPSET).layer(Placed.of(layer, lowering), x, ir.DataType.FLOAT, graph)
+    nodes = Writer(model, opset).layer(Placed.of(layer, lowering), x, ir.DataType.FLOAT, graph)
     graph.extend(nodes)
     y = nodes[-1].outputs[0]
     y.name, y.type, y.shape = "y", float32, ir.Shape(["rows", layer.shape[0]])

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -13,17 +14,22 @@ from torch import Tensor
 from spm_compress.checkpoint.artifact import FittedLayer
 from spm_compress.checkpoint.free_names import free_name
 from spm_compress.checkpoint.uses import is_handed_out, readers
-from spm_compress.codecs import Codec
+from spm_compress.codecs import Codec, Grid
+from spm_compress.errors import ExportError
 from spm_compress.export.splicing.alike import Alike
 from spm_compress.export.splicing.matches import Digests, Lookup, Match
 from spm_compress.export.splicing.transposes import LAST, Transposes, is_transpose
 from spm_compress.forms.form import Form, numbers_of
 from spm_compress.forms.local_function import DOMAIN
-from spm_compress.forms.lowering import Dense, Lowering, Rows
+from spm_compress.forms.lowering import Dense, Lowering, NBits, Rows
 from spm_compress.forms.onnx_function import Written, write_functions
 from spm_compress.forms.stored import StoredOperator
 
-__all__ = ["Placed", "Writer", "initializer"]
+__all__ = ["NBITS_OPSET", "Placed", "Writer", "initializer"]
+
+
+# DequantizeLinear has blocks, and takes int4, from this opset on.
+NBITS_OPSET = 21
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class Placed:
         return Placed(layer, lowering, layer.name, layer.stored)
 
 
+# Files have had tensors of int4 since.
+_INT4_IR_VERSION = 10
 # Layers of one kind share their functions.
 _Kind = tuple[Form, tuple[Codec, ...], Lowering, ir.DataType]
 
@@ -218,6 +226,10 @@ class Writer:
         prefix, form = self._prefix(f"{placed.name}.spm"), placed.stored.form
         kind = form, tuple(placed.stored.codecs.values()), placed.lowering, dtype
         written = self._functions(kind, placed.stored.codecs)
+        if isinstance(placed.lowering, NBits):
+            self.model.ir_version = max(self.model.ir_version, _INT4_IR_VERSION)
+            given = self._nbits_parts(placed.stored, prefix)
+            return ir.Node(DOMAIN, written.function.name, [*x, *given], name=free, doc_string=_describe(placed))
         parts = {name: tensor for name, tensor in placed.stored.tensors.items() if name not in form.tables}
         # No Reshape gives an empty array the axis of the maps, so it comes with it.
         given = [
@@ -230,6 +242,17 @@ class Writer:
             given = self._alike(kind, written, placed.name).share(placed.name, given, prefix)
             given += self._tables(written, form)
         return ir.Node(DOMAIN, written.function.name, [*x, *given], name=free, doc_string=_describe(placed))
+
+    def _nbits_parts(self, stored: StoredOperator, prefix: str) -> list[ir.Value]:
+        """Return the parts of a dense map in 4 bits, its codes as levels, int4 (in, out)."""
+        (array,) = stored.arrays.values()
+        assert isinstance(array.codec, Grid)
+        levels = array.codec.packing.unpack(array.parts["codes"], array.shape) + array.codec.first
+        codes = levels.to(torch.int8).T.contiguous().numpy()
+        first = initializer(self.model.graph, f"{prefix}.weight.int4", codes, ir.DataType.INT4)
+        self.ours.add(first)
+        others = {name: part for name, part in array.parts.items() if name != "codes"}
+        return [first, *(self._initializer(f"{prefix}.weight.{name}", part) for name, part in others.items())]
 
     def _tables(self, written: Written, form: Form) -> list[ir.Value]:
         """Return the index tables, which belong to the form."""
@@ -258,6 +281,11 @@ class Writer:
         return free
 
     def _functions(self, kind: _Kind, codecs: Mapping[str, Codec]) -> Written:
+        if isinstance(kind[2], NBits) and self.opset < NBITS_OPSET:
+            raise ExportError(
+                f"the graph has opset {self.opset}, 4 bits in memory need {NBITS_OPSET} or later; convert it with "
+                "onnx.version_converter.convert_version, or export with `weights` folded"
+            )
         if kind not in self.functions:
             form, _, lowering, dtype = kind
             size = "".join(f"_{value}{name}" for name, value in form.summary.items() if isinstance(value, int))
@@ -307,11 +335,12 @@ def _describe(placed: Placed) -> str:
     return "\n".join(lines)
 
 
-def initializer(graph: ir.Graph, name: str, values: Tensor, dtype: ir.DataType | None = None) -> ir.Value:
+def initializer(graph: ir.Graph, name: str, values: Tensor | np.ndarray, dtype: ir.DataType | None = None) -> ir.Value:
     """Return the initializer of that name, made of the values (index tables as int32) if there is none."""
     if name not in graph.initializers:
-        array = (values.to(torch.int32) if values.dtype == torch.int64 else values).contiguous().numpy()
-        tensor = ir.tensor(array if dtype is None else array.astype(dtype.numpy()), name=name)
+        if isinstance(values, Tensor):
+            values = (values.to(torch.int32) if values.dtype == torch.int64 else values).contiguous().numpy()
+        tensor = ir.tensor(values if dtype is None else values.astype(dtype.numpy()), name=name)
         value = ir.Value(
             name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
         )
