@@ -26,10 +26,10 @@ from real_models import ROOT, fetched
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
 from spm_compress.codecs import parse_bits
 from spm_compress.export.choice import processor
-from spm_compress.export.measuring import load_once
 
 RESULTS = ROOT / "benchmarks" / "results" / "load.json"
 HOME = ROOT / "build" / "load"
+LOAD_ONCE = ROOT / "spm_compress" / "export" / "measuring" / "load_once.py"
 STAGES = 20
 # Name -> bits of the stages, and the lowering.
 ROWS: Mapping[str, tuple[str, str]] = {
@@ -55,7 +55,7 @@ def write(name: str, dense: Path) -> Path:
 
 def loaded(path: Path) -> dict[str, float]:
     """Return seconds and bytes of one load in a fresh process."""
-    command = [sys.executable, load_once.__file__, str(path), "CPUExecutionProvider", "1"]
+    command = [sys.executable, str(LOAD_ONCE), str(path), "CPUExecutionProvider", "1"]
     found: dict[str, float] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     return found
 

@@ -6,6 +6,7 @@ import math
 
 import onnx_ir as ir
 
+from spm_compress.checkpoint.free_names import free_name
 from spm_compress.forms.form import Form
 from spm_compress.forms.local_function import DOMAIN
 from spm_compress.forms.onnx_function import Written
@@ -25,11 +26,15 @@ class Alike:
     The nodes stand in the main graph, before all else: bodies of loops and branches see what is made, too.
     """
 
-    def __init__(self, model: ir.Model, written: Written, form: Form, prefix: str, tables: list[ir.Value]) -> None:
+    def __init__(
+        self, model: ir.Model, written: Written, form: Form, prefix: str, tables: list[ir.Value], taken: set[str]
+    ) -> None:
+        # taken: names of values, to which those of new ones are added.
         assert written.constants is not None
         self._graph = model.graph
         self._opset = model.opset_imports[""]
         self._prefix = prefix
+        self._taken = taken
         self._most = max(1, _TOGETHER // (4 * form.out_features * form.in_features))
         self._shares: dict[str, list[ir.Value]] = {}
         made = written.constants.outputs
@@ -65,7 +70,10 @@ class Alike:
             for node, made in zip(self._splits, self._call.outputs, strict=True):
                 node.resize_outputs(before + 1)
                 assert made.name is not None
-                node.outputs[before].name = prefix + made.name.removeprefix(self._prefix)
+                # A layer that runs in two ways is among two kinds.
+                name = free_name(prefix + made.name.removeprefix(self._prefix), self._taken)
+                node.outputs[before].name = name
+                self._taken.add(name)
                 if self._opset >= _COUNTED:
                     node.attributes["num_outputs"] = ir.AttrInt64("num_outputs", before + 1)
             self._shares[layer] = [node.outputs[before] for node in self._splits]

@@ -266,7 +266,7 @@ class Writer:
         if found is None:
             prefix = self._prefix(f"{written.function.name}.{len(known)}")
             tables = self._tables(written, kind[0])
-            found = Alike(self.model, written, kind[0], self._free_name(prefix), tables)
+            found = Alike(self.model, written, kind[0], self._free_name(prefix), tables, self.values)
             known.append(found)
         return found
 
