@@ -24,7 +24,7 @@ from spm_compress.compress.cache import fit_key
 from spm_compress.compress.job import Job
 from spm_compress.export import choice
 from spm_compress.export.choice import layer_key, model_key
-from spm_compress.export.settings import Precision
+from spm_compress.export.settings import Precision, Weights
 from spm_compress.export.trials import Known
 from spm_compress.forms import Form, StoredOperator
 from spm_compress.forms.low_rank import LowRank
@@ -34,7 +34,9 @@ from spm_compress.forms.sum import Sum
 
 # A value of each field that is not its default.
 FIT = FitSettings(4, Mixer.ROTATION, 2, Schedule.BUTTERFLY, 8, 7, 0.1, 3, ("low_rank",), FLOAT16, True)
-EXPORT = ExportSettings(Stages(), (2,), 7, 1, "CUDAExecutionProvider", Precision.FLOAT16, True, True, False)
+EXPORT = ExportSettings(
+    Stages(), (2,), 7, 1, "CUDAExecutionProvider", Precision.FLOAT16, True, True, False, Weights.AUTO
+)
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.sampled_from([torch.float16, Mixer.GENERAL]),

@@ -88,7 +88,8 @@ def require_model(
     is_any_left: whether a weight is fitted or stored in fewer bits.
     """
     told = {name: reason for name, reason in parts.items() if selection.kept.get(name) == reason}
-    line = refusal(tensors, told, selection.kept, is_any_left=is_any_left)
+    is_asked = "excluded" in selection.kept.values()  # what else there was stays by request
+    line = refusal(tensors, told, selection.kept, is_any_left=is_any_left or is_asked)
     if line is not None:
         raise UsageError(f"{path}: {line}")
 

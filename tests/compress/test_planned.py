@@ -140,7 +140,7 @@ def test_some_weights_can_have_another_form(model: Path) -> None:
         ("*:stages=many", "'many' is no value for stages"),
         ("*:stages=0", "'0' is no value for stages"),
         ("*:mixer=magic", "'magic' is no value for mixer"),
-        ("*:form=magic", "'magic' is no value for form"),
+        ("*:form=magic", "'magic': is none of spm"),
     ],
 )
 def test_overrides_that_say_nothing(text: str, line: str) -> None:

@@ -65,7 +65,7 @@ def test_table_map_and_tied_head_decode_to_what_torch_has(bits: str, graph: Path
     assert max(each.error for each in done.agreements) < 1e-6
     assert sorted(done.spliced.runs.values()) == ["dense", "dense", "rows"]
     stored = sum(layer.stored_bytes for layer in artifact.layers)
-    assert path.stat().st_size < stored + 25_000  # the table once, as it is stored
+    assert path.stat().st_size < stored + 30_000  # the table once, as it is stored
     big = [each for each in onnx.load(path).graph.initializer if np.prod(each.dims) >= ROWS * 8]
     assert len(big) == 1
 
