@@ -13,7 +13,6 @@ import argparse
 import datetime
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,10 +25,10 @@ from real_models import ROOT, fetched
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
 from spm_compress.codecs import parse_bits
 from spm_compress.export.choice import processor
+from spm_compress.export.measuring.footprint import in_fresh_process
 
 RESULTS = ROOT / "benchmarks" / "results" / "load.json"
 HOME = ROOT / "build" / "load"
-LOAD_ONCE = ROOT / "spm_compress" / "export" / "measuring" / "load_once.py"
 STAGES = 20
 # Name -> bits of the stages, and the lowering.
 ROWS: Mapping[str, tuple[str, str]] = {
@@ -53,13 +52,6 @@ def write(name: str, dense: Path) -> Path:
     return path
 
 
-def loaded(path: Path) -> dict[str, float]:
-    """Return seconds and bytes of one load in a fresh process."""
-    command = [sys.executable, str(LOAD_ONCE), str(path), "CPUExecutionProvider", "1"]
-    found: dict[str, float] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    return found
-
-
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
@@ -73,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
     peaks: dict[str, list[float]] = {name: [] for name in paths}
     for _ in range(asked.repeats):
         for name, path in paths.items():
-            found = loaded(path)
+            found = in_fresh_process([str(path), "CPUExecutionProvider", "1"])
             times[name].append(found["load"])
             peaks[name].append(found["peak_memory"])
     rows: list[dict[str, Any]] = []

@@ -13,12 +13,12 @@ from spm_compress.checkpoint.quantized import FROM
 from spm_compress.checkpoint.tensor_info import Role, TensorInfo
 from spm_compress.errors import UsageError, near_misses
 
-__all__ = ["NONE", "NOT_INCLUDED", "Selection", "check_patterns", "is_lookup", "require_model", "select"]
+__all__ = ["EXCLUDED", "NONE", "NOT_INCLUDED", "Selection", "check_patterns", "is_lookup", "require_model", "select"]
 
 # As the only pattern of `include`: no map gets another form, and what stays may be stored in fewer bits.
 NONE = "none"
 
-NOT_INCLUDED = "not included"
+NOT_INCLUDED, EXCLUDED = "not included", "excluded"
 
 # Tables that are looked up by row, not multiplied with, by the names that model families give them.
 _LOOKUP = re.compile(
@@ -88,7 +88,7 @@ def require_model(
     is_any_left: whether a weight is fitted or stored in fewer bits.
     """
     told = {name: reason for name, reason in parts.items() if selection.kept.get(name) == reason}
-    is_asked = "excluded" in selection.kept.values()  # what else there was stays by request
+    is_asked = EXCLUDED in selection.kept.values()  # what else there was stays by request
     line = refusal(tensors, told, selection.kept, is_any_left=is_any_left or is_asked)
     if line is not None:
         raise UsageError(f"{path}: {line}")
@@ -106,7 +106,7 @@ def _reason_to_keep(
     if len(info.shape) != 2:
         return f"{len(info.shape)}-D, not a matrix"
     if any(fnmatchcase(name, pattern) for pattern in exclude):
-        return "excluded"
+        return EXCLUDED
     if info.role is Role.QUANTIZED and name not in include:
         return info.use
     if include and not any(fnmatchcase(name, pattern) for pattern in include):

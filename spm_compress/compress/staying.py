@@ -10,7 +10,7 @@ from pathlib import Path
 from spm_compress.checkpoint.tensor_info import Role, TensorInfo
 from spm_compress.codecs import Codec, bits_text
 from spm_compress.compress.job import Job, has_bias
-from spm_compress.compress.selection import is_lookup
+from spm_compress.compress.selection import EXCLUDED, is_lookup
 from spm_compress.compress.settings import CompressSettings
 from spm_compress.compress.weights import Weights
 from spm_compress.errors import UsageError
@@ -20,7 +20,6 @@ from spm_compress.forms.settings import FitSettings
 
 __all__ = ["in_bits", "require_blocks", "staying", "without_bits"]
 
-_EXCLUDED = "excluded"
 _LISTED = 3
 
 
@@ -42,7 +41,7 @@ def without_bits(
         elif min(info.shape) < settings.min_features:  # a table of two rows saves nothing, and every token meets one
             found[name] = f"narrower than {settings.min_features} features"
         elif any(fnmatchcase(name, pattern) for pattern in settings.exclude):
-            found[name] = _EXCLUDED
+            found[name] = EXCLUDED
     return found
 
 
@@ -63,7 +62,7 @@ def staying(
     shapes = {infos[name].shape for name, codec in asked.items() if codec is not None}
     groups: dict[tuple[tuple[int, ...], int, str], list[str]] = {}
     for name in kept:
-        is_excluded = without.get(name) == _EXCLUDED
+        is_excluded = without.get(name) == EXCLUDED
         if infos[name].shape in shapes and (name in asked or is_excluded):
             digest = weights.digest(name, is_chosen=not is_excluded)
             groups.setdefault((infos[name].shape, infos[name].kernel_dims, digest), []).append(name)

@@ -30,7 +30,7 @@ from spm_compress.export.trials import SIZES, Known, find_trial
 from spm_compress.export.verification import session
 from spm_compress.forms.lowering import Dense, Int8, Layout, Lowering, NBits, lowerings
 
-__all__ = ["Choice", "in_nbits", "layer_key", "model_key", "plans", "processor", "remembered", "rows_of_layers"]
+__all__ = ["Choice", "asked_for", "layer_key", "model_key", "plans", "processor", "remembered", "rows_of_layers"]
 
 _REPEATS, _SECONDS = 40, 0.15
 # Layouts between which activations have to be turned.
@@ -117,15 +117,12 @@ def plans(
         if layer.name in rows
     }
     own = {layer.name: _allowed(layer, settings) for layer in layers}
-    asked = {layer.name for layer in layers if in_nbits(layer, settings)}
+    asked = {layer.name: asked_for(layer, settings) for layer in layers}
     found: list[tuple[Choice, ...]] = []
     for turned in (_TURNED, *((layout,) for layout in _TURNED)):
         layouts = {*turned, Layout.FEATURES_LAST}
         plan = tuple(
-            Choice(name, NBits(), rows[name], {each: tuple(found) for each, found in measured.items()}, "as asked")
-            if name in asked
-            else _chosen(name, own[name], rows[name], measured, layouts)
-            for name, measured in times.items()
+            _chosen(name, own[name], rows[name], measured, layouts, asked[name]) for name, measured in times.items()
         )
         if [choice.lowering for choice in plan] not in [[choice.lowering for choice in other] for other in found]:
             found.append(plan)
@@ -139,9 +136,11 @@ def _allowed(layer: FittedLayer, settings: ExportSettings) -> list[Lowering]:
     return [each for each in found if settings.rounds_activations or not isinstance(each, Int8 | NBits)]
 
 
-def in_nbits(layer: FittedLayer, settings: ExportSettings) -> bool:
-    """Say whether a layer is to run in 4 bits, whatever is faster."""
-    return settings.weights is Weights.NBITS and NBits() in _allowed(layer, settings)
+def asked_for(layer: FittedLayer, settings: ExportSettings) -> Lowering | None:
+    """Return the lowering that a layer is to have whatever is faster, None where that is to be found out."""
+    if settings.weights is Weights.NBITS and NBits() in _allowed(layer, settings):
+        return NBits()
+    return settings.lowering
 
 
 def _chosen(
@@ -150,7 +149,11 @@ def _chosen(
     rows: tuple[int, ...],
     times: Mapping[str, Sequence[float]],
     layouts: set[Layout],
+    asked: Lowering | None,
 ) -> Choice:
+    microseconds = {each.name: tuple(times[each.name]) for each in lowerings}
+    if asked is not None:
+        return Choice(name, asked, rows, microseconds, "as asked")
     dense = times[Dense().name]
 
     def ratio(candidate: str) -> float:
@@ -170,7 +173,7 @@ def _chosen(
     else:
         reason = f"{ratio(best):.1f}x faster than dense"
     lowering = next(each for each in lowerings if each.name == best)
-    return Choice(name, lowering, rows, {each.name: tuple(times[each.name]) for each in lowerings}, reason)
+    return Choice(name, lowering, rows, microseconds, reason)
 
 
 def _closest(name: str, ratio: float) -> str:

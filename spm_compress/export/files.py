@@ -23,7 +23,7 @@ from spm_compress.checkpoint.onnx_source import open_graph
 from spm_compress.checkpoint.source import Source, open_source
 from spm_compress.compress.module import apply_artifact
 from spm_compress.errors import ExportError, SpmError
-from spm_compress.export.choice import Choice, in_nbits, plans
+from spm_compress.export.choice import Choice, asked_for, plans
 from spm_compress.export.dense_graphs import dense_graphs
 from spm_compress.export.file_names import file_names
 from spm_compress.export.graph import DenseGraph
@@ -41,7 +41,7 @@ from spm_compress.export.splicing.splice import Spliced
 from spm_compress.export.splicing.writer import NBITS_OPSET
 from spm_compress.export.trials import Known
 from spm_compress.export.verification import TOLERANCE, Agreement
-from spm_compress.forms.lowering import Dense, NBits
+from spm_compress.forms.lowering import Dense
 
 __all__ = ["BATCHES", "Exported", "export_layers", "export_onnx", "first_batch"]
 
@@ -214,9 +214,7 @@ def _written(prepared: _Prepared, dense_size: int, settings: ExportSettings) -> 
     choices: tuple[Choice, ...] = ()
     speedups: dict[int, float] = {}
     if settings.lowering is not None or not work.layers:
-        lowering = settings.lowering or Dense()
-        ways = {each.name: NBits() if in_nbits(each, settings) else lowering for each in work.layers}
-        spliced, found = work.write(ways)
+        spliced, found = work.write({layer.name: asked_for(layer, settings) or Dense() for layer in work.layers})
     else:
         spliced, found, choices, speedups = work.write_fastest(prepared.scratch)
     return Exported(
@@ -292,8 +290,7 @@ def export_layers(artifact: Artifact, folder: Path, *, settings: ExportSettings 
     written = []
     for layer, name in zip(artifact.layers, file_names([layer.name for layer in artifact.layers]), strict=True):
         path = folder / f"{name}.onnx"
-        lowering = settings.lowering or choices[layer.name].lowering
-        lowering = NBits() if in_nbits(layer, settings) else lowering
+        lowering = asked_for(layer, settings) or choices[layer.name].lowering
         # ONNX has names of Unicode, and none for a graph without one.
         named = replace(layer, names=(layer.name if is_storable(layer.name) and layer.name else name,))
         with write_whole(path) as temporary:

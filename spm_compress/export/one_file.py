@@ -14,7 +14,7 @@ import onnx_ir as ir
 from spm_compress.checkpoint.artifact import FittedLayer
 from spm_compress.checkpoint.onnx_source import all_tensors
 from spm_compress.errors import ExportError, VerificationError
-from spm_compress.export.choice import Choice, model_key, plans, remembered, rows_of_layers
+from spm_compress.export.choice import Choice, asked_for, model_key, plans, remembered, rows_of_layers
 from spm_compress.export.live import Answers, Steps
 from spm_compress.export.measuring.timing import interleaved
 from spm_compress.export.memory import release, trim
@@ -111,15 +111,11 @@ class Work:
         best = max(range(len(found)), key=lambda i: math.prod(speedups[i].values()))
         choices, reached = found[best], speedups[best]
         if min(reached.values()) < _SLOWER:
-            choices = tuple(
-                choice
-                if self.settings.weights is Weights.NBITS and isinstance(choice.lowering, NBits)
-                else _kept_dense(choice, reached)
-                for choice in choices
-            )
+            asked = {layer.name for layer in self.layers if asked_for(layer, settings) is not None}
+            choices = tuple(each if each.layer in asked else _kept_dense(each, reached) for each in choices)
         spliced, agreed = self.write({choice.layer: choice.lowering for choice in choices})
         if min(reached.values()) < _SLOWER:
-            (reached,) = self.speedups([["dense"] * len(choices)], [tried[0], self.path])
+            (reached,) = self.speedups([[choice.lowering.name for choice in choices]], [tried[0], self.path])
         return spliced, agreed, choices, reached
 
     def speedups(self, lowerings: Sequence[Sequence[str]], paths: Sequence[Path]) -> list[dict[int, float]]:

@@ -16,7 +16,7 @@ import numpy as np
 from spm_compress.errors import VerificationError
 from spm_compress.export.saving import size_of
 
-__all__ = ["PROCESSES", "Footprint", "footprint"]
+__all__ = ["PROCESSES", "Footprint", "footprint", "in_fresh_process"]
 
 _PROGRAM = Path(__file__).with_name("load_once.py")
 # A load is too short to trust once; memory is the same every time.
@@ -48,13 +48,14 @@ def footprint(path: Path, inputs: Mapping[str, np.ndarray], provider: str, threa
         named = [(name, x) for name, each in inputs.items() for x in (each if isinstance(each, list) else [each])]
         arrays = [(name, x.astype(str) if x.dtype == object else x) for name, x in named if x is not None]
         np.savez(given, *(x for _, x in arrays), names=np.array([name for name, _ in arrays]))
-        first = _in_fresh_process([str(path), provider, str(threads), str(given)])
-    others = [_in_fresh_process([str(path), provider, str(threads)]) for _ in range(PROCESSES - 1)]
+        first = in_fresh_process([str(path), provider, str(threads), str(given)])
+    others = [in_fresh_process([str(path), provider, str(threads)]) for _ in range(PROCESSES - 1)]
     load = float(np.median([each["load"] for each in (first, *others)]))
     return Footprint(size_of(path), load, first["peak_memory"])
 
 
-def _in_fresh_process(arguments: Sequence[str]) -> dict[str, Any]:
+def in_fresh_process(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the seconds of `load` and the `peak_memory` of one load. arguments: of the program `load_once`."""
     done = subprocess.run([sys.executable, _PROGRAM, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         last_line = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}; is there enough memory?"])[-1]

@@ -227,24 +227,26 @@ class Writer:
         kind = form, tuple(placed.stored.codecs.values()), placed.lowering, dtype
         written = self._functions(kind, placed.stored.codecs)
         if isinstance(placed.lowering, NBits):
-            self.model.ir_version = max(self.model.ir_version, _INT4_IR_VERSION)
             given = self._nbits_parts(placed.stored, prefix)
-            return ir.Node(DOMAIN, written.function.name, [*x, *given], name=free, doc_string=_describe(placed))
-        parts = {name: tensor for name, tensor in placed.stored.tensors.items() if name not in form.tables}
+        else:
+            given = self._parts(placed.stored, prefix)
+            if written.constants is not None:
+                given = self._alike(kind, written, placed.name).share(placed.name, given, prefix)
+        given += self._tables(written, form)
+        return ir.Node(DOMAIN, written.function.name, [*x, *given], name=free, doc_string=_describe(placed))
+
+    def _parts(self, stored: StoredOperator, prefix: str) -> list[ir.Value]:
+        """Return the stored parts of all arrays."""
+        parts = {name: tensor for name, tensor in stored.tensors.items() if name not in stored.form.tables}
         # No Reshape gives an empty array the axis of the maps, so it comes with it.
-        given = [
+        return [
             self._initializer(f"{prefix}.{name}", tensor if tensor.numel() else tensor[None])
             for name, tensor in parts.items()
         ]
-        if written.constants is None:
-            given += self._tables(written, form)
-        else:
-            given = self._alike(kind, written, placed.name).share(placed.name, given, prefix)
-            given += self._tables(written, form)
-        return ir.Node(DOMAIN, written.function.name, [*x, *given], name=free, doc_string=_describe(placed))
 
     def _nbits_parts(self, stored: StoredOperator, prefix: str) -> list[ir.Value]:
         """Return the parts of a dense map in 4 bits, its codes as levels, int4 (in, out)."""
+        self.model.ir_version = max(self.model.ir_version, _INT4_IR_VERSION)
         (array,) = stored.arrays.values()
         assert isinstance(array.codec, Grid)
         levels = array.codec.packing.unpack(array.parts["codes"], array.shape) + array.codec.first

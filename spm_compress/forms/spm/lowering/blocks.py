@@ -128,8 +128,7 @@ class BlocksBody:
             )
             self.grids[transposed] = (columns, order.rows)
             return transposed
-        _, _, source = self.slots.into(i, boundary)
-        return self.gathered(state, source)
+        return self.gathered(state, self.slots.sources(i, boundary))
 
     def gathered(self, state: ir.Value, source: ir.Value) -> ir.Value:
         """Take features by their slots."""

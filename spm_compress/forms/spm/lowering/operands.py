@@ -113,14 +113,13 @@ class Operands:
         blocks, b = len(chain.groups[boundary].members(chain.width)), chain.groups[boundary].block
         product = self.product(i, boundary, stage)
         before, after = self.chains.scale(i, boundary), self.chains.scale(i, boundary + 1)
-        position, feature, source = self.slots.into(i, boundary)
         if before is not None:
-            columns = op.Gather(before, feature, axis=-1)
+            columns = op.Gather(before, self.slots.features(i, boundary), axis=-1)
             product = op.Mul(product, op.Reshape(columns, emit.integers(-1, blocks, 1, b)))
         if after is not None and boundary + 1 == len(chain.groups):
-            rows = op.Gather(after, position, axis=-1)
+            rows = op.Gather(after, self.slots.members(chain.width, chain.groups[boundary]), axis=-1)
             product = op.Mul(product, op.Reshape(rows, emit.integers(-1, blocks, b, 1)))
-        return self.in_range(i, boundary, product, source) if emit.is_narrow else product
+        return self.in_range(i, boundary, product) if emit.is_narrow else product
 
     def product(self, i: int, boundary: int, stage: int) -> ir.Value:
         """Run the stages of a group, the first being `stage`, on the identity of every block: (maps, blocks, b, b)."""
@@ -190,12 +189,12 @@ class Operands:
         is_there = op.Less(self.slots.unclipped(width, group), emit.integer(width))
         return op.Where(is_there, values, emit.number(filler))
 
-    def in_range(self, i: int, boundary: int, product: ir.Value, source: ir.Value) -> ir.Value:
+    def in_range(self, i: int, boundary: int, product: ir.Value) -> ir.Value:
         """Give the rows of a product norm one and hand their norms to the next group's columns."""
         op, emit = self.op, self.emit
         members = self.structure.chains[i].groups[boundary].members(self.structure.chains[i].width)
         if self.carried is not None:
-            carried = op.Gather(self.carried, source, axis=-1)
+            carried = op.Gather(self.carried, self.slots.sources(i, boundary), axis=-1)
             product = op.Mul(product, op.Reshape(carried, emit.integers(-1, len(members), 1, members.shape[-1])))
         widths = self.structure.widths
         is_last = boundary + 1 == len(self.structure.chains[i].groups)

@@ -34,12 +34,14 @@ class Slots:
         if new < width:
             self.where = lambda position: position
 
-    def into(self, i: int, boundary: int) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Return, slot by slot of a group, its position, the position before the order, and the slot that holds it."""
+    def features(self, i: int, boundary: int) -> ir.Value:
+        """Return, slot by slot of a group, the position before the group's order."""
         chain = self.chains.structure.chains[i]
-        position = self.members(chain.width, chain.groups[boundary])
-        feature = self.chains.ordered(i, boundary, position)
-        return position, feature, self.where(feature)
+        return self.chains.ordered(i, boundary, self.members(chain.width, chain.groups[boundary]))
+
+    def sources(self, i: int, boundary: int) -> ir.Value:
+        """Return, slot by slot of a group, the slot that holds its feature before."""
+        return self.where(self.features(i, boundary))
 
     def members(self, width: int, group: Group) -> ir.Value:
         """Return the position that stands in each slot; a slot of none has the last position."""
