@@ -29,7 +29,7 @@ from spm_compress.export.file_names import file_names
 from spm_compress.export.graph import DenseGraph
 from spm_compress.export.live import LIVE_BATCH, Answers, Steps, answers_of, steps_of
 from spm_compress.export.memory import forget_tensors, release, trim
-from spm_compress.export.one_file import BATCHES, Expected, Work, expected_of, verified
+from spm_compress.export.one_file import BATCHES, ROUNDED, Expected, Work, expected_of, rounds_activations, verified
 from spm_compress.export.precision import check_precision, in_precision
 from spm_compress.export.reference import with_operator_matrices
 from spm_compress.export.saving import save, size_of
@@ -293,11 +293,14 @@ def export_layers(artifact: Artifact, folder: Path, *, settings: ExportSettings 
         lowering = asked_for(layer, settings) or choices[layer.name].lowering
         # ONNX has names of Unicode, and none for a graph without one.
         named = replace(layer, names=(layer.name if is_storable(layer.name) and layer.name else name,))
+        dense = dense_model(named)
+        expected = expected_of(ir.serde.serialize_model(dense).SerializeToString(), dense)
         with write_whole(path) as temporary:
-            save(layer_model(named, lowering), temporary)
-            dense = dense_model(named)
-            expected = expected_of(ir.serde.serialize_model(dense).SerializeToString(), dense)
-            agreements = verified(temporary, expected, path.name, settings, TOLERANCE).agreements
+            is_rounded = rounds_activations(lowering)
+            for way in (Dense(), lowering) if is_rounded else (lowering,):  # as in `Work.write`: exact first
+                save(layer_model(named, way), temporary)
+                tolerance = ROUNDED if way is lowering and is_rounded else TOLERANCE
+                agreements = verified(temporary, expected, path.name, settings, tolerance).agreements
         out, into = layer.shape
         spliced = Spliced({layer.name: [layer.name]}, (), {layer.name: lowering.name})
         chosen = (choices[layer.name],) if choices else ()

@@ -37,7 +37,7 @@ from spm_compress.export.verification import (
 )
 from spm_compress.forms.lowering import Dense, Int8, Lowering, NBits
 
-__all__ = ["BATCHES", "Expected", "Verified", "Work", "expected_of", "verified"]
+__all__ = ["BATCHES", "ROUNDED", "Expected", "Verified", "Work", "expected_of", "rounds_activations", "verified"]
 
 # Batch sizes at which every exported file is compared with the torch operator.
 BATCHES = (1, 3, 16)
@@ -45,7 +45,7 @@ BATCHES = (1, 3, 16)
 _TOLERANCES = {Precision.FLOAT32: TOLERANCE, Precision.FLOAT16: 2e-2, Precision.INT8: 2e-2}
 # Activations of 8 bits, rounded at every layer: MiniLM on random tokens 0.13 with int4 maps, 0.3 with 3 bits. What else
 # can be wrong shows in the file without them, which is verified first.
-_ROUNDED = 1.0
+ROUNDED = 1.0
 # A whole model that is this much slower than dense is not kept as it is; less than this is noise.
 _SLOWER = 0.97
 _REPEATS, _SECONDS = 30, 2.0
@@ -73,7 +73,7 @@ class Work:
 
         Raises VerificationError, and ExportError where a converter has changed a weight until it is not found.
         """
-        rounded = {name for name, lowering in lowerings.items() if isinstance(lowering, Int8 | NBits)}
+        rounded = {name for name, lowering in lowerings.items() if rounds_activations(lowering)}
         if rounded:  # first the same without rounded activations, which has to be exact
             self.write({**lowerings, **dict.fromkeys(rounded, Dense())})
         model = self.dense.clone()
@@ -87,7 +87,7 @@ class Work:
         save(model, self.path)
         del model
         release(self.dense)
-        tolerance = _ROUNDED if rounded else _tolerance_of(self.dense, self.settings.precision)
+        tolerance = ROUNDED if rounded else _tolerance_of(self.dense, self.settings.precision)
         return spliced, verified(self.path, self.expected, self.path.name, self.settings, tolerance)
 
     def write_fastest(self, scratch: Path) -> tuple[Spliced, Verified, tuple[Choice, ...], dict[int, float]]:
@@ -124,6 +124,11 @@ class Work:
         times = functools.partial(_speedups, paths, self.settings, self.known)
         found = remembered(key, lambda: [list(each.items()) for each in times()])
         return [dict(each) for each in found]
+
+
+def rounds_activations(lowering: Lowering) -> bool:
+    """Return whether a lowering is exact only but for the rounding of activations."""
+    return isinstance(lowering, Int8 | NBits)
 
 
 def _passes_checker(path: Path) -> bool:

@@ -20,7 +20,7 @@ from spm_compress import CompressSettings, ExportSettings, FitSettings, export_o
 from spm_compress.checkpoint import Artifact, Source
 from spm_compress.codecs import parse_bits
 from spm_compress.errors import ExportError
-from spm_compress.export import Weights
+from spm_compress.export import Weights, export_layers
 from spm_compress.forms.lowering import Dense
 
 NBITS = ExportSettings(lowering=Dense(), weights=Weights.NBITS)
@@ -101,3 +101,12 @@ def test_a_graph_of_an_earlier_opset_is_refused_by_name_and_auto_goes_without(tm
     assert not (tmp_path / "out.onnx").exists()
     done = export_onnx(artifact, tmp_path / "out.onnx", graph=dense, settings=ExportSettings(weights=Weights.AUTO))
     assert "nbits" not in done.spliced.runs.values()
+
+
+@pytest.mark.parametrize("weights", [Weights.FOLDED, Weights.NBITS])
+def test_layers_with_rounded_activations_are_written_one_by_one(weights: Weights, tmp_path: Path) -> None:
+    artifact, _ = fitted(chain(tmp_path, 1024, 1024, 64), "4")
+    done = export_layers(artifact, tmp_path / "layers", settings=ExportSettings(batches=(64,), weights=weights))
+    ways = [way for each in done for way in each.spliced.runs.values()]
+    assert set(ways) <= ({"nbits"} if weights is Weights.NBITS else {"dense", "int8"})
+    assert max(each.error for file in done for each in file.agreements) < 2e-2
