@@ -76,7 +76,7 @@ _FOUND_OUT = f"; what it found out for its plan is kept in {_CACHE}, and the sam
     help="Other settings for some weights.",
 )
 @click.option(
-    "--bits", default="32", show_default=True, metavar="B", help="Of a number of a form: 32, 16, 8 to 4, auto."
+    "--bits", default="8", show_default=True, metavar="B", help="Of a number of a form: 32, 16, 8 to 4, auto."
 )
 @click.option(
     "--dense-bits", metavar="B[/BLOCK]", help="Of dense maps that stay: 8 to 2, 1.6, 1; a scale a row or block."

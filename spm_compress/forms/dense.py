@@ -31,6 +31,7 @@ class Dense(Form):
     """The matrix (out, in)."""
 
     kind: ClassVar[str] = "dense"
+    is_guarded: ClassVar[bool] = False  # rounding is all that is asked for
 
     in_features: int
     out_features: int

@@ -74,7 +74,7 @@ class Emitter:
 
         def decoded() -> ir.Value:
             made = self.codec(name).emit(self.op, self.parts(name), self.shape(name))
-            return self.op.Cast(made, to=self.precision)
+            return made if self.precision == ir.DataType.FLOAT else self.op.Cast(made, to=self.precision)
 
         return self.once(("numbers", f"{self.prefix}{name}"), decoded)
 
@@ -140,11 +140,6 @@ class Emitter:
         maps = self.op.Slice(stored, self.integers(0), self.integers(1), self.integers(0))
         sizes = self.op.Concat(maps, self.integers(*shape), axis=0)
         return self.op.ConstantOfShape(sizes, value=ir.tensor([value], dtype=self.precision))
-
-    def pair(self, row: tuple[float, float]) -> ir.Value:
-        """Return the matrix of a row and the row turned round, (2, 1, 1, 2, 1), in the precision of coefficients."""
-        values = [[[[[each] for each in side]]] for side in (row, row[::-1])]
-        return self.once(("pair", str(row)), lambda: self.op.Constant(value=ir.tensor(values, dtype=self.precision)))
 
     def positions(self, width: int) -> ir.Value:
         """Return (width,) 0, 1, 2, ..."""

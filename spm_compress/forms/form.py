@@ -73,6 +73,8 @@ class Form(Protocol):
     kind: ClassVar[str]
     # Of a number that is stored in whole bits.
     fewest_bits: ClassVar[int] = 2
+    # Whether 8 bits are refused where they raise the error by much: what was fitted exactly would be lost.
+    is_guarded: ClassVar[bool] = True
     in_features: int
     out_features: int
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -101,7 +102,7 @@ def encoded(
     except FitError:
         return Encoded(plain, before, cannot_hold(codec))
     after = relative_error(weight, narrow.decoded())
-    reason = refusal(codec, before, after)
+    reason = refusal(codec, before, after) if operator.form.is_guarded or not math.isfinite(after) else None
     return Encoded(plain, before, reason) if reason else Encoded(narrow, after)
 
 

@@ -2,6 +2,7 @@
 
 The file holds the mixers' numbers. The stages of each group run on the identity of a block, which gives its blocks; of
 all maps at once, as every array has them on its first axis: a hundred small nodes a layer take longer than their work.
+Above a hundred kilobytes a value it is the bytes that take the time, each copied about three times.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from spm_compress.forms.lowering import Layout
@@ -83,19 +85,19 @@ class Operands:
             width = chain.width
             stage = 0
             for boundary, group in enumerate(chain.groups):
-                product = self.op.Cast(self.scaled(i, boundary, stage), to=self.emit.dtype)
+                product = self.emit.narrowed(self.scaled(i, boundary, stage))
                 found[operand_name(i, boundary)] = self.arranged(i, boundary, product)
                 self.slots.leave(group)
                 stage += group.stages
         return found
 
     def arranged(self, i: int, boundary: int, product: ir.Value) -> ir.Value:
-        """Return blocks (maps, blocks, b, b) as they are multiplied with the state, those of all maps in a row."""
+        """Return blocks (maps * blocks, b, b) as they are multiplied with the state, those of all maps in a row."""
         op, emit = self.op, self.emit
         chain = self.structure.chains[i]
         blocks, b = len(chain.groups[boundary].members(chain.width)), chain.groups[boundary].block
         if not self.feature_major:
-            return op.Transpose(op.Reshape(product, emit.integers(-1, b, b)), perm=[0, 2, 1])
+            return op.Transpose(product, perm=[0, 2, 1])
         if repeats(self.structure, i, boundary):
             width = self.structure.widths[i]
             return op.Reshape(product, emit.integers(-1, width // b, b, b))
@@ -104,40 +106,39 @@ class Operands:
             count = blocks * b // width
             beside = op.Transpose(op.Reshape(product, emit.integers(-1, count, width // b, b, b)), perm=[0, 2, 3, 1, 4])
             return op.Reshape(beside, emit.integers(-1, b, count * b))
-        return op.Reshape(product, emit.integers(-1, b, b))
+        return product
 
     def scaled(self, i: int, boundary: int, stage: int) -> ir.Value:
-        """Return the blocks of a group, its first stage `stage`, with the scales beside it: (maps, blocks, b, b)."""
+        """Return the blocks of a group, its first stage `stage`, with the scales beside it: (maps * blocks, b, b)."""
         op, emit = self.op, self.emit
         chain = self.structure.chains[i]
-        blocks, b = len(chain.groups[boundary].members(chain.width)), chain.groups[boundary].block
+        b = chain.groups[boundary].block
         product = self.product(i, boundary, stage)
         before, after = self.chains.scale(i, boundary), self.chains.scale(i, boundary + 1)
         if before is not None:
             columns = op.Gather(before, self.slots.features(i, boundary), axis=-1)
-            product = op.Mul(product, op.Reshape(columns, emit.integers(-1, blocks, 1, b)))
+            product = op.Mul(product, op.Reshape(columns, emit.integers(-1, 1, b)))
         if after is not None and boundary + 1 == len(chain.groups):
             rows = op.Gather(after, self.slots.members(chain.width, chain.groups[boundary]), axis=-1)
-            product = op.Mul(product, op.Reshape(rows, emit.integers(-1, blocks, b, 1)))
+            product = op.Mul(product, op.Reshape(rows, emit.integers(-1, b, 1)))
         return self.in_range(i, boundary, product) if emit.is_narrow else product
 
     def product(self, i: int, boundary: int, stage: int) -> ir.Value:
-        """Run the stages of a group, the first being `stage`, on the identity of every block: (maps, blocks, b, b)."""
+        """Run the stages of a group, the first being `stage`, on the identity of every block: (maps * blocks, b, b)."""
         op, emit, chain = self.op, self.emit, self.structure.chains[i]
         group = chain.groups[boundary]
         if not group.stages:
-            return emit.filled(1.0, chain.width, 1, 1)
+            return op.Reshape(emit.filled(1.0, chain.width), emit.integers(-1, 1, 1))
         if self.are_alike(i):
             products = emit.once(("products", emit.prefix, i), lambda: self.products(i))
-            return op.Gather(products, emit.integer(boundary), axis=1)
+            return op.Gather(products, emit.integer(boundary), axis=0)
         rows = [self.chains.coefficients(i, stage + k) for k in range(group.stages)]
         fillers = (0.0, 1.0)  # where a slot stands for nothing
         filled = [
             [self.in_slots(row, chain.width, group, filler) for row, filler in zip(each, fillers, strict=False)]
             for each in rows
         ]
-        blocks = len(group.members(chain.width))
-        return op.Reshape(self.multiplied_out(i, group, filled), emit.integers(-1, blocks, group.block, group.block))
+        return self.multiplied_out(group, filled)
 
     def are_alike(self, i: int) -> bool:
         """Say whether the groups of chain i are multiplied out together: they differ in their orders only."""
@@ -147,36 +148,40 @@ class Operands:
         return alike and self.structure.mixer is Mixer.GENERAL and is_even(first, chain.width)
 
     def products(self, i: int) -> ir.Value:
-        """Return the blocks of all groups of chain i: (maps, groups, blocks, b, b)."""
+        """Return the blocks of all groups of chain i: (groups, maps * blocks, b, b)."""
         op, emit, chain = self.op, self.emit, self.structure.chains[i]
         groups, stages, b = len(chain.groups), chain.groups[0].stages, chain.groups[0].block
-        arrays = [op.Reshape(array, emit.integers(-1, stages, chain.width)) for array in self.chains.of_all_stages(i)]
-        rows = [[op.Gather(array, emit.integer(k), axis=1) for array in arrays] for k in range(stages)]
-        made = self.multiplied_out(i, chain.groups[0], rows)
-        return op.Reshape(made, emit.integers(-1, groups, chain.width // b, b, b))
+        shape = emit.integers(-1, groups, stages, chain.width)
+        arrays = [op.Transpose(op.Reshape(x, shape), perm=[2, 1, 0, 3]) for x in self.chains.of_all_stages(i)]
+        rows = [[op.Gather(array, emit.integer(k), axis=0) for array in arrays] for k in range(stages)]
+        return op.Reshape(self.multiplied_out(chain.groups[0], rows), emit.integers(groups, -1, b, b))
 
-    def multiplied_out(self, i: int, group: Group, rows: Sequence[Sequence[ir.Value]]) -> ir.Value:
-        """Run stages on the identity of every block of groups that are alike; rows: (groups, slots) of every stage.
+    def multiplied_out(self, group: Group, rows: Sequence[Sequence[ir.Value]]) -> ir.Value:
+        """Run stages on the identity of every block of groups that are alike: (blocks, b, b).
 
-        Of the identity only what can be other than zero is held: one column, of which every stage makes two, that of
-        the slot and that of its partner. Columns come first, so that a runtime multiplies long runs of numbers.
+        rows: of every stage what its slots and their partners are multiplied with, of one group after the other. Of the
+        identity only what can be other than zero is held: a column of ones, of which every stage makes two, that of
+        either slot of a pair. Columns come first, so that a runtime multiplies long runs of numbers.
         """
         op, emit = self.op, self.emit
-        slots = group.members(self.structure.chains[i].width).numel()
-        own, other = emit.pair((1.0, 0.0)), emit.pair((0.0, 1.0))
-        state = op.ConstantOfShape(emit.integers(1, 1, 1, 2, 1), value=ir.tensor([1.0], dtype=emit.precision))
+        # A column is a slot of its block. Its digits come from the stages, the last one's first where strides rise.
+        columns = (1, 2) if group.descending else (2, 1)
+        is_own = np.eye(2, dtype=bool).reshape(*columns, 1, 2, 1)
+        own = emit.once(("own", *columns), lambda: op.Constant(value=ir.tensor(is_own)))
+        perm = [0, 2, 1, 3, 4] if group.descending else [2, 0, 1, 3, 4]
+        state: ir.Value | None = None
         for done, (stride, coefficients) in enumerate(zip(group.strides, rows, strict=True)):
             t = stride // group.low  # between the slots of a pair
             off_diagonal, *diagonal = (op.Reshape(row, emit.integers(1, 1, -1, 2, t)) for row in coefficients)
-            doubling = [op.Mul(off_diagonal, other), *(op.Mul(each, own) for each in diagonal)]
-            if done:
-                state = op.Reshape(state, emit.integers(1, 1 << done, -1, 2, t))
-            state = self.chains.mixed(state, emit.integers(1, 0), doubling if diagonal else [*doubling, own])
-        # The last stage has told the largest parts of the columns apart, which are the first ones if strides rise.
-        columns = [2] * group.stages if group.descending else [group.block]
-        digits = op.Reshape(state, emit.integers(*columns, -1, slots))
-        last = len(columns)
-        return op.Transpose(digits, perm=[last, last + 1, *reversed(range(last))])
+            # From either slot of a pair (the new columns) to either.
+            to_slots = op.Where(own, *(diagonal or [emit.number(1.0)]), off_diagonal)
+            if state is None:
+                state = to_slots
+                continue
+            pairs = op.Reshape(state, emit.integers(1 << done, -1, 2, 1, t))
+            state = op.Mul(op.Transpose(pairs, perm=perm), to_slots)
+        by_column = op.Reshape(state, emit.integers(group.block, -1))
+        return op.Reshape(op.Transpose(by_column, perm=[1, 0]), emit.integers(-1, group.block, group.block))
 
     def in_slots(self, row: ir.Value, width: int, group: Group, filler: float) -> ir.Value:
         """Return the entries of rows (maps, width) slot by slot, the filler where a slot stands for nothing."""
@@ -195,13 +200,13 @@ class Operands:
         members = self.structure.chains[i].groups[boundary].members(self.structure.chains[i].width)
         if self.carried is not None:
             carried = op.Gather(self.carried, self.slots.sources(i, boundary), axis=-1)
-            product = op.Mul(product, op.Reshape(carried, emit.integers(-1, len(members), 1, members.shape[-1])))
+            product = op.Mul(product, op.Reshape(carried, emit.integers(-1, 1, members.shape[-1])))
         widths = self.structure.widths
         is_last = boundary + 1 == len(self.structure.chains[i].groups)
         if is_last and (i + 1 == len(self.structure.chains) or widths[i + 2] < widths[i + 1]):
             self.carried = None
             return product
-        norms = op.Sqrt(emit.summed(op.Mul(product, product), 3, keepdims=1))
+        norms = op.Sqrt(emit.summed(op.Mul(product, product), 2, keepdims=1))
         norms = op.Max(norms, emit.number(_LEAST_NORM))
         self.carried = op.Reshape(norms, emit.integers(-1, members.numel()))
         return op.Div(product, norms)
