@@ -159,29 +159,38 @@ class Operands:
     def multiplied_out(self, group: Group, rows: Sequence[Sequence[ir.Value]]) -> ir.Value:
         """Run stages on the identity of every block of groups that are alike: (blocks, b, b).
 
-        rows: of every stage what its slots and their partners are multiplied with, of one group after the other. Of the
-        identity only what can be other than zero is held: a column of ones, of which every stage makes two, that of
-        either slot of a pair. Columns come first, so that a runtime multiplies long runs of numbers.
+        rows: the coefficients of every stage, slot by slot, of one group after the other. Of the identity only what can
+        be other than zero is held: a column of ones, of which every stage makes two, that of either slot of a pair.
+        Columns come first, so that a runtime multiplies long runs of numbers.
         """
         op, emit = self.op, self.emit
         # A column is a slot of its block. Its digits come from the stages, the last one's first where strides rise.
-        columns = (1, 2) if group.descending else (2, 1)
-        is_own = np.eye(2, dtype=bool).reshape(*columns, 1, 2, 1)
-        own = emit.once(("own", *columns), lambda: op.Constant(value=ir.tensor(is_own)))
-        perm = [0, 2, 1, 3, 4] if group.descending else [2, 0, 1, 3, 4]
-        state: ir.Value | None = None
+        new = 1 if group.descending else 0
+        own, other = self.columns(new, own=True), self.columns(new, own=False)
+        state = op.ConstantOfShape(emit.integers(1, 1, 1, 2, 1), value=ir.tensor([1.0], dtype=emit.precision))
         for done, (stride, coefficients) in enumerate(zip(group.strides, rows, strict=True)):
             t = stride // group.low  # between the slots of a pair
             off_diagonal, *diagonal = (op.Reshape(row, emit.integers(1, 1, -1, 2, t)) for row in coefficients)
-            # From either slot of a pair (the new columns) to either.
-            to_slots = op.Where(own, *(diagonal or [emit.number(1.0)]), off_diagonal)
-            if state is None:
-                state = to_slots
-                continue
-            pairs = op.Reshape(state, emit.integers(1 << done, -1, 2, 1, t))
-            state = op.Mul(op.Transpose(pairs, perm=perm), to_slots)
-        by_column = op.Reshape(state, emit.integers(group.block, -1))
-        return op.Reshape(op.Transpose(by_column, perm=[1, 0]), emit.integers(-1, group.block, group.block))
+            reached = [op.Mul(off_diagonal, other), *(op.Mul(each, own) for each in diagonal)]
+            if done + 1 < group.stages:
+                columns = (1 << done, 1) if new else (1, 1 << done)
+                pairs = op.Reshape(state, emit.integers(*columns, -1, 2, t)) if done else state
+                state = self.chains.mixed(pairs, emit.integers(1, 0), reached if diagonal else [*reached, own])
+            else:  # half of all bytes: without the zeros of a sum
+                pairs = op.Reshape(state, emit.integers(1 << done, -1, 2, 1, t))
+                turned = op.Transpose(pairs, perm=[0, 2, 1, 3, 4] if new else [2, 0, 1, 3, 4])
+                state = op.Mul(turned, op.Add(reached[0], *(reached[1:] or [own])))
+        by_column = op.Reshape(state, emit.integers(group.block, -1, group.block))
+        return op.Transpose(by_column, perm=[1, 2, 0])
+
+    def columns(self, axis: int, *, own: bool) -> ir.Value:
+        """Return which of the two columns of a pair, along an axis, reaches which slot: its own one, or the other."""
+        shape = [1, 1, 1, 2, 1]
+        shape[axis] = 2
+        reached = np.eye(2)[:: 1 if own else -1].reshape(shape).tolist()
+        return self.emit.once(
+            ("columns", axis, own), lambda: self.op.Constant(value=ir.tensor(reached, dtype=self.emit.precision))
+        )
 
     def in_slots(self, row: ir.Value, width: int, group: Group, filler: float) -> ir.Value:
         """Return the entries of rows (maps, width) slot by slot, the filler where a slot stands for nothing."""
