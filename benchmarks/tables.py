@@ -114,12 +114,23 @@ def load() -> str:
     return f"{made}\n`{found['command']}`, {told}.\n"
 
 
+def eight_bits() -> str:
+    found = result("eight_bits")
+    first = next(iter(found.values()))
+    kinds = [f"{row['stages']} stages, {row['mixer']}" for row in first["rows"]]
+    rows = [[model, str(at["weights"]), *(f"{row['most']:.5f}" for row in at["rows"])] for model, at in found.items()]
+    commands = ", ".join(dict.fromkeys(f"`{at['command']}`" for at in found.values()))
+    made = table(["model", "layers", *kinds], rows)
+    return f"{made}\n{commands}, {first['date']}, {first['machine']}.\n"
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "bits-minilm": lambda: bits_minilm("without data"),
     "bits-minilm-calibrated": lambda: bits_minilm("calibrated on 400 sentences"),
     "bits-quality": lambda: bits_quality("plain"),
     "bits-quality-weighted": lambda: bits_quality("weighted"),
     "below-one-bit": below_one_bit,
+    "eight-bits": eight_bits,
     "load": load,
 }
 

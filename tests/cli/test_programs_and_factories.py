@@ -255,7 +255,7 @@ def test_a_weight_of_no_linear_layer_is_said_not_to_be_trained(folder: Path) -> 
     draw = torch.Generator().manual_seed(0)
     np.savez(folder / "data.npz", x=torch.randn(32, 5, 32, generator=draw).numpy(), mask=np.zeros((32, 5), bool))
     factory = ("--factory", "nets:attention")
-    assert spm("fit", *factory, "--stages", "4", "--steps", "5", "--quiet", cwd=folder).returncode == 0
+    assert spm("fit", *factory, "--stages", "4", "--steps", "5", "--bits", "32", "--quiet", cwd=folder).returncode == 0
     train = ("distill", "--calibration", "data.npz", "--steps", "2", "--batch", "8")
     run = spm(*train, *factory, "-o", "t.spm.safetensors", cwd=folder)
     assert run.returncode == 0, run.stderr

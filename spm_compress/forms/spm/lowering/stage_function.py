@@ -1,6 +1,7 @@
 """The one ONNX function that every lowering of a chain is made of: Gather, Mul, Add.
 
-On the activations it runs a chain stage by stage; on the identity of a block it makes the blocks of a group.
+On the activations it runs a chain stage by stage; on the identity of a block it makes the blocks of a group
+(`operands.py`, which the last stage is written out for).
 """
 
 from __future__ import annotations
