@@ -38,7 +38,7 @@ def require_foldable(layer: str, form: Form, lowering: Lowering, item: int) -> N
     if size > _LIMIT:
         matrix = "its matrix" if lowering.layout is None else f"what `{lowering.name}` makes of it"
         raise ExportError(
-            f"{layer}: {matrix} takes {size / 2**30:,.1f} GiB, and beyond {_LIMIT / 2**30:,.1f} GiB ONNX Runtime would "
+            f"{layer}: {matrix} takes {size / 2**30:,.2f} GiB, and beyond {_LIMIT / 2**30:g} GiB ONNX Runtime would "
             "make it at every run; let it run in another `lowering`, or leave it out of the fit with `exclude`"
         )
 

@@ -24,6 +24,7 @@ from spm_compress import CompressSettings, ExportSettings, FitSettings, export_o
 from spm_compress.checkpoint import FittedLayer
 from spm_compress.codecs import BLOCKS, Codec, StoredArray, codecs, parse_bits
 from spm_compress.errors import ExportError
+from spm_compress.export import Precision
 from spm_compress.export.splicing.layer_model import layer_model
 from spm_compress.forms import Form, Operator, StoredOperator, folding
 from spm_compress.forms.dense import Dense as DenseForm
@@ -129,20 +130,21 @@ def test_large_factors_come_in_pieces(make: object, bits: str, layout: Layout, t
 
 
 def test_layers_that_are_alike_stay_within_the_limit_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty of 16,384 bytes each are made three at a time, as unpacking takes a little room."""
+    """Twenty of 16,384 bytes each are made four at a time, or three where unpacking takes a little room."""
     monkeypatch.setattr(folding, "_LIMIT", 16 * LIMIT)
     weights = {f"{2 * i}.weight": gaussian(64, 64, seed=i) for i in range(20)}
     save_file(weights, tmp_path / "model.safetensors")
     source = open_source(tmp_path / "model.safetensors")
     dense = CompressSettings(FitSettings(), include=("none",), dense=parse_bits("4"))
-    for chosen, lowering in ((dense, Dense()), (CompressSettings(FitSettings(stages=10, steps=0)), Blocks())):
+    stages = CompressSettings(FitSettings(stages=10, steps=0))
+    for chosen, lowering, calls in ((dense, Dense(), 7), (stages, Blocks(), 5)):
         artifact = fit_model(source, chosen, beside=tmp_path)
         path = tmp_path / "out.onnx"
         export_onnx(artifact, path, source=source, settings=ExportSettings(lowering=lowering))
         _, nodes = opened(path, tmp_path, 16 * LIMIT)
         assert not set(nodes) & {"Split", "Cast", "Mul", "Floor", "Sin"}
         made = [node.op_type for node in onnx.load(path).graph.node if node.op_type.endswith("_constants")]
-        assert len(made) == 7
+        assert len(made) == calls
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ def test_layers_that_are_alike_stay_within_the_limit_together(tmp_path: Path, mo
 def test_a_matrix_that_cannot_be_made_is_refused_by_name_and_not_offered(form: Form, tmp_path: Path) -> None:
     layer = layer_of(form, "32")
     with pytest.raises(
-        ExportError, match=r"^layer\.weight: its matrix takes 0\.0 GiB, .* another `lowering`, .*`exclude`$"
+        ExportError, match=r"^layer\.weight: its matrix takes 0\.0\d GiB, .* another `lowering`, .*`exclude`$"
     ):
         layer_model(layer, Dense())
     offered = folding.foldable(form, form.lowerings(layer.stored.codecs))
@@ -202,6 +204,29 @@ def test_a_large_table_is_gathered_packed_and_its_head_multiplied_in_pieces(lowe
     assert sorted(done.spliced.runs.values()) == ["dense", "rows"]
     _, nodes = opened(tmp_path / "out.onnx", tmp_path)
     assert nodes["MatMul"] + nodes["FusedMatMul"] == 8  # 102,400 bytes, and a little room to unpack
+
+
+def test_pieces_are_written_in_float16_too(tmp_path: Path) -> None:
+    source = open_source(token_graph(Tied(), tmp_path / "dense.onnx"))
+    chosen = CompressSettings(FitSettings(), include=("none",), table=parse_bits("4"))
+    artifact = fit_model(source, chosen, beside=tmp_path)
+    wanted = ExportSettings(lowering=Dense(), precision=Precision.FLOAT16)
+    done = export_onnx(artifact, tmp_path / "out.onnx", source=source, settings=wanted)
+    assert max(each.error for each in done.agreements) < 2e-3
+    _, nodes = opened(tmp_path / "out.onnx", tmp_path)
+    assert nodes["MatMul"] + nodes["FusedMatMul"] == 8
+
+
+def test_auto_takes_what_is_left_where_the_matrix_is_too_large(tmp_path: Path) -> None:
+    save_file({"0.weight": gaussian(96, 96), "2.weight": gaussian(96, 96, seed=1)}, tmp_path / "model.safetensors")
+    source = open_source(tmp_path / "model.safetensors")
+    artifact = fit_model(source, CompressSettings(FitSettings(stages=5, steps=0)), beside=tmp_path)
+    done = export_onnx(artifact, tmp_path / "out.onnx", source=source, settings=ExportSettings(threads=1))
+    assert len(done.choices) == 2
+    for choice in done.choices:
+        assert "dense" not in choice.microseconds
+        assert choice.reason == "its matrix is too large to be made at load"
+    assert set(opened(tmp_path / "out.onnx", tmp_path)[1]).isdisjoint({"ConstantOfShape", "Split"})
 
 
 def test_what_needs_a_large_map_whole_is_refused(tmp_path: Path) -> None:
