@@ -76,7 +76,7 @@ def random_layer(width: int) -> FittedLayer:
 def features_first_model(layer: FittedLayer) -> ir.Model:
     """The function of a layer without turns around it: x (n, rows) -> y (n, rows)."""
     width = layer.shape[0]
-    written = write_functions(layer.form, layer.stored.codecs, Blocks(), ir.DataType.FLOAT, 20, "layer")
+    written = write_functions(layer.stored, Blocks(), ir.DataType.FLOAT, 20, "layer")
     function = written.function
     x, y = (
         ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([width, "rows"])) for name in "xy"

@@ -124,6 +124,23 @@ def eight_bits() -> str:
     return f"{made}\n{commands}, {first['date']}, {first['machine']}.\n"
 
 
+def int8_blocks() -> str:
+    found = result("int8_blocks")
+    ways = ("a scale a column", "one scale")
+    rows = [
+        [
+            f"{row['width']}",
+            f"{row['stages']}",
+            f"{row['rows']}",
+            f"{row['microseconds']:,.0f} us",
+            *(f"{row[way]['speed']:.2f}x ({row[way]['error']:.3f})" for way in ways),
+        ]
+        for row in found["rows"]
+    ]
+    made = table(["n", "stages", "rows", "float32 blocks", *(f"int8, {way}" for way in ways)], rows)
+    return f"{made}\n`{found['command']}`, {found['date']}, {found['machine']}, onnxruntime {found['onnxruntime']}.\n"
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "bits-minilm": lambda: bits_minilm("without data"),
     "bits-minilm-calibrated": lambda: bits_minilm("calibrated on 400 sentences"),
@@ -132,6 +149,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "below-one-bit": below_one_bit,
     "eight-bits": eight_bits,
     "load": load,
+    "int8-blocks": int8_blocks,
 }
 
 

@@ -84,6 +84,14 @@ class StoredArray:
         """Return the numbers, float32."""
         return self.codec.decode(self.parts, self.shape)
 
+    def rows(self, start: int, stop: int) -> StoredArray:
+        """Return some rows of a matrix; no byte holds numbers of two, and what has one row is shared by all."""
+        parts = {
+            name: part[start:stop] if part.dim() == 2 and len(part) == self.shape[0] else part
+            for name, part in self.parts.items()
+        }
+        return StoredArray(self.codec, parts, (stop - start, *self.shape[1:]))
+
     @property
     def nbytes(self) -> int:
         """Bytes of all parts."""

@@ -28,6 +28,7 @@ from spm_compress.export.splicing.layer_model import layer_model
 from spm_compress.export.splicing.matches import Digests, matches
 from spm_compress.export.trials import SIZES, Known, find_trial
 from spm_compress.export.verification import session
+from spm_compress.forms.folding import foldable, require_foldable
 from spm_compress.forms.lowering import Dense, Int8, Layout, Lowering, NBits, lowerings
 
 __all__ = ["Choice", "asked_for", "layer_key", "model_key", "plans", "processor", "remembered", "rows_of_layers"]
@@ -102,7 +103,8 @@ def plans(
 ) -> list[tuple[Choice, ...]]:
     """Return the ways to run a model that are worth timing as a whole: a Choice for each layer.
 
-    Each layer has the lowering that is fastest over its rows, and at none of them slower than dense. The first plan
+    Each layer has the lowering that is fastest over its rows, and at none of them slower than dense, if its matrix is
+    not too large for that. The first plan
     takes any; the others keep to one layout, as neighbours that agree save turns that a layer by itself cannot see.
 
     Every kind of layer is timed once, in real sessions; the times are kept for this processor and version of ONNX
@@ -130,7 +132,9 @@ def plans(
 
 
 def _allowed(layer: FittedLayer, settings: ExportSettings) -> list[Lowering]:
-    found = layer.form.lowerings(layer.stored.codecs)
+    found = foldable(layer.form, layer.form.lowerings(layer.stored.codecs))
+    if not found:
+        require_foldable(layer.name, layer.form, Dense(), 4)
     if settings.weights is Weights.FOLDED or layer.is_table:  # a table is stored once, to be looked up
         found = [each for each in found if not isinstance(each, NBits)]
     return [each for each in found if settings.rounds_activations or not isinstance(each, Int8 | NBits)]
@@ -154,13 +158,17 @@ def _chosen(
     microseconds = {each.name: tuple(times[each.name]) for each in lowerings}
     if asked is not None:
         return Choice(name, asked, rows, microseconds, "as asked")
+    candidates = [each.name for each in lowerings if each.layout in layouts]
+    if Dense().name not in times:
+        best = min(candidates, key=lambda candidate: math.prod(times[candidate]))
+        lowering = next(each for each in lowerings if each.name == best)
+        return Choice(name, lowering, rows, microseconds, "its matrix is too large to be made at load")
     dense = times[Dense().name]
 
     def ratio(candidate: str) -> float:
         """Geometric mean of the dense time over this one."""
         return math.exp(sum(math.log(d / t) for d, t in zip(dense, times[candidate], strict=True)) / len(dense))
 
-    candidates = [each.name for each in lowerings if each.layout in layouts]
     never_slower = [
         candidate
         for candidate in candidates

@@ -214,7 +214,7 @@ def _speedups(paths: Sequence[Path], settings: ExportSettings, known: Known) -> 
 
 
 def _kept_dense(choice: Choice, speedups: Mapping[int, float]) -> Choice:
-    if isinstance(choice.lowering, Dense):
+    if isinstance(choice.lowering, Dense) or Dense().name not in choice.microseconds:
         return choice
     slowest = min(speedups, key=speedups.__getitem__)
     reason = (

@@ -42,6 +42,11 @@ class Dense(Form):
         return {"weight": (self.out_features, self.in_features)}
 
     @property
+    def matrices(self) -> Sequence[str]:
+        """As `Form.matrices`."""
+        return tuple(self.shapes)
+
+    @property
     def multiply_adds(self) -> int:
         """As `Form.multiply_adds`."""
         return self.in_features * self.out_features
@@ -111,7 +116,7 @@ class Dense(Form):
         """As `Form.constants`: the matrix, or whole numbers and their scales."""
         from spm_compress.forms.products import whole_numbers  # ONNX only where it is written
 
-        return whole_numbers(emit, "weight") if isinstance(lowering, Int8) else {"weight": emit.decoded("weight")}
+        return whole_numbers(emit, "weight") if isinstance(lowering, Int8) else super().constants(emit, lowering)
 
     def lower(self, emit: Emitter, x: ir.Value | None, lowering: Lowering) -> ir.Value:
         """As `Form.lower`: one product, or rows."""
@@ -122,8 +127,8 @@ class Dense(Form):
         if x is not None and isinstance(lowering, Rows):
             return looked_up(emit, "weight", x)
         if x is not None and isinstance(lowering, Int8):
-            return int8_product(emit, x)
-        return product(emit, emit.constant("weight"), x, lowering)
+            return int8_product(emit, "weight", x)
+        return product(emit, "weight", x, lowering)
 
     def lowerings(self, codecs: Mapping[str, Codec]) -> Sequence[Lowering]:
         """As `Form.lowerings`: the matrix that is made at load, or whole numbers where few bits are stored."""

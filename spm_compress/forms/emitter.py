@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
@@ -85,6 +86,13 @@ class Emitter:
     def decoded(self, name: str) -> ir.Value:
         """Return an array of numbers of several maps `in_a_row`."""
         return self.in_a_row(self.numbers(name), self.shape(name)[1:])
+
+    def pieces(self, name: str) -> list[str]:
+        """Return the names of the arrays that a matrix comes as: its own, or those of its pieces of rows."""
+        if f"{self.prefix}{name}" in self.shapes:
+            return [name]
+        names = (f"{i}.{name}" for i in itertools.count())
+        return list(itertools.takewhile(lambda each: f"{self.prefix}{each}" in self.shapes, names))
 
     def codec(self, name: str) -> Codec:
         """Return the codec of an array."""

@@ -88,6 +88,11 @@ class Form(Protocol):
         return {}
 
     @property
+    def matrices(self) -> Sequence[str]:
+        """Names of arrays (out, in) that `lower` only multiplies with, so that they may come in pieces of rows."""
+        return ()
+
+    @property
     def multiply_adds(self) -> int:
         """Multiply-adds for one row of inputs."""
 
@@ -181,13 +186,17 @@ class Form(Protocol):
 
         A runtime folds it when it loads the model. Not asked for `Rows` and `NBits`.
         """
-        return {name: emit.decoded(name) for name in self.shapes}
+        return {piece: emit.decoded(piece) for name in self.shapes for piece in emit.pieces(name)}
 
     def lower(self, emit: Emitter, x: ir.Value | None, lowering: Lowering) -> ir.Value:
         """Emit one map of x as ONNX; without an x, which is how `Dense` comes, the matrix (out, in).
 
         It starts from `Emitter.constant`, its own of what `constants` has made.
         """
+
+    def folded(self, lowering: Lowering) -> int:
+        """Return the most numbers of a value that is made of one map at load, besides the stored arrays."""
+        return self.out_features * self.in_features if lowering.layout is None else 0
 
     def lowerings(self, codecs: Mapping[str, Codec]) -> Sequence[Lowering]:
         """Return the lowerings that are worth timing when the arrays are stored by these codecs; `Dense` among them."""

@@ -42,6 +42,11 @@ class LowRank(Form):
         return {"left": (self.out_features, self.rank), "right": (self.rank, self.in_features)}
 
     @property
+    def matrices(self) -> Sequence[str]:
+        """As `Form.matrices`."""
+        return tuple(self.shapes)
+
+    @property
     def multiply_adds(self) -> int:
         """As `Form.multiply_adds`."""
         return self.rank * (self.in_features + self.out_features)
@@ -117,7 +122,7 @@ class LowRank(Form):
         """As `Form.lower`: two thin products, whatever the lowering."""
         from spm_compress.forms.products import two_products  # ONNX only where it is written
 
-        return two_products(emit, emit.constant("left"), emit.constant("right"), x, lowering)
+        return two_products(emit, "left", "right", x, lowering)
 
     def described(self) -> Sequence[str]:
         """As `Form.described`."""

@@ -50,11 +50,13 @@ class Blocks(_OnActivations):
 class Dense:
     """As the product that was there, with a matrix that is made of the stored numbers when the model is loaded.
 
-    layout: None, as there is no x; what is written returns the matrix (out, in).
+    layout: None, as there is no x; what is written returns the matrix (out, in). FEATURES_LAST for a matrix that comes
+    in pieces (`forms.folding`): what is written is the product.
     """
 
-    name: str = "dense"
-    layout: None = None
+    name: ClassVar[str] = "dense"
+
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True)

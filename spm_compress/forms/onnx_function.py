@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from spm_compress.codecs import Codec, part_key
 from spm_compress.forms.emitter import Emitter, precision_of
-from spm_compress.forms.form import Form, numbers_of
+from spm_compress.forms.form import numbers_of
 from spm_compress.forms.local_function import DOMAIN, local_function
 from spm_compress.forms.lowering import Lowering, NBits, Rows
+from spm_compress.forms.stored import StoredOperator
 
 __all__ = ["Written", "write_functions"]
 
@@ -37,15 +37,14 @@ class Written:
     needed: Sequence[ir.Function]
 
 
-def write_functions(
-    form: Form, codecs: Mapping[str, Codec], lowering: Lowering, dtype: ir.DataType, opset: int, name: str
-) -> Written:
-    """Return the local functions of a form whose arrays are stored by these codecs.
+def write_functions(stored: StoredOperator, lowering: Lowering, dtype: ir.DataType, opset: int, name: str) -> Written:
+    """Return the local functions of an operator, whose numbers they do not depend on.
 
-    dtype: of x and y, or of the matrix.
+    stored: with its matrices whole or `in_pieces`; dtype: of x and y, or of the matrix.
     """
-    parts = [part_key(name, part) for name in form.shapes for part in codecs[name].part_names()]
-    stored = [*parts, *form.tables]
+    form, codecs = stored.form, stored.codecs
+    shapes = {array: each.shape for array, each in stored.arrays.items()}
+    given_names = list(stored.tensors)
     takes_x = lowering.layout is not None
     # Of a matrix only the finished one is rounded to a narrow dtype.
     working = dtype if takes_x else precision_of(dtype)
@@ -55,8 +54,8 @@ def write_functions(
     about = "\n".join(["", *form.described(), f"{numbers_of(form):,} numbers"])
 
     def made(op: OpBuilder, *values: ir.Value) -> Mapping[str, ir.Value]:
-        shapes = {array: (-1, *shape) for array, shape in form.shapes.items()}
-        emit = Emitter(op, dict(zip(stored, values, strict=True)), codecs, shapes, working, opset)
+        several = {array: (-1, *shape) for array, shape in shapes.items()}
+        emit = Emitter(op, dict(zip(given_names, values, strict=True)), codecs, several, working, opset)
         found = form.constants(emit, lowering)
         names.extend(found)
         needed.update(emit.functions)
@@ -66,20 +65,20 @@ def write_functions(
     constants = None
     if not isinstance(lowering, Rows | NBits):
         told = f"what several maps {what} need at run time, made when the model is loaded{about}"
-        constants = local_function(f"{name}_constants", made, _shown(stored), opset, about=told)
+        constants = local_function(f"{name}_constants", made, _shown(given_names), opset, about=told)
 
     def emitted(op: OpBuilder, *values: ir.Value) -> ir.Value:
         x, given = (values[0], values[1:]) if takes_x else (None, values)
         own: dict[str, ir.Value] = {}
         if constants is not None:
             own, given = dict(zip(names, given, strict=False)), given[len(names) :]
-        named = dict(zip(stored if constants is None else form.tables, given, strict=True))
-        emit = Emitter(op, named, codecs, form.shapes, working, opset, constants=own)
+        named = dict(zip(given_names if constants is None else form.tables, given, strict=True))
+        emit = Emitter(op, named, codecs, shapes, working, opset, constants=own)
         found = form.lower(emit, x, lowering)
         needed.update(emit.functions)
         return found if working == dtype else op.Cast(found, to=dtype)
 
-    inputs = _shown(stored if constants is None else [*names, *form.tables])
+    inputs = _shown(given_names if constants is None else [*names, *form.tables])
     output, told = ("y", f"y = S x, {what}{about}") if takes_x else ("matrix", f"the matrix {what}{about}")
     function = local_function(name, emitted, ["x", *inputs] if takes_x else inputs, opset, output=output, about=told)
     for each in (constants, function):

@@ -19,30 +19,46 @@ _OUTERMOST = 64
 _LEAST_SCALE = 1e-30
 
 
-def product(emit: Emitter, matrix: ir.Value, x: ir.Value | None, lowering: Lowering) -> ir.Value:
-    """Return the product of a matrix (out, in) with x, which is laid out as the lowering says; the matrix without x."""
+def product(emit: Emitter, name: str, x: ir.Value | None, lowering: Lowering) -> ir.Value:
+    """Return the product of a made matrix (out, in) with x, which is laid out as the lowering says; it alone without x.
+
+    The products of pieces of its rows stand one after the other.
+    """
     op = emit.op
-    matrix = op.Cast(matrix, to=emit.dtype)
+    pieces = [op.Cast(emit.constant(piece), to=emit.dtype) for piece in emit.pieces(name)]
     if x is None:
+        (matrix,) = pieces
         return matrix
     if lowering.layout is Layout.FEATURE_MAJOR:
-        return op.MatMul(matrix, x)
-    return op.MatMul(x, op.Transpose(matrix, perm=[1, 0]))
+        return _beside(emit, [op.MatMul(piece, x) for piece in pieces], 0)
+    return _beside(emit, [op.MatMul(x, op.Transpose(piece, perm=[1, 0])) for piece in pieces], -1)
 
 
-def two_products(emit: Emitter, left: ir.Value, right: ir.Value, x: ir.Value | None, lowering: Lowering) -> ir.Value:
-    """Return left (right x), left @ right without x; x as in `product`."""
+def two_products(emit: Emitter, left: str, right: str, x: ir.Value | None, lowering: Lowering) -> ir.Value:
+    """Return left (right x), left @ right without x; both as in `product`."""
     if x is None:
-        return emit.op.MatMul(*(emit.op.Cast(each, to=emit.dtype) for each in (left, right)))
+        return emit.op.MatMul(*(product(emit, each, None, lowering) for each in (left, right)))
     return product(emit, left, product(emit, right, x, lowering), lowering)
+
+
+def _beside(emit: Emitter, products: list[ir.Value], axis: int) -> ir.Value:
+    return products[0] if len(products) == 1 else emit.op.Concat(*products, axis=axis)
 
 
 def whole_numbers(emit: Emitter, name: str) -> dict[str, ir.Value]:
     """Return stored matrices as `levels`, int8 (maps * in, out), and `scales`, (maps * out,), float32.
 
-    Levels of 8 bits, and those that share a scale with other than their row, are rounded once more: to -64 to 64, a
-    scale a row.
+    Of pieces of their rows `0.levels`, `1.levels`, ... Levels of 8 bits, and those that share a scale with other than
+    their row, are rounded once more: to -64 to 64, a scale a row.
     """
+    return {
+        f"{piece.removesuffix(name)}{part}": made
+        for piece in emit.pieces(name)
+        for part, made in _whole_numbers(emit, piece).items()
+    }
+
+
+def _whole_numbers(emit: Emitter, name: str) -> dict[str, ir.Value]:
     op, codec = emit.op, emit.codec(name)
     shape, parts = emit.shape(name), emit.parts(name)
     if isinstance(codec, Grid) and codec.shared == "row" and codec.outermost <= _OUTERMOST:
@@ -56,7 +72,7 @@ def whole_numbers(emit: Emitter, name: str) -> dict[str, ir.Value]:
     return {"levels": op.Reshape(whole, integers(op, -1, shape[1])), "scales": op.Reshape(scales, integers(op, -1))}
 
 
-def int8_product(emit: Emitter, x: ir.Value) -> ir.Value:
+def int8_product(emit: Emitter, name: str, x: ir.Value) -> ir.Value:
     """Return the product of `whole_numbers` with x (..., in), (..., out), as `quantize_dynamic` writes it.
 
     ONNX Runtime has one kernel for it.
@@ -64,8 +80,12 @@ def int8_product(emit: Emitter, x: ir.Value) -> ir.Value:
     op = emit.op
     x = x if emit.dtype == ir.DataType.FLOAT else op.Cast(x, to=ir.DataType.FLOAT)
     rounded, scale, zero = op.DynamicQuantizeLinear(x, _outputs=3)
-    product = op.Cast(op.MatMulInteger(rounded, emit.constant("levels"), zero), to=ir.DataType.FLOAT)
-    return emit.narrowed(op.Mul(product, op.Mul(scale, emit.constant("scales"))))
+    products = []
+    for piece in emit.pieces(name):
+        levels, scales = (emit.constant(f"{piece.removesuffix(name)}{part}") for part in ("levels", "scales"))
+        product = op.Cast(op.MatMulInteger(rounded, levels, zero), to=ir.DataType.FLOAT)
+        products.append(op.Mul(product, op.Mul(scale, scales)))
+    return emit.narrowed(_beside(emit, products, -1))
 
 
 def nbits_block(codec: Codec, features: int) -> int | None:

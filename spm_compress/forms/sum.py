@@ -60,6 +60,11 @@ class Sum(Form):
         return prefixed(part.tables for part in self.parts)
 
     @property
+    def matrices(self) -> Sequence[str]:
+        """As `Form.matrices`."""
+        return [f"{i}.{name}" for i, part in enumerate(self.parts) for name in part.matrices]
+
+    @property
     def multiply_adds(self) -> int:
         """As `Form.multiply_adds`."""
         return sum(part.multiply_adds for part in self.parts)
@@ -180,6 +185,10 @@ class Sum(Form):
         for other in others:
             first = emit.op.Add(first, other)
         return first
+
+    def folded(self, lowering: Lowering) -> int:
+        """As `Form.folded`."""
+        return max(part.folded(lowering) for part in self.parts)
 
     def described(self) -> Sequence[str]:
         """As `Form.described`."""

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import layer_as_it_is
 
-from spm_compress.codecs import FLOAT32
 from spm_compress.export.splicing.layer_model import layer_model
-from spm_compress.forms import Form, Operator
+from spm_compress.forms import Form, Operator, StoredOperator
 from spm_compress.forms.low_rank import LowRank
 from spm_compress.forms.lowering import Lowering, lowerings
 from spm_compress.forms.onnx_function import write_functions
@@ -88,8 +87,7 @@ def test_the_tolerance_notices_one_number_off_by_a_thousandth(lowering: Lowering
 def test_constants_are_tensors_which_every_onnx_runtime_can_infer_from(lowering: Lowering) -> None:
     # Up to 1.24, ONNX Runtime refuses a function whose Pad reads value_ints; folding 100 to 48 pads.
     form = build_spm(100, 48, stages=10)
-    codecs = dict.fromkeys(form.shapes, FLOAT32)
-    written = write_functions(form, codecs, lowering, ir.DataType.FLOAT, 20, "narrowing")
+    written = write_functions(StoredOperator.of(random_operator(form)), lowering, ir.DataType.FLOAT, 20, "narrowing")
     nodes = [
         node for function in (written.constants, written.function, *written.needed) if function for node in function
     ]

@@ -7,15 +7,11 @@ import math
 import onnx_ir as ir
 
 from spm_compress.checkpoint.free_names import free_name
-from spm_compress.forms.form import Form
 from spm_compress.forms.local_function import DOMAIN
 from spm_compress.forms.onnx_function import Written
 
 __all__ = ["Alike"]
 
-# Bytes of float32 of the matrices that are made together: ONNX Runtime keeps every value that it folds for a while, and
-# folds none above a gigabyte.
-_TOGETHER = 1 << 28
 # Split says how many outputs it has from this opset on.
 _COUNTED = 18
 
@@ -27,15 +23,15 @@ class Alike:
     """
 
     def __init__(
-        self, model: ir.Model, written: Written, form: Form, prefix: str, tables: list[ir.Value], taken: set[str]
+        self, model: ir.Model, written: Written, most: int, prefix: str, tables: list[ir.Value], taken: set[str]
     ) -> None:
-        # taken: names of values, to which those of new ones are added.
+        # most: maps that may come to them; taken: names of values, to which those of new ones are added.
         assert written.constants is not None
         self._graph = model.graph
         self._opset = model.opset_imports[""]
         self._prefix = prefix
         self._taken = taken
-        self._most = max(1, _TOGETHER // (4 * form.out_features * form.in_features))
+        self._most = most
         self._shares: dict[str, list[ir.Value]] = {}
         made = written.constants.outputs
         missing = [None] * (len(written.constants.inputs) - len(tables))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +19,8 @@ from spm_compress.errors import ExportError
 from spm_compress.export.splicing.alike import Alike
 from spm_compress.export.splicing.matches import Digests, Lookup, Match
 from spm_compress.export.splicing.transposes import LAST, Transposes, is_transpose
+from spm_compress.forms.emitter import precision_of
+from spm_compress.forms.folding import in_pieces, most_maps, pieced, require_foldable
 from spm_compress.forms.form import Form, numbers_of
 from spm_compress.forms.local_function import DOMAIN
 from spm_compress.forms.lowering import Dense, Lowering, NBits, Rows
@@ -81,13 +83,15 @@ class Writer:
 
     def replace(self, match: Match, lowering: Lowering) -> str:
         """Put the operator where the product was, or before it; return the new node's name."""
-        if lowering.layout is None:
-            return self._make_matrix(match)
         old, layer = match.product.node, match.layer
         x, dense, graph = old.inputs[0], old.outputs[0], old.graph
         assert x is not None and isinstance(graph, ir.Graph)
-        placed = Placed.of(layer, lowering, transposed=match.transposed)
         dtype = dense.dtype or x.dtype or ir.DataType.FLOAT
+        if match.product.is_plain:
+            lowering = pieced(layer.form, lowering, _item(dtype))
+        if lowering.layout is None:
+            return self._make_matrix(match)
+        placed = Placed.of(layer, lowering, transposed=match.transposed)
         new: list[ir.Node] = []
         rank = len(match.product.tensor.shape)
         if old.op_type == "Conv":
@@ -212,6 +216,7 @@ class Writer:
 
         The nodes are not in a graph yet. A lowering that makes the matrix gets the product with it.
         """
+        placed = replace(placed, lowering=pieced(placed.stored.form, placed.lowering, _item(dtype)))
         free, layout = self._free_name(placed.name), placed.lowering.layout
         if layout is None:
             call = self._call(placed, [], dtype, free)
@@ -224,12 +229,14 @@ class Writer:
 
     def _call(self, placed: Placed, x: list[ir.Value], dtype: ir.DataType, free: str) -> ir.Node:
         prefix, form = self._prefix(f"{placed.name}.spm"), placed.stored.form
-        kind = form, tuple(placed.stored.codecs.values()), placed.lowering, dtype
-        written = self._functions(kind, placed.stored.codecs)
+        require_foldable(placed.layer.name, form, placed.lowering, _item(dtype))
+        stored = in_pieces(placed.stored, placed.lowering, _item(dtype))
+        kind = form, tuple(stored.codecs.values()), placed.lowering, dtype
+        written = self._functions(kind, stored)
         if isinstance(placed.lowering, NBits):
-            given = self._nbits_parts(placed.stored, prefix)
+            given = self._nbits_parts(stored, prefix)
         else:
-            given = self._parts(placed.stored, prefix)
+            given = self._parts(stored, prefix)
             if written.constants is not None:
                 given = self._alike(kind, written, placed.name).share(placed.name, given, prefix)
         given += self._tables(written, form)
@@ -268,7 +275,8 @@ class Writer:
         if found is None:
             prefix = self._prefix(f"{written.function.name}.{len(known)}")
             tables = self._tables(written, kind[0])
-            found = Alike(self.model, written, kind[0], self._free_name(prefix), tables, self.values)
+            most = most_maps(kind[0], kind[2], _item(kind[3]))
+            found = Alike(self.model, written, most, self._free_name(prefix), tables, self.values)
             known.append(found)
         return found
 
@@ -282,7 +290,7 @@ class Writer:
         self.taken.add(free)
         return free
 
-    def _functions(self, kind: _Kind, codecs: Mapping[str, Codec]) -> Written:
+    def _functions(self, kind: _Kind, stored: StoredOperator) -> Written:
         if isinstance(kind[2], NBits) and self.opset < NBITS_OPSET:
             raise ExportError(
                 f"the graph has opset {self.opset}, 4 bits in memory need {NBITS_OPSET} or later; convert it with "
@@ -294,7 +302,7 @@ class Writer:
             plain = f"{form.kind.upper()}_{form.out_features}x{form.in_features}{size}_{lowering.name.split()[0]}"
             taken = self._function_names()
             name = next(n for n in (plain, *(f"{plain}_{i}" for i in range(2, len(taken) + 3))) if n not in taken)
-            written = write_functions(form, codecs, lowering, dtype, self.opset, name)
+            written = write_functions(stored, lowering, dtype, self.opset, name)
             for function in (*written.needed, written.constants, written.function):
                 if function is not None:
                     self.model.functions[function.identifier()] = function
@@ -304,6 +312,11 @@ class Writer:
 
     def _function_names(self) -> set[str]:
         return {written.function.name for written in self.functions.values()}
+
+
+def _item(dtype: ir.DataType) -> int:
+    """Return the bytes of a coefficient for activations of a dtype."""
+    return int(precision_of(dtype).itemsize)
 
 
 def _name_around(call: ir.Node, nodes: Sequence[ir.Node], prefix: str) -> None:

@@ -61,6 +61,10 @@ class Monarch(Form):
         (p, q), k, s = self.tile, self.right_blocks, self.left_blocks
         return {"left": (s, p, k), "right": (k, s, q)}
 
+    def folded(self, lowering: Lowering) -> int:
+        """As `Form.folded`: the matrix before it is cropped."""
+        return math.prod((*self.tile, self.right_blocks, self.left_blocks)) if lowering.layout is None else 0
+
     @property
     def multiply_adds(self) -> int:
         """As `Form.multiply_adds`: one a number."""

@@ -253,6 +253,12 @@ class SPM(Form):
 
         return lower(self, emit, x, lowering)
 
+    def folded(self, lowering: Lowering) -> int:
+        """As `Form.folded`."""
+        from spm_compress.forms.spm.lowering import folded  # ONNX only where it is written
+
+        return folded(self, lowering)
+
     def described(self) -> Sequence[str]:
         """As `Form.described`."""
         lines = []

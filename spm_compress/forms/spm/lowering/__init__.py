@@ -11,13 +11,14 @@ from spm_compress.forms.emitter import Emitter
 from spm_compress.forms.lowering import Blocks, Dense, Layout, Lowering, Stages
 from spm_compress.forms.spm.lowering.blocks import BlocksBody
 from spm_compress.forms.spm.lowering.chain_emitter import ChainEmitter
+from spm_compress.forms.spm.lowering.folded import folded
 from spm_compress.forms.spm.lowering.operands import Operands
 from spm_compress.forms.spm.lowering.stages import StagesBody
 
 if TYPE_CHECKING:
     from spm_compress.forms.spm.form import SPM
 
-__all__ = ["constants", "lower"]
+__all__ = ["constants", "folded", "lower"]
 
 
 def constants(structure: SPM, emit: Emitter, lowering: Lowering) -> Mapping[str, ir.Value]:
