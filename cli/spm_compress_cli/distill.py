@@ -36,7 +36,18 @@ from spm_compress_cli.verbosity import Verbosity, verbosity_options
 @click.option("--steps", type=int, default=1000, show_default=True, help="Optimizer steps.")
 @click.option("--batch", type=int, default=32, show_default=True, help="Samples a step.")
 @click.option("--accumulate", type=int, default=1, show_default=True, help="Parts in which a batch is run.")
-@click.option("--learning-rate", type=float, default=3e-3, show_default=True, help="The highest one.")
+@click.option(
+    "--rate",
+    multiple=True,
+    metavar="[GROUP=]RATE,...",
+    help="Highest learning rate of all, or of spm, dense, table, norm or scale.  [default: by group]",
+)
+@click.option(
+    "--end", type=click.Choice(["cosine", "linear"]), default="cosine", show_default=True, help="How rates fall."
+)
+@click.option(
+    "--average", type=float, default=0.0, show_default=True, help="Decay of a mean over steps to keep; 0: none."
+)
 @click.option("--weight-decay", type=float, default=0.0, show_default=True, help="Of the optimizer.")
 @click.option("--optimizer", default="AdamW", show_default=True, help="A class of torch.optim.")
 @click.option(
@@ -100,7 +111,7 @@ def distill(
         write_artifact,
     )
     from spm_compress.compress import check_device, load_model
-    from spm_compress.distill import DistillSettings, Loss, Trained, TrainingReport, recover
+    from spm_compress.distill import DistillSettings, End, Loss, Rates, Trained, TrainingReport, recover
     from spm_compress.distill.state import kept_step
     from spm_compress.report import summarize
     from spm_compress_cli.progress import message
@@ -111,7 +122,11 @@ def distill(
     check_device(device)
     loss = options.pop("loss")
     settings = DistillSettings(
-        loss=None if loss is None else Loss(loss), trained=Trained(options.pop("trained")), **options
+        loss=None if loss is None else Loss(loss),
+        trained=Trained(options.pop("trained")),
+        rates=Rates.parse(*options.pop("rate")),
+        end=End(options.pop("end")),
+        **options,
     )
     path = artifact or find_artifact(Path())
     fitted = read_artifact(path)

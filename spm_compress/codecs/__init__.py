@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from spm_compress.codecs.angle import Angle
-from spm_compress.codecs.codec import Codec, StoredArray, part_key, straight_through
+from spm_compress.codecs.codec import Codec, StoredArray, part_key
 from spm_compress.codecs.floats import FLOAT16, FLOAT32, Float
 from spm_compress.codecs.grid import BLOCKS, Grid, integer, sign, ternary
 from spm_compress.codecs.guard import cannot_hold, refusal
 from spm_compress.codecs.scales import SCALES
+from spm_compress.codecs.straight_through import Rounding, straight_through
 from spm_compress.errors import UsageError
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Codec",
     "Float",
     "Grid",
+    "Rounding",
     "StoredArray",
     "bits_text",
     "cannot_hold",

@@ -71,13 +71,15 @@ class Angle:
     def encode(self, array: Tensor, metric: Tensor | None = None) -> Parts:
         """As `Codec.encode`."""
         del metric
-        turns = array.double() / self._unit
-        codes = turns.round() if self.whole else turns.floor()
-        return {"codes": self._packing.pack(codes.remainder(1 << self.bits))}
+        return {"codes": self._packing.pack(self._codes(array))}
 
     def decode(self, parts: Parts, shape: tuple[int, ...]) -> Tensor:
         """As `Codec.decode`."""
-        return (self._packing.unpack(parts["codes"], shape).float() + self._middle) * torch.tensor(self._unit)
+        return self._angles(self._packing.unpack(parts["codes"], shape).float())
+
+    def rounded(self, array: Tensor) -> Tensor:
+        """Return `decode` of `encode`, nothing packed in between."""
+        return self._angles(self._codes(array).float())
 
     def emit(self, op: OpBuilder, parts: Mapping[str, ir.Value], shape: tuple[int, ...]) -> ir.Value:
         """As `Codec.emit`."""
@@ -88,6 +90,13 @@ class Angle:
             codes = op.Add(codes, number(op, self._middle))
         found: ir.Value = op.Mul(codes, number(op, self._unit))
         return found
+
+    def _codes(self, array: Tensor) -> Tensor:
+        turns = array.double() / self._unit
+        return (turns.round() if self.whole else turns.floor()).remainder(1 << self.bits)
+
+    def _angles(self, codes: Tensor) -> Tensor:
+        return (codes + self._middle) * torch.tensor(self._unit)
 
     @property
     def _middle(self) -> float:

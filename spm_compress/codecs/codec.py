@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from onnxscript import OpBuilder
 
-__all__ = ["Codec", "Parts", "StoredArray", "part_key", "straight_through"]
+__all__ = ["Codec", "Parts", "StoredArray", "part_key"]
 
 # Name of a part -> tensor; "" is the name of a part that stands alone.
 Parts = Mapping[str, Tensor]
@@ -101,22 +99,3 @@ class StoredArray:
 def part_key(array: str, part: str) -> str:
     """Return the name of an array's part among the parts of other arrays: ARRAY, or ARRAY.PART."""
     return f"{array}.{part}" if part else array
-
-
-def straight_through(codec: Codec, array: Tensor) -> Tensor:
-    """Return what the codec makes of the array, to the bit; gradients pass as if nothing had been rounded.
-
-    Bengio, Leonard, Courville, arXiv 1308.3432.
-    """
-    rounded: Tensor = _StraightThrough.apply(array, codec)  # type: ignore[no-untyped-call]
-    return rounded
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, array: Tensor, codec: Codec) -> Tensor:
-        return codec.decode(codec.encode(array), tuple(array.shape)).to(array.dtype)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Any) -> tuple[Tensor, None]:
-        return gradients[0], None

@@ -119,7 +119,7 @@ class Grid:
             pieces = list(torch.split(matrix, max(1, _CACHED // matrix.shape[1])))
         scales = torch.cat([self._searched(piece, weights) for piece in pieces])
         parts = encoded_scales(scales)
-        each = self._spread(decoded_scales(parts, tuple(scales.shape)), tuple(matrix.shape))
+        each = self.spread(decoded_scales(parts, tuple(scales.shape)), tuple(matrix.shape)).expand(matrix.shape)
         codes = self._nearest(matrix, each)
         if metric is not None:
             handed_on = self._with_feedback(matrix, each, metric)
@@ -134,9 +134,44 @@ class Grid:
     def decode(self, parts: Parts, shape: tuple[int, ...]) -> Tensor:
         """As `Codec.decode`."""
         codes = self.packing.unpack(parts["codes"], shape)
-        matrix = shape if len(shape) > 1 else (1, *shape)
-        scales = self._spread(decoded_scales(parts, self._scales_shape(shape)), matrix)
-        return (self._levels(codes).reshape(matrix) * scales).reshape(shape)
+        return self._levels(codes) * self.spread(self.scales(parts, shape), shape)
+
+    def scales(self, parts: Parts, shape: tuple[int, ...]) -> Tensor:
+        """Return the scales of an array of a shape, float32, with an axis for each of its own. Raises ValueError."""
+        return decoded_scales(parts, self._scales_shape(shape))
+
+    def encode_at(self, array: Tensor, scales: Tensor) -> Parts:
+        """Return what is stored of an array at given scales, shaped as `scales`, none searched."""
+        shape = tuple(array.shape)
+        parts = encoded_scales(scales)
+        each = self.spread(decoded_scales(parts, tuple(scales.shape)), shape)
+        return {"codes": self.packing.pack(self._nearest(array.float(), each)), **parts}
+
+    def nearest_levels(self, array: Tensor, scales: Tensor) -> Tensor:
+        """Return the levels, whole numbers in its own dtype, nearest to an array; scales: broadcast to it."""
+        low, _ = self._ends
+        return (self._steps(array, scales) * self.step).add_(low)
+
+    def spread(self, scales: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Return scales, one for each that shares it, so that they multiply an array of a shape."""
+        if isinstance(self.shared, int):
+            scales = scales.repeat_interleave(self.shared, -1)
+        return scales[0] if len(shape) == 1 and scales.dim() == 2 else scales
+
+    def over_shared(self, values: Tensor) -> Tensor:
+        """Return the sums of values over all that share a scale, in the shape of `scales`."""
+        return self._over_shared(torch.sum, values if values.dim() > 1 else values[None])
+
+    def nearest_within(self, parts: Parts, array: Tensor) -> Tensor:
+        """Return the numbers nearest to an array that `encode_at` gives the stored codes at the stored scales."""
+        shape = tuple(array.shape)
+        scales = self.spread(self.scales(parts, shape), shape)
+        levels = self._levels(self.packing.unpack(parts["codes"], shape))
+        low, high = self._ends
+        half = 0.499 * self.step
+        ratio = torch.where(scales == 0, 0, array.float() / torch.where(scales == 0, 1, scales))
+        least = torch.where(levels == low, -math.inf, levels - half)
+        return ratio.clamp(least, torch.where(levels == high, math.inf, levels + half)) * scales
 
     def emit(self, op: OpBuilder, parts: Mapping[str, ir.Value], shape: tuple[int, ...]) -> ir.Value:
         """As `Codec.emit`."""
@@ -178,12 +213,12 @@ class Grid:
 
     def _nearest(self, matrix: Tensor, scales: Tensor) -> Tensor:
         """Return the codes, int16, nearest to a matrix; scales: broadcast to it."""
-        ratio = torch.where(scales == 0, 0, matrix / torch.where(scales == 0, 1, scales))
-        return ((ratio - self.first) / self.step).round().clamp(0, self.packing.levels - 1).to(torch.int16)
+        return self._steps(matrix, scales).to(torch.int16)
 
-    def _spread(self, scales: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Return scales, one for each that shares it, so that they multiply a matrix of a shape."""
-        return scales.repeat_interleave(self.shared, -1) if isinstance(self.shared, int) else scales.expand(shape)
+    def _steps(self, matrix: Tensor, scales: Tensor) -> Tensor:
+        """Return the codes nearest to a matrix in its own dtype."""
+        ratio = torch.where(scales == 0, 0, matrix / torch.where(scales == 0, 1, scales))
+        return ((ratio - self.first) / self.step).round().clamp(0, self.packing.levels - 1)
 
     def _over_shared(self, reduce: Callable[..., Tensor], values: Tensor) -> Tensor:
         """Return the sums, or another reduction, of values over all that share a scale, in the shape of the scales."""
@@ -214,11 +249,11 @@ class Grid:
 
         Of the matrix at those levels: with the numbers' own nearest levels it can only be less.
         """
-        levels = self._levels(self._nearest(matrix, self._spread(scales, tuple(matrix.shape))))
+        levels = self._levels(self._nearest(matrix, self.spread(scales, tuple(matrix.shape))))
         weighted = levels if weights is None else levels * weights
         power, common = self._over_shared(torch.sum, weighted * levels), self._over_shared(torch.sum, weighted * matrix)
         scales = torch.where(power > 0, common / power.clamp(min=1e-30), scales)
-        rest = (matrix - levels * self._spread(scales, tuple(matrix.shape))).square_()
+        rest = (matrix - levels * self.spread(scales, tuple(matrix.shape))).square_()
         return scales, self._over_shared(torch.sum, rest if weights is None else rest * weights)
 
     def _with_feedback(self, matrix: Tensor, scales: Tensor, metric: Tensor) -> Tensor:

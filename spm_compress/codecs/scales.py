@@ -25,9 +25,9 @@ __all__ = ["SCALES", "Scales", "decoded_scales", "emitted_scales", "encoded_scal
 
 def encoded_scales(scales: Tensor) -> dict[str, Tensor]:
     """Return `scales`, float16 of the same shape, and `unit`, float32 (1,)."""
-    largest = scales.abs().max().float().reshape(1) if scales.numel() else torch.zeros(1)
+    largest = scales.abs().max().float().reshape(1) if scales.numel() else scales.new_zeros(1).float()
     exponent = torch.frexp(torch.where(largest > 0, largest, 1)).exponent
-    unit = torch.ldexp(torch.ones(1), exponent.clamp(-126, 127))
+    unit = torch.ldexp(torch.ones_like(largest), exponent.clamp(-126, 127))
     return {"scales": (scales / unit).half(), "unit": unit}
 
 

@@ -23,12 +23,13 @@ from spm_compress.codecs import Codec
 from spm_compress.compress.module import apply_artifact
 from spm_compress.compress.settings import bits_said, parse_store
 from spm_compress.errors import ArtifactError
-from spm_compress.forms.form import Operator
-from spm_compress.forms.stored import encoded
+from spm_compress.forms.dense import Dense
+from spm_compress.forms.form import Operator, relative_error
+from spm_compress.forms.stored import Encoded, StoredOperator, encoded
 from spm_compress.layers.linear import FormLinear
 from spm_compress.version import __version__
 
-__all__ = ["frozen", "load", "load_model", "refreshed", "save", "storable"]
+__all__ = ["frozen", "load", "load_model", "parameters_of", "refreshed", "save", "storable"]
 
 
 def load(artifact: Path | str, source: Path | str | None = None, *, factory: str | None = None) -> nn.Module:
@@ -56,13 +57,14 @@ def save(model: nn.Module, path: Path | str, *, like: Path | str, factory: str |
     write_artifact(refreshed(artifact, model, source, beside=path.parent), path)
 
 
-def load_model(artifact: Artifact, source: Source) -> nn.Module:
+def load_model(artifact: Artifact, source: Source, *, as_stored: bool = False) -> nn.Module:
     """Return the compressed model, live: the source's model with SPMLinear layers, in evaluation mode.
 
+    as_stored: layers in another codec than float32 have the very arrays that are stored, not those that train best.
     Raises SourceError if the source cannot be loaded, ArtifactError if the artifact does not belong to it.
     """
     model = load_module(source)
-    apply_artifact(model, artifact)
+    apply_artifact(model, artifact, as_stored=as_stored)
     return model
 
 
@@ -73,26 +75,35 @@ def storable(artifact: Artifact, model: nn.Module) -> dict[str, str]:
 
 
 def refreshed(
-    artifact: Artifact, model: nn.Module, source: Source, *, beside: Path, recovery: Mapping[str, Any] | None = None
+    artifact: Artifact,
+    model: nn.Module,
+    source: Source,
+    *,
+    beside: Path,
+    recovery: Mapping[str, Any] | None = None,
+    stored: Mapping[str, StoredOperator] | None = None,
 ) -> Artifact:
     """Return the artifact with the numbers that a live model has now, on the CPU.
 
     source: the model that was fitted; errors are against its weights. beside: the folder that the artifact is going to
-    lie in. recovery: what is known of the training.
-    Layers that the model holds as matrices stay as they were fitted (`frozen`).
+    lie in. recovery: what is known of the training. stored: layers, by name, that are to be stored so, as the model has
+    what they decode to; the others are encoded anew.
+    Layers that the model holds as matrices stay as they were fitted (`frozen`), unless they are among them.
     Raises ArtifactError if the model has no SPMLinear for one of the other layers, or has trained such a matrix.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     held = {name: parameters[member] for name in artifact.tensors if (member := member_of(name, model, parameters))}
     now = {name: parameter.detach().cpu() for name, parameter in held.items()}
-    stored = {id(parameter) for parameter in held.values()}
+    kept = {id(parameter) for parameter in held.values()}
     tensors = {name: now[name].to(old.dtype) if name in now else old for name, old in artifact.tensors.items()}
     changed = [name for name, old in artifact.tensors.items() if not torch.equal(tensors[name], old)]
     asked, _ = parse_store(bits_said(artifact.settings))
     return replace(
         artifact,
         source={**artifact.source, "path": os.path.relpath(source.path, beside)},
-        layers=tuple(_refreshed(layer, model, source, stored, asked) for layer in artifact.layers),
+        layers=tuple(
+            _refreshed(layer, model, source, kept, asked, (stored or {}).get(layer.name)) for layer in artifact.layers
+        ),
         versions={"spm_compress": __version__, "torch": torch.__version__},
         tensors=tensors,
         recovery={**(recovery or {}), "retrained": sorted({*changed, *artifact.retrained})},
@@ -100,17 +111,39 @@ def refreshed(
 
 
 def frozen(artifact: Artifact, model: nn.Module) -> tuple[str, ...]:
-    """Return the names of layers that a model of `load` holds as the multiplied-out matrix, not as a layer of the form.
+    """Return the names of layers that a model of `load` holds as a multiplied-out matrix, whose factors it has not.
 
-    Those are parameters that the model multiplies by itself (`in_proj_weight`), and tables that a head is tied to.
+    Those are structured, and parameters that the model multiplies by itself (`in_proj_weight`) or ties to a table.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     parameters = own_tensors(model)
     return tuple(
         layer.name
         for layer in artifact.layers
-        if _form_linear(layer, model, modules) is None and member_of(layer.name, model, parameters) is not None
+        if _form_linear(layer, model, modules) is None
+        and member_of(layer.name, model, parameters) is not None
+        and not parameters_of(layer, model)
     )
+
+
+def parameters_of(layer: FittedLayer, model: nn.Module) -> dict[str, str]:
+    """Return array of a layer's stored form -> name of the model's parameter that it is; empty where they differ.
+
+    They are the same in a model that was loaded `as_stored`, of a dense map also where it is a parameter by itself.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    module = _form_linear(layer, model, modules)
+    if module is not None:
+        if module.form != layer.stored.form:
+            return {}
+        own = dict(module.named_parameters())
+        return {array: names[id(own[name])] for array, name in module.names().items()}
+    found = own_tensors(model)
+    member = member_of(layer.name, model, found)
+    if member is None or not isinstance(layer.stored.form, Dense) or found[member].shape != layer.shape:
+        return {}
+    return {"weight": names[id(found[member])]} if id(found[member]) in names else {}
 
 
 def _form_linear(layer: FittedLayer, model: nn.Module, modules: Mapping[str, nn.Module]) -> FormLinear | None:
@@ -119,12 +152,21 @@ def _form_linear(layer: FittedLayer, model: nn.Module, modules: Mapping[str, nn.
 
 
 def _refreshed(
-    layer: FittedLayer, model: nn.Module, source: Source, stored: Container[int], asked: Codec
+    layer: FittedLayer,
+    model: nn.Module,
+    source: Source,
+    kept: Container[int],
+    asked: Codec,
+    stored: StoredOperator | None,
 ) -> FittedLayer:
     """Return the layer with the model's numbers in the stored form.
 
-    stored: ids of parameters that are kept tensors. asked: codec of the fit, which this layer may have refused.
+    kept: ids of parameters that are kept tensors. asked: codec of the fit, which this layer may have refused. stored:
+    what the model's numbers were decoded from, if that is known.
     """
+    weight = source.read(layer.name)
+    if stored is not None:
+        layer = _with_stored(layer, Encoded(stored, relative_error(weight, stored.decoded()), layer.reason))
     modules = dict(model.named_modules(remove_duplicate=False))
     module = _form_linear(layer, model, modules)
     parameters = own_tensors(model)
@@ -142,23 +184,26 @@ def _refreshed(
                 "for that; leave it as it was loaded"
             )
         biases = (member_of(bias_of(name), model, parameters) for name in layer.names)
-        is_stored = any(bias is not None and id(parameters[bias]) in stored for bias in biases)
-        return replace(layer, bias_correction=None) if is_stored else layer
+        is_kept = any(bias is not None and id(parameters[bias]) in kept for bias in biases)
+        return replace(layer, bias_correction=None) if is_kept else layer
     if module is None or (module.out_features, module.in_features) != layer.shape:
         raise _no_layer(layer)
-    weight = source.read(layer.name)
-    live = module.operator()
-    operator = Operator(live.form, {name: array.detach().cpu() for name, array in live.arrays.items()})
-    codec = asked if layer.reason else layer.stored.codec
-    found = encoded(operator, codec, weight.float(), is_target=False)
-    correction = None if module.bias is None or id(module.bias) in stored else module.bias.detach().cpu().float()
+    if stored is None:
+        live = module.operator()
+        operator = Operator(live.form, {name: array.detach().cpu() for name, array in live.arrays.items()})
+        codec = asked if layer.reason else layer.stored.codec
+        layer = _with_stored(layer, encoded(operator, codec, weight.float(), is_target=False))
+    correction = None if module.bias is None or id(module.bias) in kept else module.bias.detach().cpu().float()
+    return replace(layer, bias_correction=correction)
+
+
+def _with_stored(layer: FittedLayer, found: Encoded) -> FittedLayer:
     # Errors of outputs were measured before, and nothing says what they are now.
     return replace(
         layer,
         stored=found.operator,
         error=found.error,
         reason=found.reason,
-        bias_correction=correction,
         output_error=None,
         svd_output_error=None,
     )

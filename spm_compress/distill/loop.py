@@ -8,19 +8,22 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from spm_compress.codecs import StoredArray
 from spm_compress.distill.outputs import Batch, Comparison, comparison
-from spm_compress.distill.settings import DistillSettings, OnReport, TrainingReport
+from spm_compress.distill.rounding import RoundedStudent
+from spm_compress.distill.settings import DistillSettings, End, OnReport, TrainingReport
 from spm_compress.distill.shared import shared_changes
 from spm_compress.distill.state import State, load_optimizer, optimizer_tensors, read_state, write_state
 from spm_compress.distill.teacher_cache import TeacherCache
-from spm_compress.distill.trainable import choose_trainable
+from spm_compress.distill.trainable import choose_trainable, group_of
 from spm_compress.distill.transformer_blocks import Blocks
 from spm_compress.errors import FitError, SourceError, UsageError, first_line
 
@@ -36,12 +39,16 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class Distilled:
-    """What a training reached: steps taken, agreement with the teacher on the held-out data before and after."""
+    """What a training reached: steps taken, agreement with the teacher on the held-out data before and after.
+
+    stored: parameter of the student -> how a file has to hold it, so that it decodes to what was judged.
+    """
 
     steps: int
     before: float
     after: float
     loss: str
+    stored: Mapping[str, StoredArray] = field(default_factory=dict)
 
 
 def distill(
@@ -55,6 +62,7 @@ def distill(
     state: Path | None = None,
     recipe: Mapping[str, Any] | None = None,
     storable: Sequence[str] | None = None,
+    stored: Mapping[str, StoredArray] | None = None,
 ) -> Distilled:
     """Train a student, in place, to answer as its teacher; it ends with the numbers that agreed best on `validation`.
 
@@ -64,18 +72,22 @@ def distill(
     where it or its sampler has `set_epoch`, that is called before each round, as torch's DistributedSampler wants it.
     validation: batches that are looked at but never trained on. state: file to resume from and to keep the state in;
     the training resumed ends with the same numbers. recipe: what the state belongs to, besides the settings. storable:
-    names of parameters that can be kept afterwards; others stay as they are.
+    names of parameters that can be kept afterwards; others stay as they are. stored: parameter of the student -> how a
+    file holds it now: it trains through that rounding, from the latent that it is.
 
     Raises UsageError for a student without SPM layers, no data, or answers that cannot be compared; FitError where the
     loss is not finite; ArtifactError for the state of another training.
     """
     settings = settings or DistillSettings()
-    parameters = choose_trainable(student, settings.trained, storable)
-    with shared_changes(student, parameters):
-        training = _Training(teacher, student, parameters, list(validation), settings)
+    parameters = choose_trainable(student, settings.trained, storable, stored or {})
+    rounded = RoundedStudent(student, stored or {})
+    parameters.update(rounded.ratios)
+    with shared_changes(student, parameters, but=stored or {}):
+        training = _Training(teacher, student, parameters, rounded, list(validation), settings)
         _run_through(training, loader, watch, state, recipe or {})
+    found = rounded.fold()
     # By the student as it now is, without the matrices that its tables were trained with.
-    return Distilled(training.step, training.before, training.agreement(), training.compare.loss.value)
+    return Distilled(training.step, training.before, training.agreement(), training.compare.loss.value, found)
 
 
 def _run_through(
@@ -109,14 +121,17 @@ class _Training:
         teacher: nn.Module,
         student: nn.Module,
         parameters: Mapping[str, nn.Parameter],
+        rounded: RoundedStudent,
         validation: list[Any],
         settings: DistillSettings,
     ) -> None:
         if not validation:
             raise UsageError("nothing is held out to judge the training by; give more data or a larger share")
         self.teacher, self.student = teacher.eval(), student.eval()
-        self.parameters, self.validation, self.settings = parameters, validation, settings
-        self.optimizer = _optimizer(list(self.parameters.values()), settings)
+        self.parameters, self.rounded = parameters, rounded
+        self.validation, self.settings = validation, settings
+        self.groups = {name: group_of(name, parameter, student) for name, parameter in parameters.items()}
+        self.optimizer = self._optimizer()
         self.device = next(iter(self.parameters.values())).device
         self.blocks = Blocks(teacher, student)
         with torch.no_grad():
@@ -129,68 +144,72 @@ class _Training:
         self.losses: list[float] = []
         self.before = self.best_agreement = self.agreement()
         self.best = self._copied()
+        self.averaged = self._copied() if settings.average else {}
 
     def take(self, parts: Sequence[Any]) -> int:
         """Make one step on the batches; return how many samples they had."""
         if self.step == self.settings.block_steps:
             # The gradients of another loss say nothing of this one's size: with the moments of the first, the second
             # begins with steps many times too long (docs/measurements.md).
-            self.optimizer = _optimizer(list(self.parameters.values()), self.settings)
+            self.optimizer = self._optimizer()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = getattr(self.settings.rates, group["group"]) * self.rate
         self.optimizer.zero_grad()
         total, samples = 0.0, 0
         for part in parts:
             part = self._placed(part)
             with self._precision():
-                loss = self._loss(part) / len(parts)
+                loss = self.rounded(partial(self._loss, part)) / len(parts)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
             samples += _samples(part)
         if not math.isfinite(total):
-            raise FitError(f"the loss is not finite at step {self.step + 1}; use a lower learning rate")
+            raise FitError(f"the loss is not finite at step {self.step + 1}; use lower learning rates")
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
         self.optimizer.step()
         self.losses.append(total)
         self.step += 1
+        self._average()
         return samples
 
     def agreement(self) -> float:
         """Compare the student with its teacher on the held-out data."""
         with torch.no_grad(), self._precision():
-            found = [self.compare.summary(_run(self.student, self._placed(p)), _masked(p)) for p in self.validation]
+            found = self.rounded(
+                lambda: [self.compare.summary(_run(self.student, self._placed(p)), _masked(p)) for p in self.validation]
+            )
         return self.compare.agreement(torch.cat(found), self.known)
 
     def look(self) -> float:
         """Compare with the teacher on the held-out data; keep the numbers if they are the best so far."""
+        trained = self._copied()
+        self._set(self.averaged)
         now = self.agreement()
         if now > self.best_agreement:
             self.best_agreement, self.best, self.looks = now, self._copied(), 0
         else:
             self.looks += 1
+        self._set(trained)
         return now
 
     def finish(self) -> None:
         """Go back to the best numbers."""
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(self.best[name])
+        self._set(self.best)
 
     @property
-    def learning_rate(self) -> float:
-        """In each stage it rises linearly, then falls as a cosine."""
+    def rate(self) -> float:
+        """Share of the highest learning rates: in each stage it rises linearly, then falls."""
         settings, blocks = self.settings, self.settings.block_steps
         done, steps = (self.step, blocks) if self.step < blocks else (self.step - blocks, settings.steps - blocks)
         rise = min(1.0, (done + 1) / (settings.warm_up * steps + 1))
-        return settings.learning_rate * rise * (1 + math.cos(math.pi * done / max(1, steps))) / 2
+        part = done / max(1, steps)
+        return rise * (1 - part if settings.end is End.LINEAR else (1 + math.cos(math.pi * part)) / 2)
 
     def progress(self, rows: float, looked: float | None) -> TrainingReport:
         """Say where the training stands."""
         stage = "blocks" if self.step <= self.settings.block_steps else "outputs"
         loss = sum(self.losses) / len(self.losses)
-        return TrainingReport(
-            self.step, self.settings.steps, stage, loss, self.learning_rate, rows, looked, self.best_agreement
-        )
+        return TrainingReport(self.step, self.settings.steps, stage, loss, self.rate, rows, looked, self.best_agreement)
 
     def state(self, recipe: Mapping[str, Any]) -> State:
         """Return all that a training has to keep."""
@@ -201,6 +220,7 @@ class _Training:
             parameters=self.parameters,
             optimizer=optimizer_tensors(self.optimizer, names),
             best=self.best,
+            averaged=self.averaged,
             agreement=self.best_agreement,
             before=self.before,
             looks=self.looks,
@@ -211,12 +231,11 @@ class _Training:
         """Go on from a state, if there is one."""
         if state is None:
             return
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(state.parameters[name])
+        self._set(state.parameters)
         load_optimizer(self.optimizer, self.parameters, state.optimizer)
         self.step, self.looks, self.losses = state.step, state.looks, list(state.losses)
         self.best = {name: x.to(self.device) for name, x in state.best.items()}
+        self.averaged = {name: x.to(self.device) for name, x in state.averaged.items()}
         self.best_agreement, self.before = state.agreement, state.before
 
     def _loss(self, part: Any) -> Tensor:
@@ -231,6 +250,24 @@ class _Training:
         """Return what the student's answer is compared with, in memory of its own."""
         compared = self.compare.compared(_run(self.teacher, part))
         return {name: x.clone() for name, x in compared.items()}
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        # From few steps a mean of as many, not one that still holds the start.
+        decay = min(self.settings.average, self.step / (self.step + 9))
+        for name, mean in self.averaged.items():
+            mean.lerp_(self.parameters[name].detach(), 1 - decay)
+
+    @torch.no_grad()
+    def _set(self, numbers: Mapping[str, Tensor]) -> None:
+        for name, x in numbers.items():
+            self.parameters[name].copy_(x)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        groups: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in self.parameters.items():
+            groups.setdefault(self.groups[name], []).append(parameter)
+        return _optimizer([{"params": own, "group": name} for name, own in groups.items()], self.settings)
 
     def _copied(self) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
@@ -270,7 +307,7 @@ def _steps(loader: Loader, accumulate: int, done: int) -> Iterator[list[Any]]:
 _BETAS = (0.9, 0.99)
 
 
-def _optimizer(parameters: list[nn.Parameter], settings: DistillSettings) -> torch.optim.Optimizer:
+def _optimizer(groups: list[dict[str, Any]], settings: DistillSettings) -> torch.optim.Optimizer:
     kind = getattr(torch.optim, settings.optimizer)
     takes = inspect.signature(kind).parameters
     if "lr" not in takes or kind in (torch.optim.LBFGS, torch.optim.SparseAdam):
@@ -279,10 +316,10 @@ def _optimizer(parameters: list[nn.Parameter], settings: DistillSettings) -> tor
         )
     wanted = {"weight_decay": settings.weight_decay, "betas": _BETAS}
     chosen: dict[str, Any] = {name: value for name, value in wanted.items() if name in takes}
-    if "fused" in takes and all(each.device.type == "cpu" for each in parameters):
+    if "fused" in takes and all(each.device.type == "cpu" for group in groups for each in group["params"]):
         chosen["fused"] = True  # AdamW on a table of 30522x384: 18 ms, 119 one operation after the other
     try:
-        optimizer: torch.optim.Optimizer = kind(parameters, lr=settings.learning_rate, **chosen)
+        optimizer: torch.optim.Optimizer = kind(groups, lr=settings.rates.spm, **chosen)
     except ValueError as error:  # Muon takes matrices only
         raise UsageError(f"`optimizer` {settings.optimizer!r}: {first_line(error)}; use AdamW") from error
     return optimizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,14 @@ from spm_compress.checkpoint.artifact import Artifact
 from spm_compress.checkpoint.files import sha256_of
 from spm_compress.checkpoint.modules import is_live, load_module
 from spm_compress.checkpoint.source import Source
-from spm_compress.compress.live import frozen, load_model, refreshed, storable
+from spm_compress.codecs import Rounding
+from spm_compress.compress.live import frozen, load_model, parameters_of, refreshed, storable
 from spm_compress.distill.loop import Distilled, distill
 from spm_compress.distill.samples import samples
 from spm_compress.distill.settings import DistillSettings, OnReport
 from spm_compress.errors import UsageError
+from spm_compress.forms.dense import Dense
+from spm_compress.forms.stored import StoredOperator
 
 __all__ = ["Recovered", "recover"]
 
@@ -47,7 +51,9 @@ def recover(
     watch: OnReport | None = None,
     state: Path | None = None,
 ) -> Recovered:
-    """Train the SPM layers of an artifact to answer as the model it was fitted from does on data; no labels.
+    """Train the fitted weights of an artifact to answer as the model it was fitted from does on data; no labels.
+
+    What is stored in few bits, or in float16, trains through that rounding, and is stored as it was judged.
 
     source: that model, a Hugging Face folder; data: `calibration.read_batches`; beside: the folder that the new
     artifact is going to lie in; state: where the training is kept, so that it can be resumed (`distill`).
@@ -58,13 +64,15 @@ def recover(
             f"{source.path}: has no model that torch can train; distill needs a Hugging Face folder or a `factory` "
             "(in Python, spm_compress.distill.distill takes any two modules)"
         )
-    teacher, student = load_module(source), load_model(artifact, source)
+    teacher, student = load_module(source), load_model(artifact, source, as_stored=True)
     untrained = frozen(artifact, student)
     if artifact.layers and len(untrained) == len(artifact.layers):
         raise UsageError(
             f"{', '.join(untrained[:3])}: belong to no linear layer inside the model, which computes with their "
             "matrices and so has no SPM layer to train; use more stages"
         )
+    held = {layer.name: own for layer in artifact.layers if (own := parameters_of(layer, student))}
+    _begin_latents(artifact, student, source, held)
     loader, validation = samples(teacher, source, data, settings)
     recipe = {
         "artifact": _digest(artifact),
@@ -81,6 +89,11 @@ def recover(
         state=state,
         recipe=recipe,
         storable=list(storable(artifact, student)),
+        stored={
+            name: layer.stored.arrays[array]
+            for layer in artifact.layers
+            for array, name in held.get(layer.name, {}).items()
+        },
     )
     teacher.cpu()
     student.cpu()
@@ -94,8 +107,27 @@ def recover(
     }
     if untrained:
         recovery["frozen"] = list(untrained)
-    found = refreshed(artifact, student, source, beside=beside, recovery=recovery)
+    stored = {
+        layer.name: StoredOperator(
+            layer.stored.form, {array: distilled.stored[name] for array, name in held[layer.name].items()}
+        )
+        for layer in artifact.layers
+        if layer.name in held
+    }
+    found = refreshed(artifact, student, source, beside=beside, recovery=recovery, stored=stored)
     return Recovered(found, teacher, student, distilled, untrained)
+
+
+@torch.no_grad()
+def _begin_latents(
+    artifact: Artifact, student: nn.Module, source: Source, held: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Begin the latents of dense maps near the original weights: what is rounded is what was fitted all the same."""
+    parameters = dict(student.named_parameters())
+    for layer in artifact.layers:
+        if layer.name in held and isinstance(layer.stored.form, Dense):
+            latents = Rounding.latents(layer.stored.arrays["weight"], source.read(layer.name))
+            parameters[held[layer.name]["weight"]].copy_(latents)
 
 
 def _digest(artifact: Artifact) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from spm_compress.errors import UsageError
 from spm_compress.forms.settings import LARGEST_SEED
 
-__all__ = ["DistillSettings", "Loss", "Trained", "TrainingReport"]
+__all__ = ["DistillSettings", "End", "Loss", "Rates", "Trained", "TrainingReport"]
 
 
 class Loss(enum.Enum):
@@ -24,10 +24,55 @@ class Loss(enum.Enum):
 
 
 class Trained(enum.Enum):
-    """Which parameters train: the SPM numbers with biases and norms, or everything that the artifact can hold."""
+    """Which parameters train: fitted weights with biases and norms, or everything that the artifact can hold."""
 
     SPM = "spm"
     ALL = "all"
+
+
+class End(enum.Enum):
+    """How learning rates fall to nothing."""
+
+    COSINE = "cosine"
+    LINEAR = "linear"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The highest learning rate of each group of parameters.
+
+    spm: numbers of structured forms; dense: dense maps in few bits, and other matrices; table: embeddings; norm: norms
+    and biases; scale: of the scales that numbers in few bits share, relative to what they were.
+    """
+
+    spm: float = 3e-3
+    dense: float = 3e-3
+    table: float = 3e-3
+    norm: float = 3e-3
+    scale: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name, rate in asdict(self).items():
+            if not 0 < rate < math.inf:
+                raise UsageError(f"`rate` {name}={rate}: must be above 0")
+
+    @classmethod
+    def parse(cls, *texts: str) -> Rates:
+        """Return the rates of texts such as '3e-3', for all groups, or 'spm=1e-2,table=3e-3', the others by default.
+
+        Raises UsageError, which names the groups, for another group, and for what is no number.
+        """
+        names = [each.name for each in fields(cls)]
+        found: dict[str, float] = {}
+        for text in (part.strip() for whole in texts for part in whole.split(",")):
+            name, equals, value = text.rpartition("=")
+            if equals and name not in names:
+                raise UsageError(f"`rate` {text!r}: the groups are {', '.join(names)}")
+            try:
+                found |= dict.fromkeys([name] if equals else names, float(value))
+            except ValueError:
+                raise UsageError(f"`rate` {text!r}: must be a number, or GROUP=NUMBER") from None
+        return cls(**found)
 
 
 @dataclass(frozen=True)
@@ -35,18 +80,21 @@ class DistillSettings:
     """How a student is trained to answer as its teacher.
 
     steps: optimizer steps, of which the share `block_share` is spent block by block; batch: samples a step, taken as
-    `accumulate` batches one after the other; learning_rate: the highest, after the share `warm_up` of steps, then
-    falling as a cosine; clip: largest norm of the gradient; loss: None chooses by the model's output; temperature: of
-    both distributions of logits; held_out: share of the data that is never trained on; check_every: steps between two
-    looks at it; patience: looks without a gain after which the training ends early; keep_every: steps between states
-    on disk; longest: tokens of a text; optimizer: a class of torch.optim; remember: GiB of the teacher's answers that
-    are kept, so that it does not have to run on a batch that comes again.
+    `accumulate` batches one after the other; rates: the highest, after the share `warm_up` of steps, then falling to
+    nothing as `end` says; average: decay of the mean of all numbers over the steps, which is then what is judged and
+    kept, 0 for the numbers themselves; clip: largest norm of the gradient; loss: None chooses by the model's output;
+    temperature: of both distributions of logits; held_out: share of the data that is never trained on; check_every:
+    steps between two looks at it; patience: looks without a gain after which the training ends early; keep_every: steps
+    between states on disk; longest: tokens of a text; optimizer: a class of torch.optim; remember: GiB of the teacher's
+    answers that are kept, so that it does not have to run on a batch that comes again.
     """
 
     steps: int = 1000
     batch: int = 32
     accumulate: int = 1
-    learning_rate: float = 3e-3
+    rates: Rates = Rates()
+    end: End = End.COSINE
+    average: float = 0.0
     weight_decay: float = 0.0
     warm_up: float = 0.05
     clip: float = 1.0
@@ -77,9 +125,10 @@ class DistillSettings:
             raise UsageError(
                 f"`block_share` {self.block_share}: this share and that of the warm-up lie between 0 and 1"
             )
-        for name in ("learning_rate", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
+        if not 0 < self.temperature < math.inf:
+            raise UsageError(f"--temperature {self.temperature}: must be above 0")
+        if not 0 <= self.average < 1:
+            raise UsageError(f"`average` {self.average}: must be 0 or more and less than 1")
         if not 0 <= self.weight_decay < math.inf:
             raise UsageError(f"`weight_decay` {self.weight_decay}: must be 0 or more")
         if not 0 <= self.seed <= LARGEST_SEED:
@@ -103,14 +152,14 @@ class TrainingReport:
     """Where a training stands after a step.
 
     loss: mean since the last look; held_out: agreement with the teacher on the held-out data (higher is better), where
-    this step looked at it; best: the highest so far; rows: samples a second.
+    this step looked at it; best: the highest so far; rate: share of the highest learning rates; rows: samples a second.
     """
 
     step: int
     steps: int
     stage: str
     loss: float
-    learning_rate: float
+    rate: float
     rows: float
     held_out: float | None
     best: float

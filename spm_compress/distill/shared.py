@@ -9,7 +9,7 @@ docs/measurements.md.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -21,11 +21,11 @@ _NAME = "shared_change"
 
 
 @contextmanager
-def shared_changes(student: nn.Module, trained: dict[str, nn.Parameter]) -> Iterator[None]:
+def shared_changes(student: nn.Module, trained: dict[str, nn.Parameter], but: Container[str] = ()) -> Iterator[None]:
     """Add a matrix (width, width) to each table that trains and belongs to one module alone; fold them in at the end.
 
-    trained: parameters by name, to which the matrices are added. Afterwards the student has the modules and parameters
-    that it had, and answers as with the matrices.
+    trained: parameters by name, to which the matrices are added; but: names of tables that get none. Afterwards the
+    student has the modules and parameters that it had, and answers as with the matrices.
     """
     users = Counter(id(own) for module in student.modules() for own in module.parameters(recurse=False))
     tables = {
@@ -34,6 +34,7 @@ def shared_changes(student: nn.Module, trained: dict[str, nn.Parameter]) -> Iter
         # A table that also makes logits would have to change there too.
         if isinstance(module, nn.Embedding)
         and f"{name}.weight" in trained
+        and f"{name}.weight" not in but
         and users[id(module.weight)] == 1
         and module.max_norm is None
     }

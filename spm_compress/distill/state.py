@@ -18,18 +18,21 @@ from spm_compress.errors import ArtifactError
 __all__ = ["State", "kept_step", "read_state", "write_state"]
 
 _KEY = "spm_compress_training"
+# Fields of a state that are tensors by name.
+_KINDS = ("parameters", "optimizer", "best", "averaged")
 
 
 @dataclass(frozen=True)
 class State:
-    """After `step` steps: parameters and the optimizer's tensors by name, the best parameters so far and their
-    agreement on the held-out data, looks since, and the recipe that all this belongs to."""
+    """After `step` steps: parameters and the optimizer's tensors by name, the best parameters so far, the mean of
+    all (empty without one), agreement on the held-out data, looks since, and the recipe that all this belongs to."""
 
     recipe: Mapping[str, Any]
     step: int
     parameters: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     best: Mapping[str, Tensor]
+    averaged: Mapping[str, Tensor]
     agreement: float
     before: float
     looks: int
@@ -39,7 +42,7 @@ class State:
 def write_state(state: State, path: Path) -> None:
     """Write the state; raises SpmError if it cannot be written."""
     tensors = {}
-    for kind in ("parameters", "optimizer", "best"):
+    for kind in _KINDS:
         tensors.update({f"{kind}/{name}": x.detach().cpu().contiguous() for name, x in getattr(state, kind).items()})
     plain = {name: getattr(state, name) for name in ("recipe", "step", "agreement", "before", "looks", "losses")}
     write_tensors(tensors, path, {_KEY: json.dumps(plain)})
@@ -66,7 +69,8 @@ def read_state(path: Path, recipe: Mapping[str, Any]) -> State | None:
         with safe_open(path, framework="pt") as file:
             plain = json.loads((file.metadata() or {})[_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        found = State(parameters={}, optimizer={}, best={}, **{**plain, "losses": tuple(plain["losses"])})
+        nothing: dict[str, Any] = {kind: {} for kind in _KINDS}
+        found = State(**nothing, **{**plain, "losses": tuple(plain["losses"])})
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path}: is not the state of a training ({error}); {advice}") from error
     differing = [key for key in {**found.recipe, **recipe} if found.recipe.get(key) != recipe.get(key)]
@@ -76,11 +80,12 @@ def read_state(path: Path, recipe: Mapping[str, Any]) -> State | None:
             f"{path}: is of another training ({key} was {found.recipe.get(key)!r}, is {recipe.get(key)!r}); "
             f"repeat that one, or {advice}"
         )
-    kinds: dict[str, dict[str, Tensor]] = {"parameters": {}, "optimizer": {}, "best": {}}
+    kinds: dict[str, Any] = {kind: {} for kind in _KINDS}
     for name, tensor in tensors.items():
         kind, _, own = name.partition("/")
-        kinds.setdefault(kind, {})[own] = tensor
-    return replace(found, parameters=kinds["parameters"], optimizer=kinds["optimizer"], best=kinds["best"])
+        if kind in kinds:
+            kinds[kind][own] = tensor
+    return replace(found, **kinds)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:

@@ -110,14 +110,17 @@ class FormLinear(nn.Module):
         return layer
 
     @staticmethod
-    def in_place_of(linear: nn.Linear, operator: Operator, bias_correction: Tensor | None = None) -> FormLinear:
+    def in_place_of(
+        linear: nn.Linear, operator: Operator, bias_correction: Tensor | None = None, *, is_stored: bool = False
+    ) -> FormLinear:
         """Return a layer of the operator's map with the bias, dtype, device and mode of a linear layer.
 
         bias_correction: (out_features,) that the bias, or a bias of zero, is raised by.
-        The operator is taken in the form that trains best: a canonical SPM with twice the numbers, until it is stored.
+        The operator is taken in the form that trains best: a canonical SPM with twice the numbers, until it is stored;
+        with `is_stored` in that which it has.
         """
         operator = operator.to(torch.promote_types(torch.float32, linear.weight.dtype))
-        operator = operator.form.trainable(operator.arrays)
+        operator = operator if is_stored else operator.form.trainable(operator.arrays)
         bias = None if linear.bias is None else linear.bias.detach()
         if bias_correction is not None:
             bias = bias_correction.to(linear.weight) if bias is None else bias + bias_correction.to(bias)
@@ -138,6 +141,10 @@ class FormLinear(nn.Module):
             if self.bias is not None:
                 bound = 1 / math.sqrt(self.in_features)
                 self.bias.uniform_(-bound, bound)
+
+    def names(self) -> dict[str, str]:
+        """Return array of the form -> name of the layer's parameter."""
+        return {name: f"arrays.{_key(name)}" for name in self.form.shapes}
 
     def operator(self) -> Operator:
         """Return the operator on the layer's own parameters (no copy; gradients flow)."""

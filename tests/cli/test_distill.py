@@ -14,7 +14,7 @@ from test_interruption import interrupted
 from spm_compress.distill.state import kept_step
 
 QUICK = ["--steps", "24", "--batch", "8", "--check-every", "8", "--held-out", "0.2"]
-QUICK += ["--learning-rate", "0.01", "--block-share", "0.3"]
+QUICK += ["--rate", "0.01", "--block-share", "0.3"]
 SCORE = """
 import torch
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from spm_compress import FitSettings, SPMLinear, compress_model
-from spm_compress.distill import Distilled, DistillSettings, Loss, TrainingReport, distill
+from spm_compress.distill import Distilled, DistillSettings, Loss, Rates, TrainingReport, distill
 from spm_compress.distill.outputs import comparison
 from spm_compress.distill.transformer_blocks import Blocks
 from spm_compress.errors import FitError, UsageError
 
-QUICK = DistillSettings(steps=30, batch=8, check_every=10, learning_rate=1e-2, block_share=0.3)
+QUICK = DistillSettings(steps=30, batch=8, check_every=10, rates=Rates.parse("1e-2"), block_share=0.3)
 
 
 class Classifier(nn.Module):
@@ -101,7 +101,7 @@ def test_tuples_of_a_data_set_and_keyword_batches_are_taken() -> None:
 
 def test_the_best_numbers_are_kept() -> None:
     seen: list[TrainingReport] = []
-    result, student = run(Encoder, replace(QUICK, learning_rate=3.0, steps=40), watch=seen.append)
+    result, student = run(Encoder, replace(QUICK, rates=Rates.parse("3"), steps=40), watch=seen.append)
     assert min(each.held_out for each in seen if each.held_out is not None) < result.after
     assert result.after == seen[-1].best
     held = data(4, seed=1)
@@ -113,7 +113,7 @@ def test_the_best_numbers_are_kept() -> None:
 
 
 def test_it_ends_early_without_a_gain() -> None:
-    result, _ = run(Encoder, replace(QUICK, learning_rate=1e-30, steps=100, patience=2))
+    result, _ = run(Encoder, replace(QUICK, rates=Rates.parse("1e-30"), steps=100, patience=2))
     assert result.steps == 20
     assert result.after == result.before
 
@@ -213,7 +213,7 @@ def test_a_student_without_stages_and_empty_data_are_refused() -> None:
 
 def test_a_loss_that_is_not_finite_ends_the_training() -> None:
     teacher, student = pair(Encoder)
-    with pytest.raises(FitError, match="not finite at step 1; use a lower learning rate"):
+    with pytest.raises(FitError, match="not finite at step 1; use lower learning rates"):
         distill(teacher, student, [torch.full((8, 32), torch.inf)], data(1), QUICK)
 
 

@@ -14,12 +14,12 @@ from transformers import AutoTokenizer
 from spm_compress import export_onnx, read_artifact, summarize, write_artifact
 from spm_compress.checkpoint import Artifact, Source
 from spm_compress.compress import load_model
-from spm_compress.distill import DistillSettings, Recovered, Trained, TrainingReport, recover
+from spm_compress.distill import DistillSettings, Rates, Recovered, Trained, TrainingReport, recover
 from spm_compress.errors import ArtifactError, ExportError, UsageError
 from spm_compress.forms import relative_error
 
 QUICK = DistillSettings(
-    steps=60, batch=8, check_every=10, keep_every=5, held_out=0.2, learning_rate=1e-2, block_share=0.1
+    steps=60, batch=8, check_every=10, keep_every=5, held_out=0.2, rates=Rates.parse("1e-2"), block_share=0.1
 )
 
 
@@ -134,8 +134,8 @@ def test_a_state_of_another_training_is_refused(
 
     with pytest.raises(_StoppedError):
         run(QUICK, True)
-    with pytest.raises(ArtifactError, match=r"another training \(learning_rate was 0.01, is 0.02\).*delete state"):
-        run(replace(QUICK, learning_rate=0.02), False)
+    with pytest.raises(ArtifactError, match=r"another training \(rates was .*, is .*\).*delete state"):
+        run(replace(QUICK, rates=Rates.parse("0.02")), False)
     state.write_bytes(b"damaged")
     with pytest.raises(ArtifactError, match=r"not the state of a training.*delete state"):
         run(QUICK, False)

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from spm_compress import FitSettings, compress_model
-from spm_compress.distill import DistillSettings, Trained, distill
+from spm_compress.distill import DistillSettings, Rates, Trained, distill
 from spm_compress.distill.shared import shared_changes
 
-SETTINGS = DistillSettings(steps=40, batch=8, check_every=10, learning_rate=1e-2, block_share=0.0, trained=Trained.ALL)
+SETTINGS = DistillSettings(
+    steps=40, batch=8, check_every=10, rates=Rates.parse("1e-2"), block_share=0.0, trained=Trained.ALL
+)
 
 
 class Words(nn.Module):
