@@ -1,11 +1,13 @@
 """MiniLM in few bits, untrained: the whole file, its agreement with the original, its speed beside int8.
 
     python benchmarks/bits.py [--calibration N] [--only NAME ...] [--repeats N]
+    python benchmarks/bits.py --times
 
 Every row is an ONNX file that ONNX Runtime runs: made by `fit` and `export` of this program, by `quantize_dynamic`
 (int8, one line, no data), or the original in float32. Agreement as in recovery_data.py, on 400 sentences that were held
 out; times of one run, one thread, all files interleaved, medians. --calibration: fit on so many other sentences, 0 for
-none. What was measured is kept in benchmarks/results/bits_minilm.json, which docs/bits.md has its table from.
+none. --times: time the files that are there once more, on a machine that does nothing else, and keep the rest. What
+was measured is kept in benchmarks/results/bits_minilm.json, which docs/few-bits.md has its tables from.
 """
 
 from __future__ import annotations
@@ -72,9 +74,14 @@ class OnnxModel(nn.Module):
         return SimpleNamespace(last_hidden_state=torch.from_numpy(self._session.run(None, fed)[0]))
 
 
+def path_of(name: str) -> Path:
+    """Return where the file of a row stands."""
+    return HOME / f"{name.replace(', ', '_').replace(' ', '_')}.onnx"
+
+
 def write(name: str, dense: Path, sentences: Path | None) -> Path:
     """Write the file of a row; dense: where the float32 graph goes."""
-    path = HOME / f"{name.replace(', ', '_').replace(' ', '_')}.onnx"
+    path = path_of(name)
     bits, table_bits = ROWS[name.removesuffix(FLOAT)]
     source = open_source(fetched("minilm"))
     settings = CompressSettings(FitSettings(), include=("none",), dense=parse_bits(bits), table=parse_bits(table_bits))
@@ -115,34 +122,51 @@ def load_seconds(path: Path) -> float:
     return round(statistics.median(found), 3)
 
 
+def time_again(given: Mapping[str, Path], repeats: int) -> None:
+    """Put new times and loads into the rows of all results; how long a file takes does not depend on its numbers."""
+    known = json.loads(RESULTS.read_text(encoding="utf-8"))
+    names = dict.fromkeys(row["name"] for each in known.values() for row in each["rows"])
+    paths = {name: given.get(name) or path_of(name) for name in names}
+    times, loads = latencies(paths, repeats), {name: load_seconds(path) for name, path in paths.items()}
+    for each in known.values():
+        for row in each["rows"]:
+            row |= {"milliseconds": times[row["name"]], "load_seconds": loads[row["name"]]}
+        each["timed"] = "python benchmarks/bits.py --times"
+    RESULTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calibration", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--times", action="store_true")
     asked = parser.parse_args(arguments)
     HOME.mkdir(parents=True, exist_ok=True)
+    dense, int8, per_channel, reduced = (
+        HOME / f"{name}.onnx" for name in ("dense", "quantize_dynamic", "per_channel", "reduce_range")
+    )
+    given = {
+        "float32": dense,
+        "quantize_dynamic": int8,
+        "quantize_dynamic, per_channel": per_channel,
+        "quantize_dynamic, per_channel, reduce_range": reduced,
+    }
+    if asked.times:
+        time_again(given, asked.repeats)
+        return
     texts, held = write_texts(HOME / "texts.txt")
     sentences = None
     if asked.calibration:
         sentences = HOME / f"calibration-{asked.calibration}.txt"
         lines = texts.read_text(encoding="utf-8").splitlines()[: asked.calibration]
         sentences.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    dense, int8, per_channel, reduced = (
-        HOME / f"{name}.onnx" for name in ("dense", "quantize_dynamic", "per_channel", "reduce_range")
-    )
     names = [name + end for name in asked.only for end in ("", FLOAT)]
     paths = {name: write(name, dense, sentences) for name in names}
     quantize_dynamic(dense, int8)
     quantize_dynamic(dense, per_channel, per_channel=True)
     quantize_dynamic(dense, reduced, per_channel=True, reduce_range=True)  # 7 bits: 8 saturate without VNNI
-    paths = {
-        "float32": dense,
-        "quantize_dynamic": int8,
-        "quantize_dynamic, per_channel": per_channel,
-        "quantize_dynamic, per_channel, reduce_range": reduced,
-        **paths,
-    }
+    paths = {**given, **paths}
     source = open_source(fetched("minilm"))
     judge = Judge(load_module(source).eval(), source.path, held)
     times = latencies(paths, asked.repeats)

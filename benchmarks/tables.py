@@ -46,7 +46,8 @@ def bits_minilm(key: str) -> str:
     speed = f"speed at {', '.join(at)} tokens"
     made = table(["file", "MB", "Spearman", "top-1", "Lee", speed, "load, s"], rows)
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    return f"{made}\n`{found['command']}`, {found['date']}, {found['machine']}, one thread; {versions}.\n"
+    commands = " and ".join(f"`{found[key]}`" for key in ("command", "timed") if key in found)
+    return f"{made}\n{commands}, {found['date']}, {found['machine']}, one thread; {versions}.\n"
 
 
 def bits_quality(kind: str) -> str:
