@@ -1,22 +1,30 @@
-"""Whether an imported ONNX graph computes what ONNX Runtime does."""
+"""Whether an ONNX model can be trained, and what was imported of it computes what ONNX Runtime does."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from spm_compress.calibration.onnx_runner import declared_dtype
-from spm_compress.checkpoint.imported_graph import ImportedGraph, importer
+from spm_compress.checkpoint.imported_graph import ImportedGraph, importer, why_not_imported
+from spm_compress.checkpoint.onnx_source import OnnxSource
 from spm_compress.errors import SourceError, VerificationError, first_line
 from spm_compress.export.verification import compare, run, session
 
-__all__ = ["require_true_import"]
+__all__ = ["require_trainable", "require_true_import"]
 
 # As of exported files: another order of sums is 1e-6 on PP-OCRv4, a wrong axis or attribute is far more.
 _TOLERANCE = 1e-4
+
+
+def require_trainable(source: OnnxSource, fitted: Collection[str]) -> None:
+    """Raise SourceError, saying why, for a model whose fitted weights cannot be trained."""
+    why = why_not_imported(source, fitted)
+    if why is not None:
+        raise SourceError(f"{source.path}: cannot be trained, as {why}")
 
 
 def require_true_import(model: ImportedGraph, path: Path, batch: Mapping[str, Tensor]) -> None:

@@ -16,7 +16,7 @@ from spm_compress.checkpoint.modules import is_live, load_module
 from spm_compress.checkpoint.onnx_source import OnnxSource
 from spm_compress.checkpoint.source import Source
 from spm_compress.compress.live import frozen, load_model, refreshed, storable
-from spm_compress.distill.imported import require_true_import
+from spm_compress.distill.imported import require_trainable, require_true_import
 from spm_compress.distill.loop import Distilled, distill
 from spm_compress.distill.samples import samples
 from spm_compress.distill.settings import DistillSettings, OnReport
@@ -62,6 +62,8 @@ def recover(
             f"{source.path}: has no model that torch can train; distill needs a Hugging Face folder, an ONNX model or "
             "a `factory` (in Python, spm_compress.distill.distill takes any two modules)"
         )
+    if isinstance(source, OnnxSource):
+        require_trainable(source, [name for layer in artifact.layers for name in layer.names])
     teacher, student = load_module(source), load_model(artifact, source)
     untrained = frozen(artifact, student)
     if artifact.layers and len(untrained) == len(artifact.layers):
