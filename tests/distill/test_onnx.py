@@ -93,6 +93,17 @@ def test_the_exported_file_agrees_with_what_was_judged(
         export_onnx(read_artifact(path), tmp_path / "other.onnx", graph=folder / "model.onnx")
 
 
+def test_an_output_of_any_name_can_be_called_logits(tmp_path: Path) -> None:
+    source = open_source(trainable_graphs.with_operator(tmp_path / "model.onnx", "Neg", ""))
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((200, 4)) @ draw.standard_normal((4, 32))
+    np.savez(tmp_path / "data.npz", x=x.astype(np.float32))
+    artifact = fit_model(source, CompressSettings(FitSettings(stages=4, block=8, steps=50)), beside=tmp_path)
+    settings = replace(QUICK, loss=Loss.LOGITS)
+    found = recover(artifact, source, tmp_path / "data.npz", settings, beside=tmp_path)
+    assert found.distilled.after > found.distilled.before
+
+
 def test_the_report_names_what_imported_the_model(recovered: Recovered, tmp_path: Path) -> None:
     path = tmp_path / "out.spm.safetensors"
     write_artifact(recovered.artifact, path)
