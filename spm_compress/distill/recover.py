@@ -72,8 +72,8 @@ def recover(
             "matrices and so has no SPM layer to train; use more stages"
         )
     loader, validation = samples(teacher, source, data, settings)
-    if isinstance(teacher, ImportedGraph):
-        require_true_import(teacher, source.path, validation[0])
+    if isinstance(source, OnnxSource) and isinstance(teacher, ImportedGraph):
+        require_true_import(teacher, source, validation[0])
     recipe = {
         "artifact": _digest(artifact),
         "data": sha256_of(data) if data.is_file() else data.name,

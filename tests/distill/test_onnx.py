@@ -113,6 +113,18 @@ def test_the_report_names_what_imported_the_model(recovered: Recovered, tmp_path
     assert f"trained for 60 steps on data.npz, imported by {importer()}: agreement" in " ".join(run.stdout.split())
 
 
+def test_a_model_of_float16_is_trained_in_float32(folder: Path, tmp_path: Path) -> None:
+    source = open_source(trainable_graphs.in_float16(folder / "model.onnx", tmp_path / "half.onnx"))
+    artifact = fit_model(source, CompressSettings(FitSettings(stages=6, block=8, steps=50)), beside=tmp_path)
+    found = recover(artifact, source, folder / "data.npz", QUICK, beside=tmp_path)
+    assert found.distilled.after > found.distilled.before + 0.1
+    export_onnx(found.artifact, tmp_path / "out.onnx", source=source, settings=ExportSettings(Blocks()))
+    x = np.load(folder / "data.npz")["x"][:64]
+    with torch.no_grad():
+        judged = found.student(x=torch.from_numpy(x))["y"].numpy()
+    np.testing.assert_allclose(answers(tmp_path / "out.onnx", x.astype(np.float16)), judged, atol=2e-2)
+
+
 class _StoppedError(Exception):
     pass
 

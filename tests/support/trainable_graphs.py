@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["branches", "classifier", "convolutions", "with_operator"]
+__all__ = ["branches", "classifier", "convolutions", "in_float16", "with_operator"]
 
 _FLOAT = TensorProto.FLOAT
 
@@ -106,6 +106,18 @@ def branches(path: Path) -> Path:
         helper.make_node("If", ["condition"], ["y"], then_branch=body, else_branch=other),
     ]
     return _save(path, nodes, {"outside": _drawn(draw, 32, 32)}, ["batch", 32], ["batch", 32])
+
+
+def in_float16(path: Path, out: Path) -> Path:
+    """Write a model with all its tensors, inputs and outputs in float16."""
+    model = onnx.load(path)
+    constants = (each.t for node in model.graph.node for each in node.attribute if each.name == "value")
+    for tensor in (*model.graph.initializer, *constants):
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    onnx.save(model, out)
+    return out
 
 
 def with_operator(path: Path, operator: str, domain: str = "com.microsoft") -> Path:
