@@ -107,8 +107,11 @@ def show_totals(savings: Savings, path: Path, as_json: bool, scores: Mapping[str
             + ("" if outputs is None else f"; truncated SVD of the same size, weighted in the same way, {outputs:.3f}")
         )
     if savings.recovery is not None:
+        by = savings.recovery.imported_by
         console.print(
-            f"trained for {savings.recovery.steps} steps on {savings.recovery.data}: agreement with the original on "
+            f"trained for {savings.recovery.steps} steps on {savings.recovery.data}"
+            + ("" if by is None else f", imported by {by}")
+            + f": agreement with the original on "
             f"held-out data {savings.recovery.before:.3f} before, {savings.recovery.after:.3f} after"
         )
     if scores:

@@ -105,7 +105,7 @@ def open_onnx_runner(source: Source, data: Path) -> OnnxRunner:
     inline_products(model)
     inputs = [value for value in model.graph.inputs if not value.is_initializer()]
     sizes = [value.shape[0] for value in inputs if value.shape]
-    fixed = next((size for size in sizes if isinstance(size, int)), None)
+    fixed = next((size for size in sizes if isinstance(size, int) and size > 0), None)  # -1 of some exporters: any
     batches = read_batches(source, data, fixed)
     names = [value.name or "" for value in inputs]
     check_names(batches, data, names, names)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from spm_compress.calibration.data import Batch, check_names, read_batches
 from spm_compress.calibration.padding import real_rows
 from spm_compress.checkpoint.huggingface import module_of
+from spm_compress.checkpoint.imported_graph import ImportedGraph
 from spm_compress.checkpoint.modules import load_module
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import SourceError, first_line
@@ -136,6 +137,10 @@ def batches_for(
     model: nn.Module, source: Source, data: Path, size: int | None = None, longest: int | None = None
 ) -> list[Batch]:
     """Return the batches of `read_batches` that a model of the source takes. Raises UsageError for other inputs."""
+    if isinstance(model, ImportedGraph):
+        batches = read_batches(source, data, model.batch or size, longest)
+        check_names(batches, data, list(model.inputs), list(model.inputs))
+        return batches
     batches = read_batches(source, data, size, longest)
     parameters = inspect.signature(model.forward).parameters.values()
     known = [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import nn
 
 from spm_compress.checkpoint.factory_source import FactorySource
 from spm_compress.checkpoint.huggingface import has_class, load_huggingface
+from spm_compress.checkpoint.imported_graph import import_graph, why_not_imported
 from spm_compress.checkpoint.module_source import BuiltSource
+from spm_compress.checkpoint.onnx_source import OnnxSource
 from spm_compress.checkpoint.program_source import ProgramSource
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import SourceError
 
-__all__ = ["is_bare", "is_live", "is_trainable", "load_module"]
+__all__ = ["is_bare", "is_live", "load_module", "why_not_trainable"]
 
 
 def is_live(source: Source) -> bool:
-    """Whether `load_module` has something to load: a Hugging Face folder, what a factory builds, a module."""
+    """Whether a model can be called as its user does: a Hugging Face folder, what a factory builds, a module."""
     return isinstance(source, BuiltSource) or source.config is not None
 
 
-def is_trainable(source: Source) -> bool:
-    """Whether torch can have the model of a source again: a factory builds it, or transformers knows a folder's class.
+def why_not_trainable(source: Source, fitted: Collection[str]) -> str | None:
+    """Return why torch cannot have the model of a source again and train these fitted weights, None if it can.
 
-    Without transformers nothing is known of a folder, and it is taken at its word.
+    A factory builds it, transformers knows a folder's class, or onnx2fx an ONNX model's operators. Without these
+    libraries nothing is known of a folder or an ONNX model, and it is taken at its word.
     """
-    return isinstance(source, FactorySource) or (source.config is not None and has_class(source))
+    if isinstance(source, OnnxSource):
+        return why_not_imported(source, fitted)
+    if source.config is not None and not has_class(source):
+        return "transformers has no class of its architecture"
+    return None if isinstance(source, FactorySource) or source.config is not None else "it is weights alone"
 
 
 def is_bare(source: Source) -> bool:
@@ -35,10 +44,13 @@ def is_bare(source: Source) -> bool:
 def load_module(source: Source) -> nn.Module:
     """Return the model in float32, in evaluation mode; no code but the user's factory and transformers' own.
 
+    An ONNX model is imported (`import_graph`).
     Raises SourceError for a source that is no live model, or one that cannot be loaded.
     """
     if isinstance(source, BuiltSource):
         return source.build()
+    if isinstance(source, OnnxSource):
+        return import_graph(source)
     if source.config is None:
         raise SourceError(
             f"{source.path}: holds no model that torch can run; fit a Hugging Face folder, or name a function that "

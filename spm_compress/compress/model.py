@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,7 +16,7 @@ from spm_compress.calibration.runner import open_runner
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer, KeptTensor
 from spm_compress.checkpoint.factory_source import FactorySource
 from spm_compress.checkpoint.files import own_name, sha256_of
-from spm_compress.checkpoint.modules import is_trainable
+from spm_compress.checkpoint.modules import why_not_trainable
 from spm_compress.checkpoint.neighbours import parts
 from spm_compress.checkpoint.roles import tensors_with_roles
 from spm_compress.checkpoint.source import LazyTensors, Source, key_of
@@ -313,7 +313,7 @@ def _artifact(
     fitted = {name for layer in layers for name in layer.names}
     tensors = LazyTensors(source, (name for name in infos if name not in fitted))
     return Artifact(
-        source={"path": os.path.relpath(source.path, beside), "files": dict(files), **_known(source, infos)},
+        source={"path": os.path.relpath(source.path, beside), "files": dict(files), **_known(source, infos, fitted)},
         settings=settings,
         versions=_VERSIONS,
         layers=tuple(sorted(layers, key=lambda layer: layer.name)),
@@ -325,7 +325,7 @@ def _artifact(
     )
 
 
-def _known(source: Source, names: Iterable[str]) -> dict[str, Any]:
+def _known(source: Source, names: Iterable[str], fitted: Collection[str]) -> dict[str, Any]:
     """Return what else has to be known of the source to build or write it again."""
     turned = [name for name in names if name in source.input_first]
     found: dict[str, Any] = {"factory": source.factory} if isinstance(source, FactorySource) else {}
@@ -334,7 +334,10 @@ def _known(source: Source, names: Iterable[str]) -> dict[str, Any]:
         found["key"] = key
     if is_onnx or source.path.suffix == ".onnx":  # the name alone does not say
         found["onnx"] = is_onnx
-    found["live"] = is_trainable(source)
+    why = why_not_trainable(source, fitted)
+    found["live"] = why is None
+    if is_onnx and why is not None:
+        found["untrainable"] = why
     return {**found, "input_first": turned} if turned else found
 
 

@@ -46,7 +46,8 @@ def comparison(answer: Any, loss: Loss | None, temperature: float) -> Comparison
     found = _named(answer)
     if loss is None:
         loss = Loss.LOGITS if "logits" in found else Loss.FEATURES
-    name = _LOGITS if loss is Loss.LOGITS else next((each for each in _FEATURES if each in found), _FEATURES[0])
+    known = _LOGITS if loss is Loss.LOGITS else _FEATURES
+    name = next((each for each in known if each in found), known[0])
     if name not in found:
         raise UsageError(
             f"the model answers with {', '.join(found) or 'no tensor'}, none of which `loss` {loss.value} can compare"
@@ -63,7 +64,8 @@ def squared_error(x: Tensor, target: Tensor, batch: Batch) -> Tensor:
     return difference.sum() / whole.sum().clamp(min=torch.finfo(whole.dtype).tiny)
 
 
-_LOGITS = "logits"
+# An answer without names is "output", and what it is the user says.
+_LOGITS = ("logits", "output")
 _FEATURES = ("last_hidden_state", "hidden_states", "image_embeds", "text_embeds", "output")
 
 

@@ -12,10 +12,13 @@ from torch import nn
 
 from spm_compress.checkpoint.artifact import Artifact
 from spm_compress.checkpoint.files import sha256_of
+from spm_compress.checkpoint.imported_graph import ImportedGraph, importer
 from spm_compress.checkpoint.modules import is_live, load_module
+from spm_compress.checkpoint.onnx_source import OnnxSource
 from spm_compress.checkpoint.source import Source
 from spm_compress.codecs import Rounding
 from spm_compress.compress.live import frozen, load_model, parameters_of, refreshed, storable
+from spm_compress.distill.imported import require_trainable, require_true_import
 from spm_compress.distill.loop import Distilled, distill
 from spm_compress.distill.samples import samples
 from spm_compress.distill.settings import DistillSettings, OnReport
@@ -55,15 +58,18 @@ def recover(
 
     What is stored in few bits, or in float16, trains through that rounding, and is stored as it was judged.
 
-    source: that model, a Hugging Face folder; data: `calibration.read_batches`; beside: the folder that the new
-    artifact is going to lie in; state: where the training is kept, so that it can be resumed (`distill`).
+    source: that model, a Hugging Face folder, what a factory builds, or an ONNX model, which is imported; data:
+    `calibration.read_batches`; beside: the folder that the new artifact is going to lie in; state: where the training
+    is kept, so that it can be resumed (`distill`).
     Deterministic on one machine. Raises what `distill` raises, and UsageError for a source that torch cannot train.
     """
-    if not is_live(source):
+    if not is_live(source) and not isinstance(source, OnnxSource):
         raise UsageError(
-            f"{source.path}: has no model that torch can train; distill needs a Hugging Face folder or a `factory` "
-            "(in Python, spm_compress.distill.distill takes any two modules)"
+            f"{source.path}: has no model that torch can train; distill needs a Hugging Face folder, an ONNX model or "
+            "a `factory` (in Python, spm_compress.distill.distill takes any two modules)"
         )
+    if isinstance(source, OnnxSource):
+        require_trainable(source, [name for layer in artifact.layers for name in layer.names])
     teacher, student = load_module(source), load_model(artifact, source, as_stored=True)
     untrained = frozen(artifact, student)
     if artifact.layers and len(untrained) == len(artifact.layers):
@@ -74,6 +80,8 @@ def recover(
     held = {layer.name: own for layer in artifact.layers if (own := parameters_of(layer, student))}
     _begin_latents(artifact, student, source, held)
     loader, validation = samples(teacher, source, data, settings)
+    if isinstance(source, OnnxSource) and isinstance(teacher, ImportedGraph):
+        require_true_import(teacher, source, validation[0])
     recipe = {
         "artifact": _digest(artifact),
         "data": sha256_of(data) if data.is_file() else data.name,
@@ -105,6 +113,8 @@ def recover(
         "data": {"file": data.name, "sha256": recipe["data"]},
         "settings": settings.to_json(),
     }
+    if isinstance(teacher, ImportedGraph):
+        recovery["imported_by"] = importer()
     if untrained:
         recovery["frozen"] = list(untrained)
     stored = {

@@ -10,6 +10,7 @@ from torch import Tensor
 from spm_compress.checkpoint.module_source import BuiltSource
 from spm_compress.checkpoint.onnx_source import open_graph
 from spm_compress.checkpoint.program_source import ProgramSource
+from spm_compress.checkpoint.retrained_graph import put_back
 from spm_compress.checkpoint.source import Source
 from spm_compress.errors import ExportError
 from spm_compress.export.graph import WAYS, DenseGraph, from_built, from_chain, from_program
@@ -38,7 +39,9 @@ def dense_graphs(
     if source is None:
         raise ExportError(f"there is no graph to put the layers into; {WAYS}")
     if source.graph is not None:
-        return [DenseGraph(open_graph(source.graph))]
+        model = open_graph(source.graph)
+        put_back(model, changed or {})
+        return [DenseGraph(model)]
     if isinstance(source, ProgramSource):
         return [DenseGraph(from_program(source.program))]
     if isinstance(source, BuiltSource):

@@ -96,10 +96,10 @@ def export_onnx(
     VerificationError if ONNX Runtime and torch differ.
     """
     settings = settings or ExportSettings()
-    if artifact.retrained and (graph is not None or source is None or not is_live(source)):
+    if artifact.retrained and (graph is not None or source is None or not (is_live(source) or source.graph)):
         raise ExportError(
             f"the artifact was trained after its fit, and a graph with its {len(artifact.retrained)} changed biases "
-            "and norms can be made from its Hugging Face folder or factory only; leave `graph` out"
+            "and norms can be made from the model that was fitted only; leave `graph` out"
         )
     if dense_path is not None and artifact.retrained:
         for each in dense_graphs(source, graph, activation, with_past=settings.with_past):

@@ -111,13 +111,17 @@ class Savings:
 
 @dataclass(frozen=True)
 class Recovery:
-    """A training after the fit: its steps, the name of its data, agreement with the original on what was held out."""
+    """A training after the fit: its steps, the name of its data, agreement with the original on what was held out.
+
+    imported_by: what made an ONNX model one that torch trains, with its version; None of any other model.
+    """
 
     steps: int
     data: str
     loss: str
     before: float
     after: float
+    imported_by: str | None = None
 
 
 def stored_text(kind: str, size: Mapping[str, int | str], codec: str, *, is_table: bool) -> str:
@@ -167,7 +171,9 @@ def _recovery(artifact: Artifact) -> Recovery | None:
     if found is None or "steps" not in found:
         return None  # trained by somebody's own program
     before, after = float(found["agreement_before"]), float(found["agreement_after"])
-    return Recovery(int(found["steps"]), str(found["data"]["file"]), str(found["loss"]), before, after)
+    by = found.get("imported_by")
+    steps, data, loss = int(found["steps"]), str(found["data"]["file"]), str(found["loss"])
+    return Recovery(steps, data, loss, before, after, None if by is None else str(by))
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -197,12 +203,19 @@ def _layer(layer: FittedLayer) -> LayerSavings:
 
 
 def _advice(artifact: Artifact) -> str:
-    """Return what to do about a model that does not work: artifacts of before this was recorded say it of factories."""
+    """Return what to do about a model that does not work.
+
+    Artifacts of before this was recorded say it of factories, and say of no ONNX model that it can be trained.
+    """
     if all(isinstance(layer.form, Dense) for layer in artifact.layers):
         return "store more bits, or fit them to calibration data"
-    if artifact.source.get("live", "factory" in artifact.source):
+    is_import = bool(artifact.source.get("onnx")) and "untrainable" not in artifact.source
+    if artifact.source.get("live", "factory" in artifact.source) or is_import:
         return "train its SPM layers further before use (distill), or use more stages"
-    return "use more stages, or fit its Hugging Face folder or factory, which distill can train"
+    if "untrainable" in artifact.source:
+        why = artifact.source["untrainable"]
+        return f"use more stages, or fit the model that the graph was exported from; distill cannot train it ({why})"
+    return "use more stages, or fit its Hugging Face folder, factory or ONNX model, which distill can train"
 
 
 def _verdict(mean: float, worst: float | None, outputs: Sequence[float], advice: str) -> str:

@@ -271,4 +271,6 @@ def test_a_weight_of_no_linear_layer_is_said_not_to_be_trained(folder: Path) -> 
 def test_what_has_no_live_model_is_not_told_to_be_trained(folder: Path) -> None:
     save_program(folder / "model.pt2")
     run = spm("fit", "model.pt2", "--stages", "2", "--steps", "1", cwd=folder)
-    assert "or fit its Hugging Face folder or factory, which distill can train" in " ".join(run.stdout.split())
+    assert "or fit its Hugging Face folder, factory or ONNX model, which distill can train" in " ".join(
+        run.stdout.split()
+    )

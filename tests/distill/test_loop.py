@@ -193,7 +193,6 @@ def test_padding_does_not_count() -> None:
         ({"batch": 8, "accumulate": 3}, "must divide the batch"),
         ({"steps": 0}, "steps 0: must be 1 or more"),
         ({"held_out": 1.5}, "share between 0 and 1"),
-        ({"loss": Loss.LOGITS}, "none of which `loss` logits can compare"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(change: dict[str, Any], message: str) -> None:

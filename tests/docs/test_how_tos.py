@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import trainable_graphs
 from pages import DOCS, arguments_of, blocks
 
 from spm_compress_cli.main import main
@@ -39,6 +41,10 @@ def test_the_commands_of_a_how_to_run(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(bert, tmp_path / "minilm")
     shutil.copy(texts, tmp_path / "texts.txt")
+    if page.stem == "recover-accuracy":  # which has a section on ONNX models
+        pytest.importorskip("onnx2fx", reason="onnx2fx is for Python 3.11 or later")
+        trainable_graphs.classifier(tmp_path / "model.onnx")
+        np.savez(tmp_path / "inputs.npz", x=np.random.default_rng(0).standard_normal((40, 64)).astype(np.float32))
     if page.stem == "deploy":  # it begins where a fit has ended
         run(["fit", "minilm", "--include", "encoder.*", "--quiet"], monkeypatch)
     for block in blocks(page):
