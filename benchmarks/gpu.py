@@ -30,7 +30,7 @@ from spm_compress import CompressSettings, FitSettings, SPMLinear, fit_matrices,
 from spm_compress.checkpoint.artifact import Artifact
 from spm_compress.checkpoint.huggingface import load_huggingface
 from spm_compress.compress import load_model
-from spm_compress.distill import DistillSettings, Trained, TrainingReport, distill
+from spm_compress.distill import DistillSettings, Rates, Trained, TrainingReport, distill
 from spm_compress.distill.samples import samples
 from spm_compress.layers import linear
 
@@ -136,7 +136,7 @@ def recovery(steps: int = 100) -> None:
     artifact = encoder(FitSettings(stages=20, steps=200), "cuda")
     teacher = load_huggingface(source).eval()
     settings = DistillSettings(
-        steps=steps, learning_rate=2e-3, block_share=0.0, trained=Trained.ALL, check_every=steps, longest=64
+        steps=steps, rates=Rates.parse("2e-3"), block_share=0.0, trained=Trained.ALL, check_every=steps, longest=64
     )
     loader, held = samples(teacher, source, texts, settings)
     teacher.cuda()

@@ -5,7 +5,7 @@ and the next run goes on with the pieces that are missing. SVD: a truncated SVD 
 by the same calibration data, trained in the same way. int8, int4: the dense weights rounded, one scale a row.
 
 usage: recovery.py [--layers all feedforward attention] [--shares 0.03 0.06 0.12 0.25] [--forms spm svd] [--steps 300]
-                   [--train spm|all] [--learning-rate 3e-3]
+                   [--train spm|all] [--rate 3e-3]
        recovery.py --table                     # what is there so far, as a table, and --picture docs/recovery.svg
 
 A share that 20 stages hold counts a square layer, and others keep less; a larger one counts every layer. The table says
@@ -35,7 +35,7 @@ from spm_compress.checkpoint import Source
 from spm_compress.checkpoint.huggingface import load_huggingface
 from spm_compress.codecs import FLOAT32
 from spm_compress.compress import LayerOverride, load_model
-from spm_compress.distill import DistillSettings, Trained, TrainingReport, distill
+from spm_compress.distill import DistillSettings, Rates, Trained, TrainingReport, distill
 from spm_compress.distill.samples import samples
 from spm_compress.fitting.objective import regularized
 from spm_compress.fitting.truncated_svd import low_rank_factors
@@ -141,12 +141,12 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", choices=["spm", "svd"], default=["spm", "svd"])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--train", choices=[each.value for each in Trained], default=Trained.SPM.value)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--rate", default="3e-3")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     HOME.mkdir(parents=True, exist_ok=True)
-    name = f"{options.steps}-{options.train}-{options.learning_rate:g}"
+    name = f"{options.steps}-{options.train}-{options.rate}"
     results = HOME / f"results-{name}.json"
     done: list[dict[str, Any]] = json.loads(results.read_text()) if results.exists() else []
     if not options.table:
@@ -166,7 +166,7 @@ def measure(options: argparse.Namespace, done: list[dict[str, Any]], results: Pa
     judge = functools.cache(lambda: Judge(teacher, source.path, held))  # minutes, and not needed to go on
     settings = DistillSettings(
         steps=options.steps,
-        learning_rate=options.learning_rate,
+        rates=Rates.parse(options.rate),
         block_share=0.0,  # as good after as many steps, and each of them is shorter (docs/measurements.md)
         trained=Trained(options.train),
         check_every=max(100, options.steps // 10),

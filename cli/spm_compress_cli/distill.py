@@ -60,6 +60,9 @@ from spm_compress_cli.verbosity import Verbosity, verbosity_options
 @click.option(
     "--loss", type=click.Choice(["features", "logits"]), help="Of the outputs.  [default: by what the model answers]"
 )
+@click.option(
+    "--hidden", type=float, default=0.0, show_default=True, help="Weight of the error of what each block answers."
+)
 @click.option("--temperature", type=float, default=2.0, show_default=True, help="Of logits.")
 @click.option(
     "--train",

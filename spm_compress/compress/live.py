@@ -60,7 +60,7 @@ def save(model: nn.Module, path: Path | str, *, like: Path | str, factory: str |
 def load_model(artifact: Artifact, source: Source, *, as_stored: bool = False) -> nn.Module:
     """Return the compressed model, live: the source's model with SPMLinear layers, in evaluation mode.
 
-    as_stored: layers in another codec than float32 have the very arrays that are stored, not those that train best.
+    as_stored: as in `apply_artifact`.
     Raises SourceError if the source cannot be loaded, ArtifactError if the artifact does not belong to it.
     """
     model = load_module(source)

@@ -13,7 +13,6 @@ from spm_compress.checkpoint.huggingface import member_of, module_of
 from spm_compress.checkpoint.tensor_info import bias_of
 from spm_compress.checkpoint.trace import own_tensors
 from spm_compress.checkpoint.unwrapping import use_linears
-from spm_compress.codecs import FLOAT32
 from spm_compress.errors import ArtifactError, UsageError
 from spm_compress.layers.linear import FormLinear
 
@@ -27,7 +26,7 @@ def apply_artifact(model: nn.Module, artifact: Artifact, *, as_stored: bool = Fa
     parameter (a fused projection, a table that a head is tied to) gets the multiplied-out matrix. What was tied stays
     tied: names of one weight share its numbers, layers of one bias go on sharing it. Names may differ by the module's
     `base_model_prefix`, as Hugging Face checkpoints do. Of the kept tensors those are set that a recovery changed.
-    as_stored: layers in another codec than float32 have the very arrays that are stored, not those that train best.
+    as_stored: layers have the very arrays that are stored where these train (`Form.trains`).
 
     Raises ArtifactError if a layer is missing from the module or has another shape.
     """
@@ -57,8 +56,7 @@ def _in_place_of(
     linear: nn.Linear, layer: FittedLayer, tied: FormLinear | None, raised: dict[int, FittedLayer], as_stored: bool
 ) -> FormLinear:
     """Return the layer with the very bias of the linear; tied: a layer of the same weight, whose numbers it shares."""
-    is_stored = as_stored and layer.stored.codec != FLOAT32
-    found = FormLinear.in_place_of(linear, layer.operator, layer.bias_correction, is_stored=is_stored)
+    found = FormLinear.in_place_of(linear, layer.operator, layer.bias_correction, is_stored=as_stored)
     if tied is not None:
         found.arrays = tied.arrays
     if linear.bias is not None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spm_compress.codecs import StoredArray
+from spm_compress.distill.hidden import hidden_distance, tapped
 from spm_compress.distill.outputs import Batch, Comparison, comparison
 from spm_compress.distill.rounding import RoundedStudent
 from spm_compress.distill.settings import DistillSettings, End, OnReport, TrainingReport
@@ -243,13 +244,19 @@ class _Training:
         if self.step < self.settings.block_steps:
             return self.blocks.distance(masked, lambda model: _run(model, part))
         target = self.teacher_cache.to(part, lambda: self._target(part))
-        return self.compare.distance(_run(self.student, part), target, masked)
+        with tapped(self.blocks.of_student if self.settings.hidden else ()) as hidden:
+            answer = _run(self.student, part)
+        loss = self.compare.distance(answer, target, masked)
+        if hidden:
+            loss = loss + self.settings.hidden * hidden_distance(hidden, target, masked)
+        return loss
 
     @torch.no_grad()
     def _target(self, part: Any) -> dict[str, Tensor]:
         """Return what the student's answer is compared with, in memory of its own."""
-        compared = self.compare.compared(_run(self.teacher, part))
-        return {name: x.clone() for name, x in compared.items()}
+        with tapped(self.blocks.of_teacher if self.settings.hidden else ()) as hidden:
+            compared = self.compare.compared(_run(self.teacher, part))
+        return {name: x.clone() for name, x in {**compared, **hidden}.items()}
 
     @torch.no_grad()
     def _average(self) -> None:

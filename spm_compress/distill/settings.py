@@ -83,6 +83,7 @@ class DistillSettings:
     `accumulate` batches one after the other; rates: the highest, after the share `warm_up` of steps, then falling to
     nothing as `end` says; average: decay of the mean of all numbers over the steps, which is then what is judged and
     kept, 0 for the numbers themselves; clip: largest norm of the gradient; loss: None chooses by the model's output;
+    hidden: weight of the relative squared error of what the blocks answer, beside it;
     temperature: of both distributions of logits; held_out: share of the data that is never trained on; check_every:
     steps between two looks at it; patience: looks without a gain after which the training ends early; keep_every: steps
     between states on disk; longest: tokens of a text; optimizer: a class of torch.optim; remember: GiB of the teacher's
@@ -100,6 +101,7 @@ class DistillSettings:
     clip: float = 1.0
     block_share: float = 0.1
     loss: Loss | None = None
+    hidden: float = 0.0
     temperature: float = 2.0
     trained: Trained = Trained.SPM
     held_out: float = 0.02
@@ -129,8 +131,9 @@ class DistillSettings:
             raise UsageError(f"--temperature {self.temperature}: must be above 0")
         if not 0 <= self.average < 1:
             raise UsageError(f"`average` {self.average}: must be 0 or more and less than 1")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UsageError(f"`weight_decay` {self.weight_decay}: must be 0 or more")
+        for name in ("weight_decay", "hidden"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"`{name}` {getattr(self, name)}: must be 0 or more")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise UsageError(f"`seed` {self.seed}: must be between 0 and {LARGEST_SEED}")
         kind = getattr(torch.optim, self.optimizer, None)

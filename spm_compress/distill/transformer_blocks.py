@@ -26,8 +26,8 @@ class Blocks:
     def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
         names = _block_names(student)
         self.teacher, self.names = teacher, names
-        self._of_teacher = [teacher.get_submodule(name) for name in names]
-        self._of_student = [student.get_submodule(name) for name in names]
+        self.of_teacher = [teacher.get_submodule(name) for name in names]
+        self.of_student = [student.get_submodule(name) for name in names]
 
     def distance(self, batch: Batch, run: Callable[[nn.Module], Any]) -> Tensor:
         """Run the teacher; return the mean relative squared error of the student's blocks on the teacher's inputs."""
@@ -41,7 +41,7 @@ class Blocks:
 
         handles = [
             block.register_forward_hook(record(student), with_kwargs=True)
-            for block, student in zip(self._of_teacher, self._of_student, strict=True)
+            for block, student in zip(self.of_teacher, self.of_student, strict=True)
         ]
         try:
             with torch.no_grad():

@@ -140,6 +140,11 @@ class Form(Protocol):
         """Return the same map in the form that trains best."""
         return Operator(self, arrays)
 
+    @property
+    def trains(self) -> bool:
+        """Whether it descends well in the form that it has; else `trainable` is another."""
+        return True
+
     def draw(self, arrays: Mapping[str, Tensor]) -> None:
         """Fill arrays, in place, with random numbers to train from; their scale is set afterwards."""
 

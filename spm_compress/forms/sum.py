@@ -107,6 +107,11 @@ class Sum(Form):
         """As `Form.trainable`."""
         return _joined([part.trainable(own) for part, own in self._parts(arrays)])
 
+    @property
+    def trains(self) -> bool:
+        """As `Form.trains`."""
+        return all(part.trains for part in self.parts)
+
     def draw(self, arrays: Mapping[str, Tensor]) -> None:
         """As `Form.draw`: beside another part a low rank begins as nothing, as in LoRA."""
         for part, own in self._parts(arrays):

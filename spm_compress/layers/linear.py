@@ -117,10 +117,10 @@ class FormLinear(nn.Module):
 
         bias_correction: (out_features,) that the bias, or a bias of zero, is raised by.
         The operator is taken in the form that trains best: a canonical SPM with twice the numbers, until it is stored;
-        with `is_stored` in that which it has.
+        with `is_stored` in that which it has, if it trains at all in that.
         """
         operator = operator.to(torch.promote_types(torch.float32, linear.weight.dtype))
-        operator = operator if is_stored else operator.form.trainable(operator.arrays)
+        operator = operator if is_stored and operator.form.trains else operator.form.trainable(operator.arrays)
         bias = None if linear.bias is None else linear.bias.detach()
         if bias_correction is not None:
             bias = bias_correction.to(linear.weight) if bias is None else bias + bias_correction.to(bias)

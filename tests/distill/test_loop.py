@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from spm_compress import FitSettings, SPMLinear, compress_model
-from spm_compress.distill import Distilled, DistillSettings, Loss, Rates, TrainingReport, distill
+from spm_compress.distill import Distilled, DistillSettings, End, Loss, Rates, TrainingReport, distill
 from spm_compress.distill.outputs import comparison
+from spm_compress.distill.trainable import group_of
 from spm_compress.distill.transformer_blocks import Blocks
 from spm_compress.errors import FitError, UsageError
 
@@ -181,6 +182,77 @@ def test_padding_does_not_count() -> None:
         batch = {"attention_mask": mask}
         assert float(compare.distance({name: spoiled}, {name: features}, batch)) == pytest.approx(0, abs=1e-5)
         assert float(compare.distance({name: spoiled}, {name: features}, {})) > 0.01
+
+
+def test_a_group_trains_at_its_own_rate() -> None:
+    _, before = pair(Encoder)
+    result, student = run(Encoder, replace(QUICK, rates=replace(Rates.parse("1e-2"), spm=1e-30)))
+    assert result.after > result.before
+    was = dict(before.named_parameters())
+    for name, parameter in student.named_parameters():
+        assert torch.equal(parameter, was[name]) == ("arrays" in name), name
+    groups = {name: group_of(name, each, student) for name, each in student.named_parameters()}
+    assert groups["0.arrays.0_diagonal"] == "spm" and groups["0.bias"] == "norm"
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        ([], Rates()),
+        (["1e-2"], Rates(1e-2, 1e-2, 1e-2, 1e-2, 1e-2)),
+        (["1e-2, table=3e-3", "norm=1"], Rates(1e-2, 1e-2, 3e-3, 1.0, 1e-2)),
+    ],
+)
+def test_rates_are_read(texts: list[str], expected: Rates) -> None:
+    assert Rates.parse(*texts) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("words=1e-2", "`rate` 'words=1e-2': the groups are spm, dense, table, norm, scale"),
+        ("spm=fast", "`rate` 'spm=fast': must be a number, or GROUP=NUMBER"),
+        ("spm=0", "`rate` spm=0.0: must be above 0"),
+    ],
+)
+def test_rates_that_are_none_are_refused(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Rates.parse(text)
+
+
+def test_rates_end_in_a_line_or_a_cosine() -> None:
+    for end, middle in ((End.LINEAR, 0.25), (End.COSINE, (1 - 2**-0.5) / 2)):
+        seen: list[TrainingReport] = []
+        run(Encoder, replace(QUICK, steps=100, block_share=0.0, end=end), watch=seen.append)
+        assert seen[74].rate == pytest.approx(middle)  # what the step after it takes
+
+
+def test_a_mean_over_the_steps_is_what_is_kept() -> None:
+    _, plain = run(Encoder, replace(QUICK, check_every=30))
+    _, averaged = run(Encoder, replace(QUICK, check_every=30, average=0.9))
+    moved = [float((x - y).detach().norm()) for x, y in zip(plain.parameters(), averaged.parameters(), strict=True)]
+    assert max(moved) > 1e-3
+    for average in (1.0, -0.1):
+        with pytest.raises(UsageError, match="`average`"):
+            replace(QUICK, average=average)
+
+
+def test_hidden_states_count_where_they_are_weighed() -> None:
+    seen = {}
+    for weight in (0.0, 1.0, 3.0):
+        reports: list[TrainingReport] = []
+        run(Classifier, replace(QUICK, steps=1, block_share=0.0, hidden=weight), watch=reports.append)
+        seen[weight] = reports[0].loss
+    teacher, student = pair(Classifier)
+    x = data(12)[0]
+    hidden = []
+    with torch.no_grad():
+        a = b = x
+        for i in range(2):
+            a, b = teacher.blocks[i](a), student.blocks[i](b)
+            hidden.append(float((b - a).square().sum() / a.square().sum()))
+    assert seen[1.0] - seen[0.0] == pytest.approx(sum(hidden) / 2, rel=1e-4)
+    assert seen[3.0] - seen[0.0] == pytest.approx(3 * sum(hidden) / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize(

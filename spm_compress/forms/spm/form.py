@@ -166,6 +166,11 @@ class SPM(Form):
         """As `Form.trainable`: general stages in the free gauge, scales spread evenly."""
         return Operator(self, arrays) if self.gauge is Gauge.FREE else balanced(self, arrays)
 
+    @property
+    def trains(self) -> bool:
+        """As `Form.trains`: not canonical stages, whose numbers are quotients of many others."""
+        return self.gauge is not Gauge.CANONICAL
+
     def draw(self, arrays: Mapping[str, Tensor]) -> None:
         """As `Form.draw`: rotations, which pass every signal on; canonical stages close to the identity."""
         for chain, named in zip(self.chains, self.by_chain(arrays), strict=True):
