@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from spm_compress import CompressSettings, FitSettings, expand, fit_model, open_source, read_artifact, summarize
 from spm_compress.checkpoint.gguf_source import GgufSource
 from spm_compress.checkpoint.tensor_info import DECODED
-from spm_compress.codecs import FLOAT32
 from spm_compress.errors import SourceError
 
 QUICK = CompressSettings(FitSettings(stages=3, steps=2, block=8))
@@ -150,9 +149,7 @@ def test_packed_bytes_are_what_a_fit_has_to_beat(tmp_path: Path) -> None:
         tmp_path / "m.gguf",
         {"a": (matrix(64, 256), Type.F32), "b": (k_blocks(Type.Q2_K, 64, 256), Type.Q2_K)},
     )
-    artifact = fit_model(
-        open_source(path), CompressSettings(FitSettings(stages=5, steps=1, block=8, store=FLOAT32)), beside=tmp_path
-    )
+    artifact = fit_model(open_source(path), CompressSettings(FitSettings(stages=5, steps=1, block=8)), beside=tmp_path)
     assert [layer.name for layer in artifact.layers] == ["a"]
     (kept,) = artifact.kept
     assert kept.reason.startswith("would not get smaller")

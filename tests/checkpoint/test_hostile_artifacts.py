@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 from spm_compress import CompressSettings, FitSettings, expand, fit_model, open_source, read_artifact, write_artifact
 from spm_compress.checkpoint import Artifact, FittedLayer
-from spm_compress.codecs import FLOAT32
 from spm_compress.errors import ArtifactError, SourceError
 from spm_compress.forms import Operator, StoredOperator
 from spm_compress.forms.low_rank import LowRank
@@ -24,7 +23,7 @@ from spm_compress.forms.low_rank import LowRank
 def fitted_artifact(folder: Path, forms: tuple[str, ...] = ("spm",)) -> Path:
     save_file({"w": torch.randn(64, 64)}, folder / "model.safetensors")
     path = folder / "model.spm.safetensors"
-    settings = CompressSettings(FitSettings(stages=8, steps=1, forms=forms, store=FLOAT32))
+    settings = CompressSettings(FitSettings(stages=8, steps=1, forms=forms))
     write_artifact(fit_model(open_source(folder / "model.safetensors"), settings, beside=folder), path)
     return path
 

@@ -59,7 +59,7 @@ def test_what_is_no_dense_map_stays_with_its_reason(tmp_path: Path) -> None:
 
 
 def test_a_weight_that_would_not_get_smaller_stays(tmp_path: Path) -> None:
-    settings = replace(QUICK, fit=replace(QUICK.fit, stages=40, store=FLOAT32))
+    settings = replace(QUICK, fit=replace(QUICK.fit, stages=40))
     artifact = fitted(tmp_path, settings, a__weight=random(48, 32), b__weight=random(128, 128))
     assert [layer.name for layer in artifact.layers] == ["b.weight"]
     (kept,) = artifact.kept

@@ -8,7 +8,6 @@ import pytest
 
 from spm_compress import CompressSettings, FitSettings, fit_model, open_source
 from spm_compress.checkpoint import Artifact, Source
-from spm_compress.codecs import FLOAT32
 
 
 @pytest.fixture(scope="session")
@@ -18,5 +17,5 @@ def source(bert: Path) -> Source:
 
 @pytest.fixture(scope="session")
 def artifact(source: Source) -> Artifact:
-    fit = FitSettings(stages=12, block=8, steps=100, store=FLOAT32)
+    fit = FitSettings(stages=12, block=8, steps=100)
     return fit_model(source, CompressSettings(fit, include=("encoder.*",)), beside=source.path.parent)

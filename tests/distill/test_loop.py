@@ -299,4 +299,4 @@ def test_a_compressed_model_trains_in_a_plain_loop() -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert isinstance(student[0], SPMLinear)
-    assert np.mean(losses[-12:]) < 0.9 * np.mean(losses[:12])
+    assert np.mean(losses[-12:]) < 0.85 * np.mean(losses[:12])

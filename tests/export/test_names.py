@@ -12,7 +12,6 @@ from torch import nn
 
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
 from spm_compress.checkpoint import Artifact
-from spm_compress.codecs import FLOAT32
 from spm_compress.forms.spm import Mixer
 
 NETWORK = """
@@ -54,7 +53,7 @@ def test_every_layer_is_one_node_with_its_name_and_its_numbers(fitted: Artifact,
     for name, shape in LAYERS.items():
         layer, text = by_name[f"{name}.weight"], calls[name].doc_string
         assert f"{name}.weight: {shape}, run as {lowering}" in text
-        assert "spm, stages 6, mixer general, gauge polar" in text
+        assert "spm, stages 6, mixer general, gauge canonical" in text
         assert f"{layer.operator.parameter_count:,} numbers instead of {layer.shape[0] * layer.shape[1]:,}" in text
         assert f"error of the weight {layer.error:.3f}, of an SVD of equal size {layer.svd_error:.3f}" in text
 
@@ -71,8 +70,8 @@ def test_functions_have_readable_ends_and_say_what_they_do(fitted: Artifact, low
                 assert "+ off_diagonal * x[partner]" in function.doc_string
             continue
         takes_x = lowering != "dense"
-        stored = ["directions_codes", "scales_scales", "scales_unit"]
-        made = ["blocks_0", "blocks_1"] if lowering != "stages" else ["off_diagonal", "diagonal", "scales"]
+        stored = ["off_diagonal", "scales"]
+        made = ["blocks_0", "blocks_1"] if lowering != "stages" else stored
         if function.name.endswith("_constants"):
             assert list(function.input) == stored
             assert list(function.output) == [f"{name}_made" for name in made]
@@ -81,7 +80,7 @@ def test_functions_have_readable_ends_and_say_what_they_do(fitted: Artifact, low
             assert list(function.output) == (["y"] if takes_x else ["matrix"])
         strides = "4, 2, 1" if function.name.startswith("SPM_48x96") else "1, 2, 4"
         assert f"6 stages on 96 features, strides {strides} | {strides}\n" in function.doc_string
-        assert "a stage: x' = cos(direction) * x + sin(direction) * x[partner]" in function.doc_string
+        assert "a stage: x' = x + off_diagonal * x[partner]" in function.doc_string
 
 
 def test_what_stands_around_a_layer_is_named_after_it(fitted: Artifact) -> None:
@@ -100,7 +99,7 @@ def test_two_chains_and_a_low_rank_term_are_told_apart(tmp_path: Path) -> None:
 
     path = tmp_path / "model.safetensors"
     save_file(nn.Sequential(OrderedDict([("0", nn.Linear(64, 128))])).state_dict(), path)
-    fit = FitSettings(stages=9, block=8, steps=2, mixer=Mixer.GENERAL, rank=2, store=FLOAT32)
+    fit = FitSettings(stages=9, block=8, steps=2, mixer=Mixer.GENERAL, rank=2)
     artifact = fit_model(open_source(path), CompressSettings(fit), beside=tmp_path)
     settings = ExportSettings(lowering=ExportSettings.named("stages"))
     found = export_onnx(artifact, tmp_path / "out.onnx", source=open_source(path), settings=settings)
