@@ -114,6 +114,25 @@ def load() -> str:
     return f"{made}\n`{found['command']}`, {told}.\n"
 
 
+def recovery_rates() -> str:
+    found = result("recovery_rates")
+    rows = [
+        [
+            f"{row['form']}, {row['bits']} b, table {row['table']} b",
+            f"`{row['setting']}`",
+            f"{row['steps']}",
+            f"{row['looks'][-1][2]:.3f}",
+            *(f"{row[name]:.3f}" for name in ("spearman", "top1", "lee", "spam")),
+            f"{row['cpu_seconds']}",
+        ]
+        for row in found
+    ]
+    made = table(["file", "setting", "steps", "held out", "Spearman", "top-1", "Lee", "spam", "s of CPU"], rows)
+    commands = ", ".join(dict.fromkeys(f"`{row['command']}`" for row in found))
+    told = f"{found[-1]['date']}, {found[-1]['machine']}, beside other work; torch {found[-1]['torch']}"
+    return f"{made}\n{commands}; {told}.\n"
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "bits-minilm": lambda: bits_minilm("without data"),
     "bits-minilm-calibrated": lambda: bits_minilm("calibrated on 400 sentences"),
@@ -121,6 +140,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "bits-quality-weighted": lambda: bits_quality("weighted"),
     "below-one-bit": below_one_bit,
     "load": load,
+    "recovery-rates": recovery_rates,
 }
 
 
