@@ -115,6 +115,7 @@ def load() -> str:
     return f"{made}\n`{found['command']}`, {told}.\n"
 
 
+<<<<<<< HEAD
 def eight_bits() -> str:
     found = result("eight_bits")
     first = next(iter(found.values()))
@@ -140,6 +141,25 @@ def int8_blocks() -> str:
     ]
     made = table(["n", "stages", "rows", "float32 blocks", *(f"int8, {way}" for way in ways)], rows)
     return f"{made}\n`{found['command']}`, {found['date']}, {found['machine']}, onnxruntime {found['onnxruntime']}.\n"
+=======
+def recovery_rates() -> str:
+    found = result("recovery_rates")
+    rows = [
+        [
+            f"{row['form']}, {row['bits']} b, table {row['table']} b",
+            f"`{row['setting']}`",
+            f"{row['steps']}",
+            f"{row['looks'][-1][2]:.3f}",
+            *(f"{row[name]:.3f}" for name in ("spearman", "top1", "lee", "spam")),
+            f"{row['cpu_seconds']}",
+        ]
+        for row in found
+    ]
+    made = table(["file", "setting", "steps", "held out", "Spearman", "top-1", "Lee", "spam", "s of CPU"], rows)
+    commands = ", ".join(dict.fromkeys(f"`{row['command']}`" for row in found))
+    told = f"{found[-1]['date']}, {found[-1]['machine']}, beside other work; torch {found[-1]['torch']}"
+    return f"{made}\n{commands}; {told}.\n"
+>>>>>>> wt-recover
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
@@ -150,7 +170,11 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "below-one-bit": below_one_bit,
     "eight-bits": eight_bits,
     "load": load,
+<<<<<<< HEAD
     "int8-blocks": int8_blocks,
+=======
+    "recovery-rates": recovery_rates,
+>>>>>>> wt-recover
 }
 
 

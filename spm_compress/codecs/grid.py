@@ -75,7 +75,7 @@ class Grid:
 
     @property
     def most_harm(self) -> float:
-        """As `Codec.most_harm`: 8 bits, the default of `fit`, are for what loses next to nothing; fewer are a choice."""
+        """As `Codec.most_harm`: 8 bits, which `fit` takes by default, are for what loses nothing."""
         return 1.02 if self.bits == 8 else math.inf
 
     @property
