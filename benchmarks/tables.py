@@ -115,7 +115,6 @@ def load() -> str:
     return f"{made}\n`{found['command']}`, {told}.\n"
 
 
-<<<<<<< HEAD
 def eight_bits() -> str:
     found = result("eight_bits")
     first = next(iter(found.values()))
@@ -141,7 +140,8 @@ def int8_blocks() -> str:
     ]
     made = table(["n", "stages", "rows", "float32 blocks", *(f"int8, {way}" for way in ways)], rows)
     return f"{made}\n`{found['command']}`, {found['date']}, {found['machine']}, onnxruntime {found['onnxruntime']}.\n"
-=======
+
+
 def recovery_rates() -> str:
     found = result("recovery_rates")
     rows = [
@@ -159,7 +159,6 @@ def recovery_rates() -> str:
     commands = ", ".join(dict.fromkeys(f"`{row['command']}`" for row in found))
     told = f"{found[-1]['date']}, {found[-1]['machine']}, beside other work; torch {found[-1]['torch']}"
     return f"{made}\n{commands}; {told}.\n"
->>>>>>> wt-recover
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
@@ -170,11 +169,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "below-one-bit": below_one_bit,
     "eight-bits": eight_bits,
     "load": load,
-<<<<<<< HEAD
     "int8-blocks": int8_blocks,
-=======
     "recovery-rates": recovery_rates,
->>>>>>> wt-recover
 }
 
 
