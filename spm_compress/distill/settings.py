@@ -47,7 +47,7 @@ class Rates:
 
     spm: float = 3e-3
     dense: float = 5e-4
-    table: float = 3e-3
+    table: float = 5e-4
     norm: float = 3e-3
     scale: float = 1e-3
 
