@@ -44,12 +44,8 @@ def fitted(source: Source, bits: str, table: str, form: str) -> Path:
                 FitSettings(), include=("none",), dense=parse_bits(bits), table=parse_bits(table)
             )
         else:
-            settings = CompressSettings(
-                FitSettings(stages=20, steps=200),
-                include=("encoder.*",),
-                bits=parse_bits(bits),
-                table=parse_bits(table),
-            )
+            fit = FitSettings(stages=20, steps=200, store=parse_bits(bits))
+            settings = CompressSettings(fit, include=("encoder.*",), table=parse_bits(table))
         write_artifact(fit_model(source, settings, beside=HOME, cache=HOME / "fits"), path)
     return path
 
