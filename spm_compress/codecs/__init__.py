@@ -29,6 +29,7 @@ __all__ = [
     "bits_text",
     "cannot_hold",
     "codecs",
+    "in_words",
     "integer",
     "parse_bits",
     "part_key",
@@ -91,6 +92,14 @@ def codecs() -> Mapping[str, Codec]:
         *(with_shared(codec, shared) for codec in _BITS.values() if isinstance(codec, Grid) for shared in _SHARED),
     )
     return {codec.name: codec for codec in found}
+
+
+def in_words(codec: Codec) -> str:
+    """Return a codec as people say it: '4 bits', '4/32 bits' with blocks, '1.6 bits', 'float16'."""
+    if not isinstance(codec, Grid):
+        return codec.name
+    bits = {"ternary": "1.6", "sign": "1"}.get(codec.kind, str(codec.bits))
+    return f"{bits}/{codec.shared} bits" if isinstance(codec.shared, int) else f"{bits} bits"
 
 
 def read_codec(name: str) -> Codec:

@@ -10,7 +10,7 @@ from typing import Any
 
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer, KeptTensor, artifact_bytes
 from spm_compress.checkpoint.tensor_info import DECODED, ITEM_BYTES
-from spm_compress.codecs import FLOAT32
+from spm_compress.codecs import FLOAT32, in_words, read_codec
 from spm_compress.forms.dense import Dense
 from spm_compress.forms.form import form_text, numbers_of
 
@@ -127,7 +127,7 @@ class Recovery:
 def stored_text(kind: str, size: Mapping[str, int | str], codec: str, *, is_table: bool) -> str:
     """Return a form in a few words, and how its numbers are stored where that is not float32."""
     form = form_text(kind, size) + (" table" if is_table else "")
-    return form if codec == FLOAT32.name else f"{form} in {codec}"
+    return form if codec == FLOAT32.name else f"{form} in {in_words(read_codec(codec))}"
 
 
 def summarize(artifact: Artifact, path: Path) -> Savings:

@@ -73,7 +73,7 @@ def test_nothing_but_bits(tmp_path: Path) -> None:
     savings = summarize(read, path)
     by_name = {layer.name: layer for layer in savings.layers}
     assert by_name["a.weight"].bits == 8 * (64 * 24 + 64 * 2 + 4) / (64 * 48)
-    assert by_name["embed.weight"].form_text == "dense table in integer(3,row)"
+    assert by_name["embed.weight"].form_text == "dense table in 3 bits"
     assert savings.mean_svd_error is None
     nothing = summarize(fitted(tmp_path, bits("1"), a__weight=weight), path)
     assert nothing.verdict.endswith(
