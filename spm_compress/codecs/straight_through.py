@@ -94,7 +94,8 @@ class _StraightThrough(torch.autograd.Function):
         array, scales, levels = ctx.saved_tensors
         codec: Grid = ctx.codec
         each = codec.spread(scales, tuple(array.shape))
-        # d(levels * scale) / d(scale): of a number in range its rounding error, beyond it the outermost level.
+        # d(levels * scale) / d(scale): of a number in range its rounding error, beyond it the outermost level. As rounding
+        # has it, the range ends half a level beyond that.
         ratio = torch.where(each == 0, levels, array / torch.where(each == 0, 1, each))
         missed = levels - ratio
         slope = torch.where(missed.abs() <= codec.step / 2, missed, levels)

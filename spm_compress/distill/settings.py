@@ -128,7 +128,7 @@ class DistillSettings:
                 f"`block_share` {self.block_share}: this share and that of the warm-up lie between 0 and 1"
             )
         if not 0 < self.temperature < math.inf:
-            raise UsageError(f"--temperature {self.temperature}: must be above 0")
+            raise UsageError(f"`temperature` {self.temperature}: must be above 0")
         if not 0 <= self.average < 1:
             raise UsageError(f"`average` {self.average}: must be 0 or more and less than 1")
         for name in ("weight_decay", "hidden"):

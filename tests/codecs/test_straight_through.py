@@ -66,8 +66,8 @@ def test_rows_that_are_read_are_those_of_the_whole(codec: Grid) -> None:
 
 
 def test_scales_get_the_gradient_of_lsq() -> None:
-    # By hand, levels -2 to 1 at a scale of 2: 1.5 is level 1 and missed by 0.25 of the scale, -5 is beyond the end.
-    latent = torch.tensor([[1.5, -5.0, 0.4, 9.0]], requires_grad=True)
+    # By hand, levels -2 to 1 at a scale of 2: 1.5 is level 1 and missed by 0.25 of the scale, -6 is beyond the end.
+    latent = torch.tensor([[1.5, -6.0, 0.4, 9.0]], requires_grad=True)
     scale = torch.tensor([[2.0]], requires_grad=True)
     rounded = straight_through(integer(2), latent, scale)
     assert rounded.tolist() == [[2.0, -4.0, 0.0, 2.0]]
