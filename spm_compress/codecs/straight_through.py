@@ -94,8 +94,8 @@ class _StraightThrough(torch.autograd.Function):
         array, scales, levels = ctx.saved_tensors
         codec: Grid = ctx.codec
         each = codec.spread(scales, tuple(array.shape))
-        # d(levels * scale) / d(scale): of a number in range its rounding error, beyond it the outermost level. As rounding
-        # has it, the range ends half a level beyond that.
+        # d(levels * scale) / d(scale): of a number in range its rounding error, beyond it the outermost level,
+        # the range ending half a level beyond that, as rounding has it.
         ratio = torch.where(each == 0, levels, array / torch.where(each == 0, 1, each))
         missed = levels - ratio
         slope = torch.where(missed.abs() <= codec.step / 2, missed, levels)
