@@ -12,14 +12,16 @@ __all__ = ["cannot_hold", "refusal"]
 _ROUNDING = 1e-3
 
 
-def refusal(codec: Codec, before: float, after: float) -> str | None:
+def refusal(codec: Codec, before: float, after: float, most_harm: float | None = None) -> str | None:
     """Return why a codec is not taken for a layer, None if it is.
 
-    before, after: relative error of the layer with its numbers in float32, and as the codec has them.
+    before, after: relative error of the layer with its numbers in float32, and as the codec has them. most_harm: what
+    the layer's form allows, if that is not the codec's own.
     """
+    most_harm = codec.most_harm if most_harm is None else most_harm
     if not math.isfinite(after):
         return cannot_hold(codec)
-    if math.isinf(codec.most_harm) or after <= codec.most_harm * before + _ROUNDING:
+    if math.isinf(most_harm) or after <= most_harm * before + _ROUNDING:
         return None
     return f"{codec.name} would raise the error from {before:.3f} to {after:.3f}; stored in float32"
 

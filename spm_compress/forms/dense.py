@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -31,7 +32,6 @@ class Dense(Form):
     """The matrix (out, in)."""
 
     kind: ClassVar[str] = "dense"
-    is_guarded: ClassVar[bool] = False  # rounding is all that is asked for
 
     in_features: int
     out_features: int
@@ -67,6 +67,10 @@ class Dense(Form):
     def transpose(self, arrays: Arrays) -> Operator:
         """As `Form.transpose`."""
         return Operator(self.transposed(), {"weight": arrays["weight"].mT})
+
+    def most_harm(self, codec: Codec) -> float:
+        """As `Form.most_harm`: nothing was lost before, and bits are what was asked for."""
+        return math.inf if isinstance(codec, Grid) else codec.most_harm
 
     def draw(self, arrays: Mapping[str, Tensor]) -> None:
         """As `Form.draw`."""

@@ -73,8 +73,6 @@ class Form(Protocol):
     kind: ClassVar[str]
     # Of a number that is stored in whole bits.
     fewest_bits: ClassVar[int] = 2
-    # Whether 8 bits are refused where they raise the error by much: what was fitted exactly would be lost.
-    is_guarded: ClassVar[bool] = True
     in_features: int
     out_features: int
 
@@ -144,6 +142,10 @@ class Form(Protocol):
     def trains(self) -> bool:
         """Whether it descends well in the form that it has; else `trainable` is another."""
         return True
+
+    def most_harm(self, codec: Codec) -> float:
+        """By which factor a codec may raise the error of a map of this form (`Codec.most_harm`)."""
+        return codec.most_harm
 
     def draw(self, arrays: Mapping[str, Tensor]) -> None:
         """Fill arrays, in place, with random numbers to train from; their scale is set afterwards."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -102,7 +101,7 @@ def encoded(
     except FitError:
         return Encoded(plain, before, cannot_hold(codec))
     after = relative_error(weight, narrow.decoded())
-    reason = refusal(codec, before, after) if operator.form.is_guarded or not math.isfinite(after) else None
+    reason = refusal(codec, before, after, operator.form.most_harm(codec))
     return Encoded(plain, before, reason) if reason else Encoded(narrow, after)
 
 

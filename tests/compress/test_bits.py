@@ -17,6 +17,7 @@ from spm_compress import (
     CompressSettings,
     FitSettings,
     FormLinear,
+    Operator,
     compress_model,
     expand,
     fit_model,
@@ -25,7 +26,7 @@ from spm_compress import (
     write_artifact,
 )
 from spm_compress.checkpoint import Artifact
-from spm_compress.codecs import FLOAT32, StoredArray, parse_bits
+from spm_compress.codecs import FLOAT16, FLOAT32, StoredArray, parse_bits
 from spm_compress.compress.settings import parse_override
 from spm_compress.errors import SourceError, UsageError
 from spm_compress.report import summarize
@@ -241,6 +242,27 @@ def test_the_fewest_bits_that_harm_little_are_found(forms: tuple[str, ...], tmp_
         assert bits[name] == 8 or layer.error <= 1.005 * exact[name].error + 1e-6
     if forms == ("low_rank",):
         assert bits["b.weight"] > bits["a.weight"]
+
+
+def test_eight_bits_are_refused_where_a_fit_is_exact(tmp_path: Path) -> None:
+    """What is a chain of six stages is found; angles of 8 bits would lose that, and a random weight loses nothing."""
+    fit = FitSettings(stages=6, steps=20, store=parse_bits("8"))
+    form = fit.spm(64, 64)
+    arrays = {name: gaussian(*shape, seed=i) for i, (name, shape) in enumerate(form.shapes.items())}
+    chain = Operator(form, arrays).to_dense()
+    exact, lossy = fitted(tmp_path, CompressSettings(fit), a__weight=chain, b__weight=gaussian(64, 64)).layers
+    assert exact.stored.codec == FLOAT32 and exact.error < 1e-5
+    assert exact.reason is not None and "would raise the error from 0.000 to 0.0" in exact.reason
+    assert lossy.stored.codec == parse_bits("8") and lossy.reason is None
+
+
+def test_a_dense_map_is_not_halved_where_that_harms(tmp_path: Path) -> None:
+    """Numbers of 1e-7 are few of float16's smallest steps; few bits have a scale, and are what was asked for."""
+    small, usual = fitted(tmp_path, bits("16"), a__weight=1e-7 * gaussian(64, 64), b__weight=gaussian(64, 64)).layers
+    assert small.stored.codec == FLOAT32 and small.error == 0
+    assert usual.stored.codec == FLOAT16
+    (taken,) = fitted(tmp_path, bits("8"), a__weight=1e-7 * gaussian(64, 64)).layers
+    assert taken.stored.codec == parse_bits("8") and taken.reason is None
 
 
 def test_what_a_live_model_became_is_stored_not_what_it_was_fitted_to(bert: Path, texts: Path, tmp_path: Path) -> None:
