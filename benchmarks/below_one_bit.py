@@ -25,7 +25,6 @@ are more than MOST_WORK allows are left out, bits by bits. Results are kept in b
 from __future__ import annotations
 
 import argparse
-import datetime
 import itertools
 import json
 import math
@@ -37,6 +36,7 @@ from typing import Any
 
 import torch
 from bits_quality import Matrix, best, in_bits, largest, svd
+from origin import origin
 from real_models import ROOT, dense_weights
 from torch import Tensor
 
@@ -44,7 +44,6 @@ from spm_compress import FitSettings, LowRank, Operator, fit_matrices
 from spm_compress.codecs import SCALES, Angle, StoredArray
 from spm_compress.codecs.codec import Parts
 from spm_compress.codecs.scales import decoded_scales
-from spm_compress.export.choice import processor
 from spm_compress.forms import StoredOperator
 from spm_compress.forms.spm.canonical import transpose
 from spm_compress.forms.spm.form import SPM
@@ -422,9 +421,7 @@ def main(arguments: Sequence[str]) -> None:
             print(name, size, json.dumps(found), flush=True)
             rows = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
             rows.setdefault(name, {})[f"{size:g}"] = {
-                "command": f"python benchmarks/below_one_bit.py {' '.join(arguments)}".strip(),
-                "date": datetime.date.today().isoformat(),
-                "machine": processor(),
+                **origin(__file__, arguments),
                 "reached": found,
             }
             ordered = {each: dict(sorted(rows[each].items())) for each in MATRICES if each in rows}

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
 import platform
 import statistics
@@ -29,6 +28,7 @@ import numpy as np
 import onnxruntime
 import torch
 from onnxruntime.quantization import quantize_dynamic
+from origin import origin
 from real_models import ROOT, fetched
 from recovery_data import Judge, write_texts
 from torch import nn
@@ -36,7 +36,6 @@ from torch import nn
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
 from spm_compress.checkpoint import load_module
 from spm_compress.codecs import parse_bits
-from spm_compress.export.choice import processor
 from spm_compress.export.measuring.timing import interleaved
 from spm_compress.export.verification import session
 
@@ -185,9 +184,7 @@ def main(arguments: Sequence[str]) -> None:
     key = f"calibrated on {asked.calibration} sentences" if asked.calibration else "without data"
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     known[key] = {
-        "command": f"python benchmarks/bits.py {' '.join(arguments)}".strip(),
-        "date": datetime.date.today().isoformat(),
-        "machine": processor(),
+        **origin(__file__, arguments),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import bisect
-import datetime
 import itertools
 import json
 import math
@@ -37,12 +36,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from origin import origin
 from real_models import DENSE_WEIGHTS, ROOT, calibration_data, covariances, dense_weights
 from torch import Tensor
 
 from spm_compress import Dense, FitSettings, LowRank, Monarch, Operator, fit_matrices
 from spm_compress.codecs import Codec, StoredArray, integer, parse_bits, with_shared
-from spm_compress.export.choice import processor
 from spm_compress.fitting.objective import Objective, output_error
 from spm_compress.forms import Form, StoredOperator
 from spm_compress.forms.form import relative_error, stored_bytes
@@ -304,11 +303,7 @@ def main(arguments: Sequence[str]) -> None:
         for kind in ("plain", "weighted")
     }
     rise = known.get("largest_rise", 0.0)
-    told = {
-        "command": f"python benchmarks/bits_quality.py {' '.join(arguments)}".strip(),
-        "date": datetime.date.today().isoformat(),
-        "machine": processor(),
-    }
+    told = origin(__file__, arguments)
     for model in asked.models:
         data = calibration_data(model)
         metrics = {} if data is None else covariances(model, data)

@@ -10,7 +10,6 @@ Results are kept in benchmarks/results/eight_bits.json, with those of models tha
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
 import sys
@@ -18,12 +17,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from origin import origin
 from real_models import DENSE_WEIGHTS, ROOT, dense_weights
 from torch import Tensor
 
 from spm_compress import FitSettings, fit_matrices
 from spm_compress.codecs import FLOAT32, integer
-from spm_compress.export.choice import processor
 from spm_compress.forms.spm.structure import Mixer
 from spm_compress.forms.stored import encoded
 
@@ -68,9 +67,7 @@ def main(arguments: Sequence[str]) -> None:
                 )
                 print(json.dumps({"model": model, **rows[-1]}), flush=True)
         known[model] = {
-            "command": f"python benchmarks/eight_bits.py {' '.join(arguments)}".strip(),
-            "date": datetime.date.today().isoformat(),
-            "machine": processor(),
+            **origin(__file__, arguments),
             "weights": len(weights),
             "rows": rows,
         }

@@ -12,7 +12,6 @@ benchmarks/results/int8_blocks.json, which docs/measurements.md has its table fr
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
 import sys
@@ -25,9 +24,9 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 from onnxscript import OpBuilder, build_graph
+from origin import origin
 
 from spm_compress.checkpoint import FittedLayer
-from spm_compress.export.choice import processor
 from spm_compress.export.splicing.layer_model import IR_VERSION, OPSET, layer_model
 from spm_compress.export.verification import session
 from spm_compress.forms import Operator, StoredOperator
@@ -158,9 +157,7 @@ def main(arguments: Sequence[str]) -> None:
     asked = parser.parse_args(arguments)
     rows = [row for width in asked.widths for stages in STAGES for row in measured(width, stages, asked.turns)]
     result = {
-        "command": f"python benchmarks/int8_blocks.py {' '.join(arguments)}".strip(),
-        "date": datetime.date.today().isoformat(),
-        "machine": processor(),
+        **origin(__file__, arguments),
         "onnxruntime": onnxruntime.__version__,
         "rows": rows,
     }

@@ -10,7 +10,6 @@ benchmarks/results/load.json, which docs/measurements.md has its table from.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
 import sys
@@ -20,11 +19,11 @@ from typing import Any
 
 import onnxruntime
 from onnxruntime.quantization import quantize_dynamic
+from origin import origin
 from real_models import ROOT, fetched
 
 from spm_compress import CompressSettings, ExportSettings, FitSettings, export_onnx, fit_model, open_source
 from spm_compress.codecs import parse_bits
-from spm_compress.export.choice import processor
 from spm_compress.export.measuring.footprint import in_fresh_process
 
 RESULTS = ROOT / "benchmarks" / "results" / "load.json"
@@ -82,9 +81,7 @@ def main(arguments: Sequence[str]) -> None:
         rows.append(row)
         print(json.dumps(row), flush=True)
     result = {
-        "command": f"python benchmarks/load.py {' '.join(arguments)}".strip(),
-        "date": datetime.date.today().isoformat(),
-        "machine": processor(),
+        **origin(__file__, arguments),
         "onnxruntime": onnxruntime.__version__,
         "stages": STAGES,
         "rows": rows,

@@ -15,7 +15,7 @@ from spm_compress.calibration import collect, open_runner
 from spm_compress.compress.selection import select
 from spm_compress.fitting.objective import regularized
 
-__all__ = ["DENSE_WEIGHTS", "calibration_data", "covariances", "dense_weights", "fetched"]
+__all__ = ["DENSE_WEIGHTS", "calibration_data", "covariances", "dense_weights", "fetched", "sentences"]
 
 ROOT = Path(__file__).resolve().parent.parent
 # Which of a model's tensors are its dense weights.
@@ -49,13 +49,14 @@ def calibration_data(model: str) -> Path | None:
     return path
 
 
-def _sentences(count: int) -> list[str]:
+def sentences(count: int) -> list[str]:
+    """Return so many sentences of Python's documentation (examples/calibration_text.py)."""
     script = [sys.executable, str(ROOT / "examples" / "calibration_text.py"), str(count)]
     return subprocess.run(script, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
 
 
 def _write_sentences(path: Path) -> None:
-    path.write_text("\n".join(_sentences(400)) + "\n", encoding="utf-8")
+    path.write_text("\n".join(sentences(400)) + "\n", encoding="utf-8")
 
 
 def _write_lines(path: Path) -> None:
@@ -64,7 +65,7 @@ def _write_lines(path: Path) -> None:
 
     font = ImageFont.load_default(size=32)
     lines = []
-    for sentence in _sentences(96):
+    for sentence in sentences(96):
         image = Image.new("RGB", (320, 48), "white")
         ImageDraw.Draw(image).text((4, 4), sentence[:20], fill="black", font=font)
         lines.append(np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1)

@@ -11,7 +11,6 @@ benchmarks/results/recovery_rates.json, as it comes.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import platform
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from origin import origin
 from real_models import ROOT, fetched
 from recovery_data import Judge, write_texts
 
@@ -29,7 +29,6 @@ from spm_compress import CompressSettings, FitSettings, fit_model, open_source, 
 from spm_compress.checkpoint import Source
 from spm_compress.codecs import parse_bits
 from spm_compress.distill import DistillSettings, End, Rates, TrainingReport, recover
-from spm_compress.export.choice import processor
 
 RESULTS = ROOT / "benchmarks" / "results" / "recovery_rates.json"
 HOME = ROOT / "build" / "recovery"
@@ -52,15 +51,14 @@ def fitted(source: Source, bits: str, table: str, form: str) -> Path:
 
 def parsed(text: str, base: DistillSettings) -> DistillSettings:
     """Return settings with what a text says."""
-    rates, others = {}, {}
+    groups = [each.name for each in fields(Rates)]
+    rates, others = [], {}
     for name, _, value in (part.partition("=") for part in text.split(",") if part != "-"):
-        if name in (each.name for each in fields(Rates)):
-            rates[name] = float(value)
-        elif name == "rate":
-            rates |= asdict(Rates.parse(value))
+        if name in ("rate", *groups):
+            rates.append(value if name == "rate" else f"{name}={value}")
         else:
             others[name] = End(value) if name == "end" else type(getattr(base, name))(float(value))
-    return replace(base, rates=replace(base.rates, **rates), **others)
+    return replace(base, rates=Rates.parse(*rates), **others)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -112,9 +110,7 @@ def main(arguments: Sequence[str]) -> None:
             "seconds": round(seconds),
             "cpu_seconds": round(cpu),
             "looks": looked,
-            "command": f"python benchmarks/recovery_rates.py {' '.join(arguments)}",
-            "date": datetime.date.today().isoformat(),
-            "machine": processor(),
+            **origin(__file__, arguments),
             "torch": torch.__version__,
             "python": platform.python_version(),
         }

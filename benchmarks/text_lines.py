@@ -9,13 +9,12 @@ Drawn with Pillow in the fonts that Debian's fonts-dejavu-core, fonts-dejavu-ext
 from __future__ import annotations
 
 import random
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from real_models import ROOT, fetched
+from real_models import fetched, sentences
 
 _FONTS = ("dejavu/DejaVuSans", "dejavu/DejaVuSerif", "liberation/LiberationSans-Regular", "dejavu/DejaVuSansMono")
 _TRAIN, _TEST = 1000, 200
@@ -24,13 +23,11 @@ _TRAIN, _TEST = 1000, 200
 def draw() -> None:
     from PIL import Image, ImageDraw, ImageFont  # comes with matplotlib
 
-    script = [sys.executable, str(ROOT / "examples" / "calibration_text.py"), str(_TRAIN + _TEST)]
-    sentences = subprocess.run(script, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     files = [f"/usr/share/fonts/truetype/{name}.ttf" for name in _FONTS]
     fonts = [ImageFont.truetype(file, size) for file in files for size in (26, 30)]
     chosen = random.Random(0)
     pictures, texts = [], []
-    for sentence in sentences:
+    for sentence in sentences(_TRAIN + _TEST):
         words = sentence.split()
         text = " ".join(words[chosen.randrange(max(1, len(words) - 3)) :])[:18].strip()
         image = Image.new("RGB", (320, 48), "white")

@@ -98,8 +98,7 @@ def in_words(codec: Codec) -> str:
     """Return a codec as people say it: '4 bits', '4/32 bits' with blocks, '1.6 bits', 'float16'."""
     if not isinstance(codec, Grid):
         return codec.name
-    bits = {"ternary": "1.6", "sign": "1"}.get(codec.kind, str(codec.bits))
-    return f"{bits}/{codec.shared} bits" if isinstance(codec.shared, int) else f"{bits} bits"
+    return f"{bits_text(codec if isinstance(codec.shared, int) else with_shared(codec, 'row'))} bits"
 
 
 def read_codec(name: str) -> Codec:

@@ -169,9 +169,9 @@ class Grid:
         levels = self._levels(self.packing.unpack(parts["codes"], shape))
         low, high = self._ends
         half = 0.499 * self.step
-        ratio = torch.where(scales == 0, 0, array.float() / torch.where(scales == 0, 1, scales))
         least = torch.where(levels == low, -math.inf, levels - half)
-        return ratio.clamp(least, torch.where(levels == high, math.inf, levels + half)) * scales
+        most = torch.where(levels == high, math.inf, levels + half)
+        return self._ratio(array.float(), scales).clamp(least, most) * scales
 
     def emit(self, op: OpBuilder, parts: Mapping[str, ir.Value], shape: tuple[int, ...]) -> ir.Value:
         """As `Codec.emit`."""
@@ -217,8 +217,11 @@ class Grid:
 
     def _steps(self, matrix: Tensor, scales: Tensor) -> Tensor:
         """Return the codes nearest to a matrix in its own dtype."""
-        ratio = torch.where(scales == 0, 0, matrix / torch.where(scales == 0, 1, scales))
-        return ((ratio - self.first) / self.step).round().clamp(0, self.packing.levels - 1)
+        return ((self._ratio(matrix, scales) - self.first) / self.step).round().clamp(0, self.packing.levels - 1)
+
+    def _ratio(self, matrix: Tensor, scales: Tensor) -> Tensor:
+        """Return how many scales a number is, 0 where its scale is."""
+        return torch.where(scales == 0, 0, matrix / torch.where(scales == 0, 1, scales))
 
     def _over_shared(self, reduce: Callable[..., Tensor], values: Tensor) -> Tensor:
         """Return the sums, or another reduction, of values over all that share a scale, in the shape of the scales."""

@@ -117,33 +117,36 @@ def frozen(artifact: Artifact, model: nn.Module) -> tuple[str, ...]:
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     parameters = own_tensors(model)
+    held = parameters_of(artifact, model)
     return tuple(
         layer.name
         for layer in artifact.layers
-        if _form_linear(layer, model, modules) is None
+        if layer.name not in held
+        and _form_linear(layer, model, modules) is None
         and member_of(layer.name, model, parameters) is not None
-        and not parameters_of(layer, model)
     )
 
 
-def parameters_of(layer: FittedLayer, model: nn.Module) -> dict[str, str]:
-    """Return array of a layer's stored form -> name of the model's parameter that it is; empty where they differ.
+def parameters_of(artifact: Artifact, model: nn.Module) -> dict[str, dict[str, str]]:
+    """Return layer -> array of its stored form -> name of the model's parameter that it is, of layers that have both.
 
     They are the same in a model that was loaded `as_stored`, of a dense map also where it is a parameter by itself.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     modules = dict(model.named_modules(remove_duplicate=False))
-    module = _form_linear(layer, model, modules)
-    if module is not None:
-        if module.form != layer.stored.form:
-            return {}
-        own = dict(module.named_parameters())
-        return {array: names[id(own[name])] for array, name in module.names().items()}
-    found = own_tensors(model)
-    member = member_of(layer.name, model, found)
-    if member is None or not isinstance(layer.stored.form, Dense) or found[member].shape != layer.shape:
-        return {}
-    return {"weight": names[id(found[member])]} if id(found[member]) in names else {}
+    tensors = own_tensors(model)
+    found: dict[str, dict[str, str]] = {}
+    for layer in artifact.layers:
+        module = _form_linear(layer, model, modules)
+        member = member_of(layer.name, model, tensors) if module is None else None
+        if module is not None and module.form == layer.stored.form:
+            own = dict(module.named_parameters())
+            found[layer.name] = {array: names[id(own[name])] for array, name in module.names().items()}
+        elif member is not None and isinstance(layer.stored.form, Dense):
+            tensor = tensors[member]
+            if tensor.shape == layer.shape and id(tensor) in names:
+                found[layer.name] = {"weight": names[id(tensor)]}
+    return found
 
 
 def _form_linear(layer: FittedLayer, model: nn.Module, modules: Mapping[str, nn.Module]) -> FormLinear | None:
@@ -164,9 +167,9 @@ def _refreshed(
     kept: ids of parameters that are kept tensors. asked: codec of the fit, which this layer may have refused. stored:
     what the model's numbers were decoded from, if that is known.
     """
-    weight = source.read(layer.name)
     if stored is not None:
-        layer = _with_stored(layer, Encoded(stored, relative_error(weight, stored.decoded()), layer.reason))
+        error = relative_error(source.read(layer.name), stored.decoded())
+        layer = _with_stored(layer, Encoded(stored, error, layer.reason))
     modules = dict(model.named_modules(remove_duplicate=False))
     module = _form_linear(layer, model, modules)
     parameters = own_tensors(model)
@@ -192,7 +195,7 @@ def _refreshed(
         live = module.operator()
         operator = Operator(live.form, {name: array.detach().cpu() for name, array in live.arrays.items()})
         codec = asked if layer.reason else layer.stored.codec
-        layer = _with_stored(layer, encoded(operator, codec, weight.float(), is_target=False))
+        layer = _with_stored(layer, encoded(operator, codec, source.read(layer.name).float(), is_target=False))
     correction = None if module.bias is None or id(module.bias) in kept else module.bias.detach().cpu().float()
     return replace(layer, bias_correction=correction)
 

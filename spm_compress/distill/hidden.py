@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spm_compress.distill.outputs import Batch, squared_error
+from spm_compress.distill.transformer_blocks import first_of
 
 __all__ = ["hidden_distance", "tapped"]
 
@@ -21,7 +22,7 @@ def tapped(blocks: Sequence[nn.Module]) -> Iterator[dict[str, Tensor]]:
 
     def keep(name: str) -> Any:
         def hook(module: nn.Module, arguments: tuple[Any, ...], answer: Any) -> None:
-            found[name] = answer[0] if isinstance(answer, tuple) else answer
+            found[name] = first_of(answer)
 
         return hook
 

@@ -183,7 +183,7 @@ class _Training:
 
     def look(self) -> float:
         """Compare with the teacher on the held-out data; keep the numbers if they are the best so far."""
-        trained = self._copied()
+        trained = self._copied() if self.averaged else {}
         self._set(self.averaged)
         now = self.agreement()
         if now > self.best_agreement:

@@ -77,7 +77,7 @@ def recover(
             f"{', '.join(untrained[:3])}: belong to no linear layer inside the model, which computes with their "
             "matrices and so has no SPM layer to train; use more stages"
         )
-    held = {layer.name: own for layer in artifact.layers if (own := parameters_of(layer, student))}
+    held = parameters_of(artifact, student)
     _begin_latents(artifact, student, source, held)
     loader, validation = samples(teacher, source, data, settings)
     if isinstance(source, OnnxSource) and isinstance(teacher, ImportedGraph):

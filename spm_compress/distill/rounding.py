@@ -6,7 +6,6 @@ numbers stand in their place. Of a table the rows are rounded that are read.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +17,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from spm_compress.codecs import FLOAT32, Grid, Rounding, StoredArray, straight_through
+from spm_compress.distill.tables import lone_tables
 
 __all__ = ["RoundedStudent", "is_scale"]
 
@@ -39,8 +39,8 @@ class RoundedStudent:
 
     def __init__(self, student: nn.Module, stored: Mapping[str, StoredArray]) -> None:
         self._call = _Call(student)
-        self._names = list(stored)
-        self._parameters = {name: dict(student.named_parameters())[name] for name in stored}
+        parameters = dict(student.named_parameters())
+        self._parameters = {name: parameters[name] for name in stored}
         self._roundings = {name: Rounding.of(each).to(self._parameters[name].device) for name, each in stored.items()}
         self.ratios = {
             f"{name}{_SCALE}": nn.Parameter(torch.ones_like(each.scales))
@@ -104,15 +104,11 @@ class _Call(nn.Module):
 
 def _tables(student: nn.Module, roundings: Mapping[str, Rounding]) -> dict[str, tuple[nn.Embedding, Grid]]:
     """Return the tables that can be rounded as they are read: nothing else uses them, and no scale spans two rows."""
-    users = Counter(id(own) for module in student.modules() for own in module.parameters(recurse=False))
     found = {}
-    for name, module in student.named_modules():
-        each = roundings.get(f"{name}.weight")
-        if not isinstance(module, nn.Embedding) or each is None or module.max_norm is not None:
-            continue
-        codec = each.codec
-        if users[id(module.weight)] == 1 and isinstance(codec, Grid) and codec.shared not in ("column", "matrix"):
-            found[f"{name}.weight"] = (module, codec)
+    for name, module in lone_tables(student).items():
+        codec = roundings[name].codec if name in roundings else None
+        if isinstance(codec, Grid) and codec.shared not in ("column", "matrix"):
+            found[name] = (module, codec)
     return found
 
 

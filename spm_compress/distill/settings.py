@@ -83,11 +83,11 @@ class DistillSettings:
     `accumulate` batches one after the other; rates: the highest, after the share `warm_up` of steps, then falling to
     nothing as `end` says; average: decay of the mean of all numbers over the steps, which is then what is judged and
     kept, 0 for the numbers themselves; clip: largest norm of the gradient; loss: None chooses by the model's output;
-    hidden: weight of the relative squared error of what the blocks answer, beside it;
-    temperature: of both distributions of logits; held_out: share of the data that is never trained on; check_every:
-    steps between two looks at it; patience: looks without a gain after which the training ends early; keep_every: steps
-    between states on disk; longest: tokens of a text; optimizer: a class of torch.optim; remember: GiB of the teacher's
-    answers that are kept, so that it does not have to run on a batch that comes again.
+    hidden: weight of the relative squared error of what the blocks answer, beside it; temperature: of both
+    distributions of logits; held_out: share of the data that is never trained on; check_every: steps between two looks
+    at it; patience: looks without a gain after which the training ends early; keep_every: steps between states on disk;
+    longest: tokens of a text; optimizer: a class of torch.optim; remember: GiB of the teacher's answers that are kept,
+    so that it does not have to run on a batch that comes again.
     """
 
     steps: int = 1000

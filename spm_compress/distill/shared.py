@@ -8,12 +8,13 @@ docs/measurements.md.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from spm_compress.distill.tables import lone_tables
 
 __all__ = ["shared_changes"]
 
@@ -27,21 +28,15 @@ def shared_changes(student: nn.Module, trained: dict[str, nn.Parameter], but: Co
     trained: parameters by name, to which the matrices are added; but: names of tables that get none. Afterwards the
     student has the modules and parameters that it had, and answers as with the matrices.
     """
-    users = Counter(id(own) for module in student.modules() for own in module.parameters(recurse=False))
     tables = {
-        name: module
-        for name, module in student.named_modules()
-        # A table that also makes logits would have to change there too.
-        if isinstance(module, nn.Embedding)
-        and f"{name}.weight" in trained
-        and f"{name}.weight" not in but
-        and users[id(module.weight)] == 1
-        and module.max_norm is None
+        name.removesuffix("weight"): module
+        for name, module in lone_tables(student).items()
+        if name in trained and name not in but
     }
     for name, module in tables.items():
         matrix = nn.Parameter(module.weight.new_zeros(module.embedding_dim, module.embedding_dim))
         module.register_parameter(_NAME, matrix)
-        trained[f"{name}.{_NAME}"] = matrix
+        trained[f"{name}{_NAME}"] = matrix
     hooks = [module.register_forward_hook(_changed) for module in tables.values()]
     try:
         yield

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spm_compress.distill.outputs import Batch, squared_error
 from spm_compress.layers.linear import FormLinear
 
-__all__ = ["Blocks"]
+__all__ = ["Blocks", "first_of"]
 
 
 class Blocks:
@@ -35,7 +35,7 @@ class Blocks:
 
         def record(student: nn.Module) -> Callable[..., None]:
             def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], answer: Any) -> None:
-                calls.append((student, arguments, named, _first(answer).detach().clone()))
+                calls.append((student, arguments, named, first_of(answer).detach().clone()))
 
             return hook
 
@@ -49,7 +49,7 @@ class Blocks:
         finally:
             for handle in handles:
                 handle.remove()
-        errors = [squared_error(_first(block(*args, **named)), target, batch) for block, args, named, target in calls]
+        errors = [squared_error(first_of(block(*args, **named)), target, batch) for block, args, named, target in calls]
         return torch.stack(errors).mean()
 
 
@@ -71,7 +71,8 @@ def _block_names(student: nn.Module) -> list[str]:
     return found
 
 
-def _first(answer: Any) -> Tensor:
+def first_of(answer: Any) -> Tensor:
+    """Return what a block answers, or the first of several tensors."""
     first = answer[0] if isinstance(answer, tuple) else answer
     assert isinstance(first, Tensor)
     return first

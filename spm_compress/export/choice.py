@@ -104,8 +104,8 @@ def plans(
     """Return the ways to run a model that are worth timing as a whole: a Choice for each layer.
 
     Each layer has the lowering that is fastest over its rows, and at none of them slower than dense, if its matrix is
-    not too large for that. The first plan
-    takes any; the others keep to one layout, as neighbours that agree save turns that a layer by itself cannot see.
+    not too large for that. The first plan takes any; the others keep to one layout, as neighbours that agree save turns
+    that a layer by itself cannot see.
 
     Every kind of layer is timed once, in real sessions; the times are kept for this processor and version of ONNX
     Runtime, so that the same export gives the same file again.
