@@ -11,6 +11,7 @@ import click
 import spm_compress
 from spm_compress.errors import SpmError, UsageError
 from spm_compress_cli.bench import bench
+from spm_compress_cli.compress import compress
 from spm_compress_cli.config import add_config
 from spm_compress_cli.diff import diff
 from spm_compress_cli.distill import distill
@@ -33,6 +34,7 @@ def cli() -> None:
     """Replace a trained model's dense weights by Stagewise Pairwise Mixers and export it to ONNX.
 
     \b
+    spm-compress compress MODEL -o out.onnx --budget 9MB --calibration texts.txt
     spm-compress inspect model.safetensors
     spm-compress init model.safetensors
     spm-compress fit model.safetensors --stages 10
@@ -48,6 +50,7 @@ def cli() -> None:
     """
 
 
+cli.add_command(compress)
 cli.add_command(inspect)
 cli.add_command(init)
 cli.add_command(fit)

@@ -40,7 +40,16 @@ from spm_compress.forms.form import numbers_of, stored_bytes
 from spm_compress.forms.spm.form import SPM
 from spm_compress.version import __version__
 
-__all__ = ["Refit", "Selected", "check_device", "fit_model", "plan_model", "select_jobs"]
+__all__ = [
+    "Refit",
+    "Selected",
+    "artifact_of",
+    "calibrated",
+    "check_device",
+    "fit_model",
+    "plan_model",
+    "select_jobs",
+]
 
 
 _MOMENTS = ".calibration.safetensors"
@@ -167,7 +176,7 @@ def fit_model(
     if ledger is not None and not settings.is_planned:  # sizes that were tried for one target serve the next
         fits = ledger.begin(_recipe(files, key_of(source), settings, data, device, refit))
     if not settings.is_sequential:
-        selected = _calibrated(source, selected, data, cache)
+        selected = calibrated(source, selected, data, cache)
     fitter = Fitter(weights, device, progress, fits, executor or Here())
     progress.begin(len(selected.jobs))
     reasons = dict(selected.kept)
@@ -191,7 +200,7 @@ def fit_model(
         if data is None:
             raise UsageError("`is_sequential` fits each layer to the inputs that it gets: give them with `data`")
         layers = list(fit_sequential(fitter, free, data))
-        in_fewer = list(_calibrated(source, Selected(tuple(in_fewer), {}), data, cache).jobs)
+        in_fewer = list(calibrated(source, Selected(tuple(in_fewer), {}), data, cache).jobs)
     else:
         layers = list(fitter.fit(free))
     layers += fitter.fit(in_fewer)
@@ -201,7 +210,7 @@ def fit_model(
     if refit is not None:
         layers += refit.others
         said["refit"] = refit.patterns
-    return replace(_artifact(source, files, said, layers, reasons, beside), curves=curves)
+    return replace(artifact_of(source, files, said, layers, reasons, beside), curves=curves)
 
 
 @dataclass(frozen=True)
@@ -265,12 +274,12 @@ def plan_model(
 ) -> tuple[Selected, Forecast]:
     """Return what `fit_model` would select, and its plan as short descents predict it. Raises as `fit_model`."""
     weights = Weights(source, is_reused=True)
-    selected = _calibrated(source, select_jobs(weights, settings), data, cache)
+    selected = calibrated(source, select_jobs(weights, settings), data, cache)
     fitter = Fitter(weights, device, progress or Silent(), FitCache(cache))
     return selected, forecast(fitter, [job for job in selected.jobs if not job.stays], settings)
 
 
-def _calibrated(source: Source, selected: Selected, data: Path | None, cache: Path | None) -> Selected:
+def calibrated(source: Source, selected: Selected, data: Path | None, cache: Path | None) -> Selected:
     """Return the jobs with the moments of their inputs, where the model can be watched."""
     if data is None:
         return selected
@@ -301,7 +310,7 @@ def _named(data: Path | None) -> dict[str, str | None] | None:
     return None if data is None else {"file": data.name, "sha256": sha256_of(data) if data.is_file() else None}
 
 
-def _artifact(
+def artifact_of(
     source: Source,
     files: Mapping[str, str],
     settings: Mapping[str, object],
@@ -309,6 +318,10 @@ def _artifact(
     reasons: Mapping[str, str],
     beside: Path,
 ) -> Artifact:
+    """Return the artifact of a source with these layers; every other tensor stays as it is.
+
+    files: their digests; settings: of the manifest; reasons: name -> why a tensor stays; beside: as in `fit_model`.
+    """
     infos = source.tensors()
     fitted = {name for layer in layers for name in layer.names}
     tensors = LazyTensors(source, (name for name in infos if name not in fitted))

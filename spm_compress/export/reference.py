@@ -27,7 +27,7 @@ from spm_compress.checkpoint.free_names import free_name
 from spm_compress.compress.job import digest
 from spm_compress.errors import ExportError, first_line
 
-__all__ = ["with_operator_matrices"]
+__all__ = ["inline", "stored_matrices", "with_operator_matrices"]
 
 
 def with_operator_matrices(model: ir.Model, layers: Sequence[FittedLayer]) -> None:
@@ -35,10 +35,10 @@ def with_operator_matrices(model: ir.Model, layers: Sequence[FittedLayer]) -> No
 
     The graph stays dense.
     """
-    _inline(model)
+    inline(model)
     by_values = {(layer.sha256, layer.shape): layer for layer in layers}
     sizes = {shape for layer in layers for shape in (layer.shape, layer.shape[::-1])}
-    for value, array in list(_constants(model)):
+    for value, array in list(stored_matrices(model)):
         flat = array.reshape(array.shape[:2]) if array.shape[2:] == (1,) * (array.ndim - 2) else array
         if flat.shape not in sizes:
             continue
@@ -62,7 +62,8 @@ def _matrix(layer: FittedLayer, is_transposed: bool, shape: tuple[int, ...], dty
     return ir.Tensor(np.ascontiguousarray((made.T if is_transposed else made).reshape(shape).astype(dtype)))
 
 
-def _inline(model: ir.Model) -> None:
+def inline(model: ir.Model) -> None:
+    """Inline all local functions. Raises ExportError where they cannot be."""
     try:
         InlinePass()(model)
     except Exception as error:  # onnx_ir raises many types: cycles, opsets that differ, graphs as parameters
@@ -72,7 +73,8 @@ def _inline(model: ir.Model) -> None:
         ) from error
 
 
-def _constants(model: ir.Model) -> Iterator[tuple[ir.Value, np.ndarray]]:
+def stored_matrices(model: ir.Model) -> Iterator[tuple[ir.Value, np.ndarray]]:
+    """Yield every tensor of two axes or more that a graph stores, or dequantizes from constants."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             if _is_matrix(value.const_value):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spm_compress.codecs import Codec, Grid
 from spm_compress.fitting.objective import Objective
 from spm_compress.fitting.settings import OnStep
-from spm_compress.forms.form import Arrays, Fitted, Form, Operator
+from spm_compress.forms.form import Arrays, Fitted, Form, Operator, PlainRunner, Runner
 from spm_compress.forms.json_values import whole
 from spm_compress.forms.lowering import Dense as Made
 from spm_compress.forms.lowering import Int8, Lowering, NBits, Rows
@@ -59,6 +59,10 @@ class Dense(Form):
     def apply(self, arrays: Arrays, x: Tensor) -> Tensor:
         """As `Form.apply`."""
         return arrays["weight"] @ x
+
+    def runner(self) -> Runner:
+        """As `Form.runner`: the matrix is there."""
+        return _Given(self)
 
     def transposed(self) -> Dense:
         """As `Form.transposed`."""
@@ -146,3 +150,11 @@ class Dense(Form):
     def described(self) -> Sequence[str]:
         """As `Form.described`."""
         return ["the matrix as it is stored"]
+
+
+class _Given(PlainRunner):
+    """Does not multiply the matrix out of the identity."""
+
+    def dense(self, prepared: Arrays, tables: Sequence[Tensor | None] | None = None) -> Tensor:
+        """As `Runner.dense`."""
+        return prepared["weight"]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from spm_compress.forms.emitter import Emitter
     from spm_compress.forms.settings import FitSettings
 
-__all__ = ["Arrays", "Fitted", "Form", "Operator", "Runner", "prefixed", "relative_error", "under"]
+__all__ = ["Arrays", "Fitted", "Form", "Operator", "PlainRunner", "Runner", "prefixed", "relative_error", "under"]
 
 Arrays = Mapping[str, Tensor]
 _T = TypeVar("_T")
@@ -310,6 +310,8 @@ def relative_error(weight: Tensor, operator: Operator) -> float:
     exact = operator.to(torch.float64)
     runner = exact.form.runner()
     prepared = runner.prepared(exact.arrays)
+    if weight.shape[1] <= _COLUMNS:
+        return _relative(float((weight.double() - runner.dense(prepared)).norm()), float(weight.double().norm()))
     difference = norm = 0.0
     for start in range(0, weight.shape[1], _COLUMNS):
         part = weight[:, start : start + _COLUMNS].double()
@@ -317,4 +319,8 @@ def relative_error(weight: Tensor, operator: Operator) -> float:
         probe.diagonal(-start).fill_(1)
         difference = math.hypot(difference, float((part - runner.apply(prepared, probe)).norm()))
         norm = math.hypot(norm, float(part.norm()))
+    return _relative(difference, norm)
+
+
+def _relative(difference: float, norm: float) -> float:
     return difference / norm if norm else (0.0 if difference == 0 else math.inf)

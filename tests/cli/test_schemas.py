@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[2]
 SCHEMAS = {path.name.removesuffix(".schema.json"): path for path in (ROOT / "docs" / "schema").iterdir()}
 EXPORT = "export bert.spm.safetensors --onnx bert.onnx --threads 1"
 COMMANDS = [
+    ("compress-1", "compress bert -o small.onnx --budget 80% --calibration texts.txt --threads 1 --sequence 4"),
+    ("compress-1", "compress bert -o small.onnx --agreement 0.9 --calibration texts.txt --dry-run"),
     ("report-3", "fit bert --include encoder.* --stages 4 --block 8 --steps 2 --calibration texts.txt"),
     ("report-3", "fit model.safetensors --exclude *"),
     ("report-3", "fit model.safetensors --forms sum,low-rank --stages 8 --block 8 --steps 2 --bits 16"),
