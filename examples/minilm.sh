@@ -1,5 +1,5 @@
 #!/bin/sh
-# The command line, end to end, on all-MiniLM-L6-v2: fit its 36 encoder matrices, report, export, time, run.
+# The main job, end to end, on all-MiniLM-L6-v2: 91 MB of float32 to 13.5 MB that find the same sentences.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 model=$(python "$here/fetch_model.py" minilm)
@@ -10,8 +10,6 @@ rm -f ./*.spm.safetensors ./*.onnx
 
 say() { printf '\n$ %s\n' "$*"; "$@"; }
 
-say spm-compress fit "$model" --include 'encoder.*' --stages 10
-say spm-compress report
-say spm-compress export --onnx minilm.onnx --dense dense.onnx --batch 1,16 --threads 1
-say spm-compress bench minilm.onnx --against dense.onnx --batch 1,16 --sequence 16,128 --seconds 3
-say python "$here/compare_sentences.py" "$model" minilm.spm.safetensors minilm.onnx
+python "$here/calibration_text.py" 1000 > texts.txt
+say spm-compress compress "$model" -o minilm.onnx --budget 13.5MB --calibration texts.txt
+say python "$here/search_sentences.py" "$model" minilm.onnx

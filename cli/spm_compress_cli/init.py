@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from spm_compress.compress.inspection import LayerInspection
 
 # The commands that a model goes through, and the parameters that belong to one call instead.
-_COMMANDS = ("fit", "distill", "export", "verify", "bench")
+_COMMANDS = ("compress", "fit", "distill", "export", "verify", "bench")
 _LEFT_OUT = ("json", "quiet", "verbose", "dry-run", "refit", "model", "artifact", "factory", "key")
 _KINDS = {"integer": "N", "integer range": "N", "float": "X", "float range": "X"}
 
@@ -76,7 +76,7 @@ def init(
     lines += ["# The command line goes before this file. Paths are taken from the working directory.", ""]
     for name in _COMMANDS:
         lines += [f"[{name}]"]
-        if name == "fit":
+        if name in ("compress", "fit"):
             lines += [f"{key} = {_toml(value)}" for key, value in named.items()]
         lines += [*_options(commands[name]), ""]
     with write_whole(output) as temporary:

@@ -23,10 +23,7 @@ from pseudo_terminal import in_pseudo_terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = 80
-COMMANDS = (
-    "spm-compress fit minilm --include 'encoder.*' --stages 10 --quiet",
-    "spm-compress export --onnx out.onnx --lowering blocks --threads 1",
-)
+COMMANDS = ("spm-compress compress minilm -o small.onnx --budget 13.5MB --calibration texts.txt --quiet",)
 _FONT = "ui-monospace, SFMono-Regular, Menlo, Consolas, monospace"
 
 
@@ -34,9 +31,11 @@ def main() -> None:
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "terminal.svg"
     script = [sys.executable, str(ROOT / "examples" / "fetch_model.py"), "minilm"]
     model = Path(subprocess.run(script, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
+    sentences = [sys.executable, str(ROOT / "examples" / "calibration_text.py"), "1000"]
     console = Console(record=True, width=COLUMNS, file=Path(os.devnull).open("w"))  # noqa: SIM115
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "minilm").symlink_to(model)
+        (Path(folder) / "texts.txt").write_bytes(subprocess.run(sentences, check=True, stdout=subprocess.PIPE).stdout)
         for command in COMMANDS:
             console.print(Text.assemble(("$ ", "bold green"), (command, "bold")))
             console.print(Text.from_ansi(shown(command, folder)))

@@ -153,24 +153,19 @@ def compress(
         found = Compression(plan, tuple(tried), float32, selected.kept)
         if dry_run:
             return found
-        within = _Files(planner, limits, source, files, output, export, say).within(found, targets)
-        if recover_seconds:
+        files_of_plans = _Files(planner, limits, source, files, output, export, say)
+        within = files_of_plans.within(found, targets)
+        assert within.artifact is not None
+        if recover_seconds and within.artifact.layers:
             say("training")
-            assert within.artifact is not None
-            beside = output.parent
+            kept, beside = cache / "training", output.parent
             trained = recovered(
-                within.artifact,
-                source,
-                parts.trained,
-                recover_seconds,
-                cache=cache / "training",
-                beside=beside,
-                watch=watch,
+                within.artifact, source, parts.trained, recover_seconds, cache=kept, beside=beside, watch=watch
             )
-            within = _Files(planner, limits, source, files, output, export, say).of(within, trained)
-    assert within.artifact is not None
-    write_artifact(within.artifact, output.with_name(f"{output.stem}{SUFFIX}"))
-    return replace(within, missed=tuple(_missed(within, targets)))
+            within = files_of_plans.of(within, trained)
+            assert within.artifact is not None
+        write_artifact(within.artifact, output.with_name(f"{output.stem}{SUFFIX}"))
+        return replace(within, missed=tuple(_missed(within, targets)))
 
 
 @dataclass

@@ -18,6 +18,7 @@ from spm_compress_cli.main import main
 
 # What is appended so that nothing takes long: two steps of what descends, three runs of what is timed, few tokens.
 _SHORT = {
+    "compress": ["--sequence", "8", "--threads", "1"],
     "fit": ["--steps", "2"],
     "distill": ["--steps", "2", "--check-every", "1", "--batch", "4"],
     "inspect": ["--probe-steps", "2"],
@@ -31,6 +32,7 @@ _SHELLS = {
     "zsh": ("autoload -Uz compinit; compinit -D", "(( ${+_comps[spm-compress]} ))"),
     "fish": ("", "complete -C 'spm-compress fi' | string match --quiet 'fit*'"),
 }
+_RECOVER = ["--recover", "1s"]
 _BUDGET = ["--budget", "0.4"]  # what a matrix of 32x32 can be had for
 
 
@@ -79,7 +81,9 @@ def test_a_line_of_completion_does_so_in_its_shell(shell: str, tmp_path: Path) -
 
 def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a command in this process, shortened."""
-    added = [*_SHORT.get(arguments[0], []), *(_BUDGET if "--budget" in arguments else [])]
+    added = [*_SHORT.get(arguments[0], [])]
+    added += _BUDGET if arguments[0] == "fit" and "--budget" in arguments else []
+    added += _RECOVER if "--recover" in arguments else []
     monkeypatch.setattr(sys, "argv", ["spm-compress", *arguments, *added])
     with pytest.raises(SystemExit) as ended:
         main()
