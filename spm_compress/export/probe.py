@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import torch
 from torch import Tensor
@@ -21,21 +22,40 @@ from spm_compress.checkpoint.source import Source
 from spm_compress.compress.job import digest
 from spm_compress.errors import UsageError
 from spm_compress.export.dense_graphs import dense_graphs
-from spm_compress.export.reference import inline, stored_matrices
+from spm_compress.export.reference import correct_products, inline, stored_matrices
 from spm_compress.export.saving import save
 from spm_compress.export.verification import Outputs, run, session
 
-__all__ = ["Probe", "open_probe"]
+__all__ = ["Probe", "Replacement", "open_probe"]
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What takes a weight's place: a matrix (out, in), and (out,) what the products with it are raised by."""
+
+    matrix: Tensor
+    correction: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Input:
+    """An initializer that can be overridden."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def holding(self, x: Tensor) -> np.ndarray:
+        return np.ascontiguousarray(x.numpy().reshape(self.shape).astype(self.dtype))
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a graph holds a weight: the name of the initializer, and how it lies there."""
+    """Where a graph holds a weight, how it lies there, and what is added behind its products."""
 
-    name: str
+    weight: _Input
     is_transposed: bool
-    shape: tuple[int, ...]
-    dtype: np.dtype
+    corrections: tuple[_Input, ...]
 
 
 @dataclass(frozen=True)
@@ -56,18 +76,20 @@ class Probe:
 
     def bytes_of(self, sha256: str) -> int:
         """Return the bytes that a weight takes in the graph, 0 where it has no place of its own."""
-        return sum(math.prod(place.shape) * place.dtype.itemsize for place in self.places.get(sha256, ()))
+        held = [place.weight for place in self.places.get(sha256, ())]
+        return sum(math.prod(each.shape) * each.dtype.itemsize for each in held)
 
-    def answers(self, inputs: Mapping[str, np.ndarray], matrices: Mapping[str, Tensor] | None = None) -> Outputs:
-        """Return the outputs with other matrices (out, in), by the digest of the weight whose place they take.
+    def answers(self, inputs: Mapping[str, np.ndarray], replaced: Mapping[str, Replacement] | None = None) -> Outputs:
+        """Return the outputs with replacements, by the digests of the weights whose places they take.
 
         Raises VerificationError where the model does not run on the inputs.
         """
         fed = {name: inputs[name] for name in self.inputs if name in inputs}
-        for sha256, matrix in (matrices or {}).items():
+        for sha256, each in (replaced or {}).items():
             for place in self.places.get(sha256, ()):
-                laid = matrix.T if place.is_transposed else matrix
-                fed[place.name] = np.ascontiguousarray(laid.numpy().reshape(place.shape).astype(place.dtype))
+                fed[place.weight.name] = place.weight.holding(each.matrix.T if place.is_transposed else each.matrix)
+                if each.correction is not None:
+                    fed.update({held.name: held.holding(each.correction) for held in place.corrections})
         return run(self.runtime, fed)
 
 
@@ -95,9 +117,18 @@ def open_probe(source: Source, weights: Mapping[str, tuple[int, int]], scratch: 
         for is_transposed, matrix in ((False, flat), (True, flat.T)):
             sha256 = digest(torch.from_numpy(np.ascontiguousarray(matrix.astype(np.float32))))
             if weights.get(sha256) == matrix.shape:
-                places.setdefault(sha256, []).append(_Place(value.name, is_transposed, array.shape, array.dtype))
-                if not value.is_graph_input():
-                    model.graph.inputs.append(value)
+                nothing = np.zeros(matrix.shape[0])
+                corrections = correct_products(model, value, is_transposed, value.name, nothing)
+                held = [_as_input(model, each) for each in (value, *corrections)]
+                places.setdefault(sha256, []).append(_Place(held[0], is_transposed, tuple(held[1:])))
                 break
     opened = session(save(model, float32.with_name("probe.onnx"), inside=False), threads, prepack=False)
     return Probe(opened, places, float32)
+
+
+def _as_input(model: ir.Model, value: ir.Value) -> _Input:
+    if not value.is_graph_input():
+        model.graph.inputs.append(value)
+    tensor = value.const_value
+    assert tensor is not None and value.name is not None
+    return _Input(value.name, tuple(tensor.shape.numpy()), tensor.dtype.numpy())

@@ -27,7 +27,7 @@ from spm_compress.checkpoint.free_names import free_name
 from spm_compress.compress.job import digest
 from spm_compress.errors import ExportError, first_line
 
-__all__ = ["inline", "stored_matrices", "with_operator_matrices"]
+__all__ = ["correct_products", "inline", "stored_matrices", "with_operator_matrices"]
 
 
 def with_operator_matrices(model: ir.Model, layers: Sequence[FittedLayer]) -> None:
@@ -53,7 +53,7 @@ def with_operator_matrices(model: ir.Model, layers: Sequence[FittedLayer]) -> No
                 new = _initializer(model, name, lazy)
                 ir.convenience.replace_all_uses_with(value, new)
                 if layer.bias_correction is not None:
-                    _add_correction(model, new, is_transposed, layer)
+                    correct_products(model, new, is_transposed, layer.name, layer.bias_correction.double().numpy())
                 break
 
 
@@ -119,17 +119,21 @@ def _free_name(model: ir.Model, name: str) -> str:
     return free_name(name, taken)
 
 
-def _add_correction(model: ir.Model, matrix: ir.Value, is_transposed: bool, layer: FittedLayer) -> None:
-    """Add the correction behind x S^T, where `matrix` is S, or its transpose."""
+def correct_products(
+    model: ir.Model, matrix: ir.Value, is_transposed: bool, name: str, correction: np.ndarray
+) -> list[ir.Value]:
+    """Add a correction (out,) behind every plain x S^T, where `matrix` is S, or its transpose; return what holds it."""
+    added = []
     for node, index in list(matrix.uses()):
         options = {name: attribute.value for name, attribute in node.attributes.items()}
         if node.op_type in ("Identity", "Cast", "Transpose"):
             transposes = node.op_type == "Transpose" and options.get("perm", [1, 0])[0] == 1
-            _add_correction(model, node.outputs[0], is_transposed != transposes, layer)
+            added += correct_products(model, node.outputs[0], is_transposed != transposes, name, correction)
         elif index == 1 and node.op_type in ("MatMul", "Gemm", "Conv"):
             takes_s = node.op_type == "Conv" or bool(options.get("transB", 0))
             if takes_s != is_transposed and _is_plain(options):
-                _add_behind(model, node, layer)
+                added.append(_add_behind(model, node, name, correction))
+    return added
 
 
 def _is_plain(options: dict[str, object]) -> bool:
@@ -138,20 +142,20 @@ def _is_plain(options: dict[str, object]) -> bool:
     return not moved and all(options.get(name, value) == value for name, value in usual.items())
 
 
-def _add_behind(model: ir.Model, node: ir.Node, layer: FittedLayer) -> None:
-    assert layer.bias_correction is not None and isinstance(node.graph, ir.Graph)
+def _add_behind(model: ir.Model, node: ir.Node, layer: str, correction: np.ndarray) -> ir.Value:
+    assert isinstance(node.graph, ir.Graph)
     output = node.outputs[0]
     dtype = (output.dtype or ir.DataType.FLOAT).numpy()
     kernel = node.inputs[1]
     rank = len(kernel.shape) if node.op_type == "Conv" and kernel is not None and kernel.shape is not None else 2
-    correction = layer.bias_correction.double().numpy().reshape(-1, *[1] * (rank - 2)).astype(dtype)
-    add = ir.Node(
-        "", "Add", [output, _initializer(model, f"{layer.name}.operator.bias_correction", ir.tensor(correction))]
-    )
+    shaped = correction.reshape(-1, *[1] * (rank - 2)).astype(dtype)
+    held = _initializer(model, f"{layer}.operator.bias_correction", ir.tensor(shaped))
+    add = ir.Node("", "Add", [output, held])
     result = add.outputs[0]
     result.type, result.shape = output.type, output.shape
     name = output.name
     ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
     add.replace_input_with(0, output)
-    result.name, output.name = name, _free_name(model, f"{layer.name}.operator.{name}")
+    result.name, output.name = name, _free_name(model, f"{layer}.operator.{name}")
     node.graph.insert_after(node, [add])
+    return held

@@ -24,6 +24,7 @@ from spm_compress.compress.selection import NONE, NOT_INCLUDED, check_patterns
 from spm_compress.compress.settings import CompressSettings
 from spm_compress.compress.staying import in_bits
 from spm_compress.compress.weights import Weights
+from spm_compress.export.probe import Replacement
 from spm_compress.fitting.objective import output_error, regularized
 from spm_compress.forms.candidates import candidates as forms_of
 from spm_compress.forms.candidates import check_forms
@@ -93,11 +94,13 @@ class Candidate:
             return f"{self.kind} {bits}"
         return f"{form_text(self.layer.form.kind, self.layer.form.summary)}, {bits}"
 
-    def matrix(self, weights: Weights) -> Tensor:
-        """Return the matrix (out, in) that the error is of."""
+    def replacement(self, weights: Weights) -> Replacement:
+        """Return what the error is of, with the correction of the bias that goes with it."""
         if self.layer is not None:
-            return self.layer.operator.to_dense()
-        return StoredArray.of(self.job.fit.store, weights.read(self.job.names[0]).float()).decoded()
+            return Replacement(self.layer.operator.to_dense(), self.layer.bias_correction)
+        weight = weights.read(self.job.names[0]).float()
+        matrix = StoredArray.of(self.job.fit.store, weight).decoded()
+        return Replacement(matrix, self.job.bias_correction(weight, matrix))
 
 
 @dataclass(frozen=True)

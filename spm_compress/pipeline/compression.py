@@ -122,7 +122,7 @@ def compress(
         harms = measure_harms(
             weighed,
             weights,
-            lambda matrices: judge.harm(lambda batch: probe.answers(batch, matrices)),
+            lambda replaced: judge.harm(lambda batch: probe.answers(batch, replaced)),
             depends_on,
             cache / f"{own_name(source.path)}.harms.json",
         )
@@ -163,7 +163,7 @@ def compress(
                 within.artifact, source, parts.trained, recover_seconds, cache=kept, beside=beside, watch=watch
             )
             within = files_of_plans.of(within, trained)
-            assert within.artifact is not None
+        assert within.artifact is not None
         write_artifact(within.artifact, output.with_name(f"{output.stem}{SUFFIX}"))
         return replace(within, missed=tuple(_missed(within, targets)))
 

@@ -17,11 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from spm_compress.cache_key import cache_key
 from spm_compress.checkpoint.files import make_folder, write_whole
 from spm_compress.compress.weights import Weights
+from spm_compress.export.probe import Replacement
 from spm_compress.forms.dense import Dense
 from spm_compress.pipeline.candidates import Candidate, Weight
 
@@ -62,11 +61,11 @@ class Harms:
 def measure_harms(
     weights: Sequence[Weight],
     values: Weights,
-    measure: Callable[[Mapping[str, Tensor]], float],
+    measure: Callable[[Mapping[str, Replacement]], float],
     depends_on: Mapping[str, object],
     cache: Path,
 ) -> Harms:
-    """Measure what rule 2 says. measure: {digest: matrix (out, in)} -> harm; depends_on: what else it depends on.
+    """Measure what rule 2 says. measure: {digest: replacement} -> harm; depends_on: what else it depends on.
 
     What was measured before is taken from the cache, weight by weight.
     """
@@ -76,7 +75,7 @@ def measure_harms(
         for candidate in measured_candidates(weight):
             key = cache_key(**depends_on, job=candidate.job, error=repr(candidate.error))
             if key not in known:
-                known[key] = measure({candidate.job.sha256: candidate.matrix(values)})
+                known[key] = measure({candidate.job.sha256: candidate.replacement(values)})
                 _write(cache, known)
             points = found.setdefault(weight.name, {}).setdefault(candidate.kind, [])
             points.append((candidate.error, known[key]))

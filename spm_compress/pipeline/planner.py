@@ -12,10 +12,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from spm_compress.calibration.data import Batch
 from spm_compress.checkpoint.artifact import FittedLayer
+from spm_compress.export.probe import Replacement
 from spm_compress.pipeline.candidates import Candidate, Weight
 from spm_compress.pipeline.harm import Harms
 from spm_compress.pipeline.held_out import Answers, Held
@@ -59,7 +58,7 @@ class Planner:
     """All that plans of one model share. Bytes and seconds of everything but the weights grow by what a file shows.
 
     alone: weight -> bytes that it takes where it is left alone; fit: jobs -> their layers; answer: the model's outputs
-    on a batch, with matrices in the place of weights by their digests.
+    on a batch, with replacements of weights by their digests.
     """
 
     weights: Sequence[Weight]
@@ -68,7 +67,7 @@ class Planner:
     alone: Mapping[str, int]
     times: LayerTimes | None
     fit: Callable[[Sequence[Candidate]], Iterator[FittedLayer]]
-    answer: Callable[[Batch, Mapping[str, Tensor]], Answers]
+    answer: Callable[[Batch, Mapping[str, Replacement]], Answers]
     other_bytes: float
     other_seconds: float = 0.0
 
@@ -124,10 +123,10 @@ class Planner:
         chosen = {weight.name: _choices(weight)[i] for weight, i in zip(self.weights, picked, strict=True)}
         taken = [own[i] for own, i in zip(offers, picked, strict=True)]
         fits = self.fit([each for each in chosen.values() if each is not None])
-        matrices = {layer.sha256: layer.operator.to_dense() for layer in fits}
+        replaced = {layer.sha256: Replacement(layer.operator.to_dense(), layer.bias_correction) for layer in fits}
 
         def answer(batch: Batch) -> Answers:
-            return self.answer(batch, matrices)
+            return self.answer(batch, replaced)
 
         return Plan(
             chosen,

@@ -18,7 +18,7 @@ from spm_compress import open_source, read_artifact
 from spm_compress.compress.job import digest
 from spm_compress.errors import UsageError
 from spm_compress.export import ExportSettings
-from spm_compress.export.probe import open_probe
+from spm_compress.export.probe import Replacement, open_probe
 from spm_compress.export.verification import session
 from spm_compress.pipeline import Compression, PlanSettings, Targets, compress
 from spm_compress.pipeline.candidates import Candidate, Weight
@@ -126,9 +126,16 @@ def test_a_probe_answers_as_the_graph_with_that_matrix(model: Path, tmp_path: Pa
         if each.name == "first/weight":
             each.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(other.numpy().T), each.name))
     onnx.save(graph, tmp_path / "changed.onnx")
-    found = probe.answers({"x": x}, {digest(first): other})["y"]
+    found = probe.answers({"x": x}, {digest(first): Replacement(other)})["y"]
     np.testing.assert_allclose(found, answers(tmp_path / "changed.onnx", x), rtol=1e-4)
     assert np.abs(found - answers(model, x)).max() > 1e-3
+    raised = torch.linspace(-1, 1, 96)
+    for each in graph.graph.initializer:
+        if each.name == "first/bias":
+            each.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(each) + raised.numpy(), each.name))
+    onnx.save(graph, tmp_path / "raised.onnx")
+    found = probe.answers({"x": x}, {digest(first): Replacement(other, raised)})["y"]
+    np.testing.assert_allclose(found, answers(tmp_path / "raised.onnx", x), rtol=1e-4)
     assert probe.bytes_of(digest(first)) == 4 * 96 * 64
 
 
