@@ -53,6 +53,7 @@ def recover(
     device: str = "cpu",
     watch: OnReport | None = None,
     state: Path | None = None,
+    cache: Path | None = None,
 ) -> Recovered:
     """Train the fitted weights of an artifact to answer as the model it was fitted from does on data; no labels.
 
@@ -60,7 +61,7 @@ def recover(
 
     source: that model, a Hugging Face folder, what a factory builds, or an ONNX model, which is imported; data:
     `calibration.read_batches`; beside: the folder that the new artifact is going to lie in; state: where the training
-    is kept, so that it can be resumed (`distill`).
+    is kept, so that it can be resumed; cache: where the teacher's answers are, for the next one (`distill`).
     Deterministic on one machine. Raises what `distill` raises, and UsageError for a source that torch cannot train.
     """
     if not is_live(source) and not isinstance(source, OnnxSource):
@@ -95,6 +96,7 @@ def recover(
         settings,
         watch=watch,
         state=state,
+        cache=cache,
         recipe=recipe,
         storable=list(storable(artifact, student)),
         stored={
