@@ -32,6 +32,8 @@ _FOLDER = re.compile(r"[0-9a-f]{32}")
 _SUFFIX = ".safetensors"
 _DIGEST = "digest"
 _ANSWER = "answer/"
+# Bytes of a file besides its tensors: more than there are in any.
+_MOST_OF_HEADER = 4096
 
 
 class AnswersOnDisk:
@@ -66,7 +68,7 @@ class AnswersOnDisk:
 
     def put(self, key: str, answer: Mapping[str, Tensor]) -> None:
         """Keep an answer, if there is room."""
-        size = sum(x.nbytes for x in answer.values())
+        size = _MOST_OF_HEADER + sum(x.nbytes for x in answer.values())
         if not self._make_room(size):
             return
         tensors = {f"{_ANSWER}{name}": x.detach().cpu().contiguous() for name, x in sorted(answer.items())}
@@ -75,7 +77,8 @@ class AnswersOnDisk:
             write_tensors({**tensors, _DIGEST: self._digest(key, answer)}, self._path(key))
         except SpmError:  # no permission, a full disk
             self._room = 0
-        self._taken += size
+        else:
+            self._taken += _size_of(self._path(key))
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}{_SUFFIX}"
@@ -100,6 +103,13 @@ class AnswersOnDisk:
 
 def _is_ours(folder: Path) -> bool:
     return folder.is_dir() and not folder.is_symlink() and bool(_FOLDER.fullmatch(folder.name))
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # another process has made room
+        return 0
 
 
 def _size(folder: Path) -> int:
