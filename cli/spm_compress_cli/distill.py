@@ -125,8 +125,8 @@ def distill(
 ) -> None:
     """Train a compressed model to answer as the original does: no labels, no code for the task.
 
-    The original is a Hugging Face folder, what --factory builds, or an ONNX model (pip install
-    'spm-compress[train-onnx]').
+    The original is a Hugging Face folder, what --factory builds, a program of torch.export (.pt2), or an ONNX model
+    (pip install 'spm-compress[train-onnx]').
 
     Without ARTIFACT, the one *.spm.safetensors in the working directory is taken. Interrupted, the same command goes on
     where it was.
