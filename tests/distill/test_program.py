@@ -125,11 +125,11 @@ def test_a_program_of_one_batch_size_trains_in_batches_of_that(folder: Path, tmp
 
 
 def test_a_program_that_cannot_be_trained_is_told_so(folder: Path, tmp_path: Path) -> None:
-    class Scaled(Net):
+    class Turned(Net):
         def forward(self, x: Tensor, scale: Tensor) -> dict[str, Tensor]:
-            return {"logits": x @ (self.first.weight * 2).mT * scale}
+            return {"logits": (self.first.weight @ x.mT).mT * scale}
 
-    source = saved(Scaled(), tmp_path / "model.pt2")
+    source = saved(Turned(), tmp_path / "model.pt2")
     artifact = fit_model(source, CompressSettings(FitSettings(stages=2, steps=2), include=("first*",)), beside=tmp_path)
     why = "it does not multiply by a fitted weight in plain products alone"
     assert artifact.source["untrainable"] == why
