@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ __all__ = ["ImportedProgram", "import_program", "why_not_imported_program"]
 _ATEN = torch.ops.aten
 _TURNS: Mapping[Any, tuple[Any, ...]] = {_ATEN.t.default: (), _ATEN.permute.default: ([1, 0],)}
 _SWAPS = _ATEN.transpose.int
+# Name of an input, or None and a constant.
+_Leaf = tuple[str | None, Any]
 # Operators that draw or measure where their argument of this place says that the model was training.
 _TRAINING: Mapping[Any, int] = {_ATEN.dropout.default: 2, _ATEN.native_dropout.default: 2, _ATEN.batch_norm.default: 5}
 
@@ -32,30 +34,33 @@ _TRAINING: Mapping[Any, int] = {_ATEN.dropout.default: 2, _ATEN.native_dropout.d
 class ImportedProgram(ImportedModel):
     """A program in torch: called with its inputs by name, it answers what the program does.
 
-    spec: how the inputs in their order become arguments; constants: place among them -> what is no tensor.
+    own: name of an input -> the program's dtype; given: in the order of its arguments' leaves names, and constants as
+    they are.
     """
 
     def __init__(
         self,
         graph: nn.Module,
-        inputs: Mapping[str, torch.dtype],
+        own: Mapping[str, torch.dtype],
+        given: Sequence[_Leaf],
+        spec: Any,
         members: Mapping[str, str],
         batch: int | None,
-        program: torch.export.ExportedProgram,
     ) -> None:
+        inputs = {name: torch.float32 if dtype.is_floating_point else dtype for name, dtype in own.items()}
         super().__init__(graph, inputs, members, batch)
-        self._signature = program.graph_signature.user_inputs
-        self._spec = program.call_spec.in_spec
+        self.own, self._given, self._spec = own, given, spec
 
     def forward(self, /, **inputs: Tensor) -> Any:
         """Run the program. Raises KeyError for an input that is missing."""
-        given = {name: inputs[name].to(dtype) for name, dtype in self.inputs.items()}
-        positional, named = self.arguments(given)
+        positional, named = self.arguments(inputs, self.inputs)
         return self.graph(*positional, **named)
 
-    def arguments(self, inputs: Mapping[str, Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arguments(
+        self, inputs: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return what the program is called with, of tensors by the names of its inputs."""
-        leaves = [inputs[each] if isinstance(each, str) and each in inputs else each for each in self._signature]
+        leaves = [constant if name is None else inputs[name].to(dtypes[name]) for name, constant in self._given]
         found: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_unflatten(leaves, self._spec)
         return found
 
@@ -77,17 +82,21 @@ def import_program(source: ProgramSource) -> ImportedProgram:
     if why is not None:
         raise SourceError(f"{source.path}: cannot be trained, as {why}")
     graph = _unlifted(source)
-    given = {node.name: node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"}
-    inputs = {name: _dtype(x) for name, x in given.items() if isinstance(x, Tensor)}
+    program = source.program
+    examples = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+    # By the signature's names: the graph calls an `input` input_1.
+    pairs = list(zip(program.graph_signature.user_inputs, examples, strict=True))
+    tensors = {str(name): x for name, x in pairs if isinstance(x, Tensor)}
     for name, calls in _products(graph).items():
         _call_linear(graph, name.removesuffix(".weight"), calls)
     graph.graph.eliminate_dead_code()
     plain = fx.GraphModule(graph, graph.graph)  # torch.export's own refuses eval()
-    members = _members(plain, source.program.state_dict)
+    members = _members(plain, program.state_dict)
     _copy_tensors(plain)
-    sizes = [x.shape[0] for x in given.values() if isinstance(x, Tensor) and x.dim()]
-    batch = next((size for size in sizes if isinstance(size, int)), None)
-    return ImportedProgram(plain, inputs, members, batch, source.program).float().eval()
+    batch = next((x.shape[0] for x in tensors.values() if x.dim() and isinstance(x.shape[0], int)), None)
+    own = {name: x.dtype for name, x in tensors.items()}
+    given = [(str(each), None) if isinstance(x, Tensor) else (None, each) for each, x in pairs]
+    return ImportedProgram(plain, own, given, program.call_spec.in_spec, members, batch).float().eval()
 
 
 def _unlifted(source: ProgramSource) -> fx.GraphModule:
@@ -115,10 +124,6 @@ def _copy_tensors(model: nn.Module) -> None:
                         made = x.detach().clone()
                         copies[id(x)] = nn.Parameter(made) if isinstance(x, nn.Parameter) else made
                     held[name] = copies[id(x)]
-
-
-def _dtype(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.is_floating_point() else x.dtype
 
 
 def _is_training(node: fx.Node) -> bool:

@@ -81,8 +81,7 @@ def _of_program(model: ImportedModel, source: ProgramSource, batch: Mapping[str,
     """Return what the program itself answers, given inputs of its own dtypes. Raises VerificationError."""
     assert isinstance(model, ImportedProgram)
     program = source.program.module(check_guards=False)
-    own = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
-    positional, named = model.arguments({name: batch[name].to(own[name].dtype) for name in model.inputs})
+    positional, named = model.arguments(batch, model.own)
     try:
         with torch.no_grad():
             return _leaves(program(*positional, **named))

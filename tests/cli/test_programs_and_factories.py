@@ -285,7 +285,7 @@ def test_a_program_is_trained_and_exported(folder: Path) -> None:
     assert fit.returncode == 0, fit.stderr
     draw = np.random.default_rng(0)
     data = draw.standard_normal((200, 6)) @ draw.standard_normal((6, 64))
-    np.savez(folder / "data.npz", input_1=data.astype(np.float32))
+    np.savez(folder / "data.npz", input=data.astype(np.float32))
     command = ["distill", "model.spm.safetensors", "--calibration", "data.npz", "--steps", "30", "--batch", "16"]
     run = spm(*command, "--check-every", "10", "--rate", "1e-2", "--json", "--quiet", cwd=folder)
     assert run.returncode == 0, run.stderr
