@@ -10,7 +10,8 @@ from spm_compress.distill.hidden import hidden_distance
 from spm_compress.distill.outputs import Batch
 from spm_compress.distill.relations import projections, relation_distance
 from spm_compress.distill.settings import DistillSettings
-from spm_compress.distill.transformer_blocks import Blocks
+from spm_compress.distill.transformer_blocks import Blocks, chosen
+from spm_compress.errors import UsageError
 
 __all__ = ["Inside"]
 
@@ -24,14 +25,8 @@ class Inside:
     """
 
     def __init__(self, blocks: Blocks, settings: DistillSettings) -> None:
-        hidden = blocks.chosen(settings.hidden_layers, "hidden_layers") if settings.hidden else ()
-        related = blocks.chosen(settings.relation_layers, "relation_layers") if settings.relations else ()
-        states = {f"hidden.{i}": blocks.names[i] for i in hidden}
-        vectors = {
-            f"{kind}.{i}": f"{blocks.names[i]}.{layer}"
-            for i in related
-            for kind, layer in projections(blocks.of_student[i], blocks.names[i]).items()
-        }
+        states = _states(blocks, settings) if settings.hidden else {}
+        vectors = _vectors(blocks, settings) if settings.relations else {}
         self._compared: list[tuple[float, _Distance, set[str]]] = [
             (settings.hidden, hidden_distance, set(states)),
             (settings.relations, relation_distance, set(vectors)),
@@ -56,6 +51,24 @@ class Inside:
             if ran:
                 total = total + weight * distance(ran, teacher, batch)
         return total
+
+
+def _states(blocks: Blocks, settings: DistillSettings) -> dict[str, str]:
+    if not blocks.names:
+        raise UsageError("`hidden`: no layer of the model holds a fitted weight, so it has no blocks; leave it 0")
+    return {f"hidden.{name}": name for name in chosen(blocks.names, settings.hidden_layers, "hidden_layers")}
+
+
+def _vectors(blocks: Blocks, settings: DistillSettings) -> dict[str, str]:
+    pairs = zip(blocks.names, blocks.of_student, strict=True)
+    known = {name: found for name, block in pairs if (found := projections(block))}
+    if not known:
+        raise UsageError(
+            "`relations`: no block with fitted weights has layers that are called query, key and value, q_proj, k_proj "
+            "and v_proj, or alike; use `hidden` in its place"
+        )
+    names = chosen(list(known), settings.relation_layers, "relation_layers")
+    return {f"{kind}.{name}": f"{name}.{layer}" for name in names for kind, layer in known[name].items()}
 
 
 def _layers(model: nn.Module, names: Mapping[str, str]) -> dict[str, nn.Module]:

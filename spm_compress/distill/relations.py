@@ -38,11 +38,10 @@ _WIDTH = 16
 _NOTHING = -1e9
 
 
-def projections(block: nn.Module, name: str) -> dict[str, str]:
+def projections(block: nn.Module) -> dict[str, str]:
     """Return what makes queries, keys and values of a block's first attention: kind -> name of a layer inside.
 
-    The kind of a layer that makes all three is `fused`. Raises UsageError, which says `name`, for a block that has none
-    of the known names.
+    The kind of a layer that makes all three is `fused`. Nothing for a block that has none of the known names.
     """
     for inside, module in block.named_modules():
         prefix = f"{inside}." if inside else ""
@@ -54,10 +53,7 @@ def projections(block: nn.Module, name: str) -> dict[str, str]:
         fused = next((own for own in _FUSED if own in children and _makes_three(children[own])), None)
         if fused is not None:
             return {"fused": f"{prefix}{fused}"}
-    raise UsageError(
-        f"`relations`: {name} has no layers that are called query, key and value, q_proj, k_proj and v_proj, or alike; "
-        "choose others with `relation_layers`, or use `hidden` in its place"
-    )
+    return {}
 
 
 def relation_distance(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], batch: Batch) -> Tensor:

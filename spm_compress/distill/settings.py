@@ -89,11 +89,12 @@ class DistillSettings:
     kept, 0 for the numbers themselves; clip: largest norm of the gradient; loss: None chooses by the model's output;
     hidden: weight of the relative squared error of what the blocks `hidden_layers` answer, beside it; relations: weight
     of the divergence of the relations of attention in the blocks `relation_layers` (`relations.py`); both are last, all
-    or numbers of blocks, '0,2,-1', of those that hold fitted weights; temperature: of both distributions of logits;
-    held_out: share of the data that is never trained on; check_every: steps between two looks at it; patience: looks
-    without a gain after which the training ends early; keep_every: steps between states on disk; longest: tokens of a
-    text; optimizer: a class of torch.optim; remember: GiB of the teacher's answers that are kept, so that it does not
-    have to run on a batch that comes again; remember_disk: GiB of them on disk, where `distill` is told a place.
+    or numbers, '0,2,-1', of blocks that hold fitted weights, and of these of attention; temperature: of both
+    distributions of logits; held_out: share of the data that is never trained on; check_every: steps between two looks
+    at it; patience: looks without a gain after which the training ends early; keep_every: steps between states on disk;
+    longest: tokens of a text; optimizer: a class of torch.optim; remember: GiB of the teacher's answers that are kept,
+    so that it does not have to run on a batch that comes again; remember_disk: GiB of them on disk, where `distill` is
+    told a place.
     """
 
     steps: int = 1000

@@ -101,7 +101,7 @@ T5 = T5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_head
     ],
 )
 def test_queries_keys_and_values_of_real_models_are_found(block: Any, layers: dict[str, str], bert: Path) -> None:
-    assert projections(block(bert), "a block") == layers
+    assert projections(block(bert)) == layers
 
 
 def gpt2() -> tuple[nn.Module, nn.Module]:
@@ -116,7 +116,7 @@ def gpt2() -> tuple[nn.Module, nn.Module]:
 def test_gpt2_makes_them_in_one_layer() -> None:
     teacher, student = gpt2()
     inside = Inside(Blocks(teacher, student), replace(ONE_STEP, relations=1.0, relation_layers="all"))
-    assert inside.names == ["fused.0", "fused.1"]
+    assert inside.names == ["fused.h.0", "fused.h.1"]
     seen: list[TrainingReport] = []
     words = [{"input_ids": torch.randint(0, 20, (4, 6), generator=torch.Generator().manual_seed(i))} for i in range(3)]
     settings = replace(ONE_STEP, steps=20, relations=10.0)
@@ -142,10 +142,12 @@ class Reader(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList([Attention() for _ in range(3)])
 
+        self.pooler = nn.Linear(32, 32)  # fitted, and no block of attention
+
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x = block(x)
-        return x
+        return x + self.pooler(x)
 
 
 @functools.cache
@@ -199,8 +201,11 @@ def test_hidden_states_of_the_chosen_blocks_are_weighed() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"relations": 1.0, "relation_layers": "3"}, r"`relation_layers` 3: there are 3 blocks .* 0 \(blocks.0\) to 2"),
-        ({"hidden": 1.0, "hidden_layers": "0,-4"}, "`hidden_layers` -4: there are 3 blocks"),
+        (
+            {"relations": 1.0, "relation_layers": "3"},
+            r"`relation_layers` 3: there are 3 such blocks .* 0 \(blocks.0\) to 2",
+        ),
+        ({"hidden": 1.0, "hidden_layers": "0,-5"}, r"`hidden_layers` -5: there are 4 such blocks .* to 3 \(pooler\)"),
         ({"relation_layers": "first"}, "`relation_layers` 'first': must be last, all or numbers of blocks"),
         ({"hidden_layers": "9" * 5000}, "`hidden_layers` '9+': must be last"),
         ({"relations": -1.0}, "`relations` -1.0: must be 0 or more"),
@@ -215,7 +220,9 @@ def test_models_without_attention_are_refused() -> None:
     teacher = nn.Sequential(nn.Linear(32, 32), nn.Tanh())
     student = deepcopy(teacher)
     compress_model(student, settings=FitSettings(stages=4, block=8, steps=10))
-    with pytest.raises(UsageError, match="`relations`: 0 has no layers that are called query, key and value"):
+    with pytest.raises(
+        UsageError, match="`relations`: no block with fitted weights has layers that are called query, key and value"
+    ):
         distill(teacher, student, [drawn(4, 32, seed=0)], [drawn(4, 32, seed=1)], replace(ONE_STEP, relations=1.0))
     assert isinstance(student[0], SPMLinear)
     with pytest.raises(UsageError, match=r"the queries of a batch are \(4, 32\), which has no tokens"):

@@ -82,7 +82,7 @@ def test_a_model_of_which_only_tables_were_fitted_has_no_steps_by_blocks(
     found = recover(artifact, source, texts, QUICK, beside=tmp_path, watch=seen.append)
     assert {each.stage for each in seen} == {"outputs"}
     assert found.distilled.after > found.distilled.before
-    with pytest.raises(UsageError, match="`hidden_layers` all: no layer of the model holds a fitted weight"):
+    with pytest.raises(UsageError, match="`hidden`: no layer of the model holds a fitted weight"):
         recover(artifact, source, texts, replace(QUICK, hidden=1.0), beside=tmp_path)
 
 
