@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from spm_compress_cli.cache_folder import CACHE
 from spm_compress_cli.evaluation import evaluation_options, gate_of
 from spm_compress_cli.factory import factory_option
 from spm_compress_cli.interruption import if_interrupted, written_since
@@ -63,6 +64,21 @@ from spm_compress_cli.verbosity import Verbosity, verbosity_options
 @click.option(
     "--hidden", type=float, default=0.0, show_default=True, help="Weight of the error of what each block answers."
 )
+@click.option(
+    "--hidden-layers",
+    default="all",
+    show_default=True,
+    metavar="last|all|N,...",
+    help="Which blocks' answers, of those with fitted weights.",
+)
+@click.option(
+    "--relations",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Weight of how queries, keys and values are to each other (MiniLMv2).",
+)
+@click.option("--relation-layers", default="last", show_default=True, metavar="last|all|N,...", help="In which blocks.")
 @click.option("--temperature", type=float, default=2.0, show_default=True, help="Of logits.")
 @click.option(
     "--train",
@@ -77,6 +93,14 @@ from spm_compress_cli.verbosity import Verbosity, verbosity_options
 @click.option("--patience", type=int, default=10, show_default=True, help="Looks without a gain before it ends early.")
 @click.option("--keep-every", type=int, default=200, show_default=True, help="Steps between states to resume from.")
 @click.option("--longest", type=int, default=128, show_default=True, help="Tokens of a text.")
+@click.option(
+    "--remember-disk",
+    type=float,
+    default=4.0,
+    show_default=True,
+    metavar="GIB",
+    help=f"Of the original's answers, kept in {CACHE} for the next training; 0: none.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the order of the data.")
 @click.option("--log", type=OutputFile(), help="JSON lines, one a look at the held-out data.")
 @click.option("--device", default="cpu", show_default=True, help="Where to train: cpu, cuda, cuda:1, ...")
@@ -101,8 +125,8 @@ def distill(
 ) -> None:
     """Train a compressed model to answer as the original does: no labels, no code for the task.
 
-    The original is a Hugging Face folder, what --factory builds, or an ONNX model (pip install
-    'spm-compress[train-onnx]').
+    The original is a Hugging Face folder, what --factory builds, a program of torch.export (.pt2), or an ONNX model
+    (pip install 'spm-compress[train-onnx]').
 
     Without ARTIFACT, the one *.spm.safetensors in the working directory is taken. Interrupted, the same command goes on
     where it was.
@@ -161,7 +185,15 @@ def distill(
             show(report)
 
         found = recover(
-            fitted, source, calibration, settings, beside=out.parent, device=device, watch=watch, state=state
+            fitted,
+            source,
+            calibration,
+            settings,
+            beside=out.parent,
+            device=device,
+            watch=watch,
+            state=state,
+            cache=CACHE,
         )
     if found.frozen:
         others = f" and {len(found.frozen) - 3} more" if len(found.frozen) > 3 else ""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from spm_compress_cli.cache_folder import CACHE
 from spm_compress_cli.completion import weight_names
 from spm_compress_cli.config import from_option
 from spm_compress_cli.evaluation import evaluation_options, gate_of
@@ -22,9 +23,7 @@ from spm_compress_cli.verbosity import Verbosity, verbosity_options
 if TYPE_CHECKING:
     from spm_compress.compress import CompressSettings, Executor
 
-# Fits at several sizes are kept here, in the working directory, for the next target.
-_CACHE = Path(".spm-compress")
-_FOUND_OUT = f"; what it found out for its plan is kept in {_CACHE}, and the same command goes on from there"
+_FOUND_OUT = f"; what it found out for its plan is kept in {CACHE}, and the same command goes on from there"
 
 
 @click.command()
@@ -162,7 +161,7 @@ def fit(
         source = source_of(read_artifact(repeated), repeated, factory=factory, key=key)
     else:
         source = open_model(model, factory, key, verbosity)
-    found_out = written_since([_CACHE])
+    found_out = written_since([CACHE])
     if gate and not is_live(source):
         raise click.UsageError(
             f"--eval: {source.path} is no model that can be called; a Hugging Face folder is, or give --factory"
@@ -177,7 +176,7 @@ def fit(
     if dry_run:
         with follow(verbosity) as progress:
             selected, forecast = plan_model(
-                source, settings, device=device, progress=progress, data=calibration, cache=_CACHE
+                source, settings, device=device, progress=progress, data=calibration, cache=CACHE
             )
         tell_left_out(source.path, selected.kept, verbosity)
         show_plan(selected, forecast, as_json)
@@ -194,7 +193,7 @@ def fit(
             device=device,
             progress=progress,
             data=calibration,
-            cache=_CACHE,
+            cache=CACHE,
             ledger=ledger,
             executor=_executor(executor, jobs, gpu_share, ship_weights),
             refit=Refit(read_artifact(path), refit) if refit else None,

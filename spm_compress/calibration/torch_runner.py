@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from spm_compress.calibration.data import Batch, check_names, read_batches
 from spm_compress.calibration.padding import real_rows
 from spm_compress.checkpoint.huggingface import module_of
-from spm_compress.checkpoint.imported_graph import ImportedGraph
+from spm_compress.checkpoint.imported_model import ImportedModel
 from spm_compress.checkpoint.modules import load_module
 from spm_compress.checkpoint.source import Source
-from spm_compress.errors import SourceError, first_line
+from spm_compress.errors import SourceError, UsageError, first_line
 from spm_compress.quiet import quiet
 
 __all__ = ["TorchRunner", "as_tensors", "batches_for", "open_torch_runner"]
@@ -137,10 +137,10 @@ def batches_for(
     model: nn.Module, source: Source, data: Path, size: int | None = None, longest: int | None = None
 ) -> list[Batch]:
     """Return the batches of `read_batches` that a model of the source takes. Raises UsageError for other inputs."""
-    if isinstance(model, ImportedGraph):
+    if isinstance(model, ImportedModel):
         batches = read_batches(source, data, model.batch or size, longest)
         check_names(batches, data, list(model.inputs), list(model.inputs))
-        return batches
+        return batches if model.batch is None else _of_size(batches, model.batch, data)
     batches = read_batches(source, data, size, longest)
     parameters = inspect.signature(model.forward).parameters.values()
     known = [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
@@ -149,6 +149,14 @@ def batches_for(
     required = [each.name for each in parameters if each.default is each.empty and each.name in known]
     check_names(batches, data, known, required)
     return batches
+
+
+def _of_size(batches: list[Batch], size: int, data: Path) -> list[Batch]:
+    """Return the batches of this size, all but a smaller last one."""
+    found = [batch for batch in batches if len(next(iter(batch.values()))) == size]
+    if not found:
+        raise UsageError(f"{data}: holds fewer samples than the {size} that the model is made for; give more data")
+    return found
 
 
 def _layers(model: nn.Module, source: Source) -> dict[str, list[_Layer]]:

@@ -66,8 +66,8 @@ class Artifact:
     """A compressed model: fitted layers, kept tensors with their values, and where it came from.
 
     source: {"path", "files"}, where it matters "key" (of the model in a torch file) and "factory"; "live": whether
-    torch can train it, and of an ONNX model "untrainable": why it cannot; settings and versions as in the manifest;
-    tensors: the kept values, which may be read only when asked for.
+    torch can train it, and of an ONNX model or a program "untrainable": why it cannot; settings and versions as in the
+    manifest; tensors: the kept values, which may be read only when asked for.
     recovery: how the model was trained after the fit, if it was; its "retrained" names the kept tensors that are no
     longer the source's.
     curves: name of a weight -> {"stages", "bytes", "error"} at every size that was tried, where sizes were planned.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spm_compress.checkpoint.imported_graph import ImportedGraph
+from spm_compress.checkpoint.imported_model import ImportedModel
 from spm_compress.checkpoint.source import Source
 from spm_compress.checkpoint.unwrapping import bare_names, use_linears
 from spm_compress.errors import SourceError, first_line
@@ -23,7 +23,7 @@ def module_of(tensor: str, model: nn.Module, modules: Container[str]) -> str | N
 
     Names may differ by the model's `base_model_prefix`.
     """
-    if isinstance(model, ImportedGraph):
+    if isinstance(model, ImportedModel):
         module = model.members.get(tensor, "").removesuffix(".weight")
         return module if module in modules else None
     if tensor == "weight" and "" in modules:
@@ -35,10 +35,10 @@ def member_of(name: str, model: nn.Module, members: Container[str]) -> str | Non
     """Return the name of a module or parameter, one of `members`, in a live model, None if it has none of that name.
 
     LoRA's wrappers (peft) leave their own words in the names of what they merged into, compiled and parallel modules
-    theirs before all names; transformers has other names in memory than in the files of some families, and an ONNX
-    graph a table of its own.
+    theirs before all names; transformers has other names in memory than in the files of some families, and what
+    was imported a table of its own.
     """
-    if isinstance(model, ImportedGraph):
+    if isinstance(model, ImportedModel):
         member = model.members.get(name)
         return member if member in members else None
     prefix = getattr(model, "base_model_prefix", "") + "."

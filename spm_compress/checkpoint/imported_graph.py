@@ -21,6 +21,7 @@ import torch
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, ShapeInferencePass
 from torch import Tensor, nn
 
+from spm_compress.checkpoint.imported_model import ImportedModel
 from spm_compress.checkpoint.linear_calls import DOMAIN, are_linear, by_root, place
 from spm_compress.checkpoint.onnx_source import OnnxSource, open_graph
 from spm_compress.checkpoint.products import inline_products
@@ -35,13 +36,8 @@ _COMPARED = ("logits", "last_hidden_state", "output")
 _SOFTMAX_OF_ONE_AXIS = 13
 
 
-class ImportedGraph(nn.Module):
-    """An ONNX graph in torch: called with its inputs by name, it answers with its outputs by name.
-
-    graph: called by position; inputs: name -> dtype, in its order; outputs: names, in its order; members: name of a
-    tensor of the source -> name of the parameter that it became, the matrix of an nn.Linear as (out, in); batch: number
-    of samples that the graph is for, None for any.
-    """
+class ImportedGraph(ImportedModel):
+    """An ONNX graph in torch, called by position: it answers with its outputs by name. outputs: names, in its order."""
 
     def __init__(
         self,
@@ -51,9 +47,8 @@ class ImportedGraph(nn.Module):
         members: Mapping[str, str],
         batch: int | None,
     ) -> None:
-        super().__init__()
-        self.graph = graph
-        self.inputs, self.outputs, self.members, self.batch = inputs, outputs, members, batch
+        super().__init__(graph, inputs, members, batch)
+        self.outputs, self.importer = outputs, importer()
 
     def forward(self, /, **inputs: Tensor) -> dict[str, Tensor]:
         """Run the model. Raises KeyError for an input that is missing."""

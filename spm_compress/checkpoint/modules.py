@@ -9,6 +9,7 @@ from torch import nn
 from spm_compress.checkpoint.factory_source import FactorySource
 from spm_compress.checkpoint.huggingface import has_class, load_huggingface
 from spm_compress.checkpoint.imported_graph import import_graph, why_not_imported
+from spm_compress.checkpoint.imported_program import import_program, why_not_imported_program
 from spm_compress.checkpoint.module_source import BuiltSource
 from spm_compress.checkpoint.onnx_source import OnnxSource
 from spm_compress.checkpoint.program_source import ProgramSource
@@ -26,9 +27,12 @@ def is_live(source: Source) -> bool:
 def why_not_trainable(source: Source, fitted: Collection[str]) -> str | None:
     """Return why torch cannot have the model of a source again and train these fitted weights, None if it can.
 
-    A factory builds it, transformers knows a folder's class, or onnx2fx an ONNX model's operators. Without these
-    libraries nothing is known of a folder or an ONNX model, and it is taken at its word.
+    A factory builds it, transformers knows a folder's class, onnx2fx an ONNX model's operators, or a program has its
+    products as torch's own. Without these libraries nothing is known of a folder or an ONNX model, and it is taken at
+    its word.
     """
+    if isinstance(source, ProgramSource):
+        return why_not_imported_program(source, fitted)
     if isinstance(source, OnnxSource):
         return why_not_imported(source, fitted)
     if source.config is not None and not has_class(source):
@@ -44,13 +48,15 @@ def is_bare(source: Source) -> bool:
 def load_module(source: Source) -> nn.Module:
     """Return the model in float32, in evaluation mode; no code but the user's factory and transformers' own.
 
-    An ONNX model is imported (`import_graph`).
+    An ONNX model and a program are imported (`import_graph`, `import_program`).
     Raises SourceError for a source that is no live model, or one that cannot be loaded.
     """
     if isinstance(source, BuiltSource):
         return source.build()
     if isinstance(source, OnnxSource):
         return import_graph(source)
+    if isinstance(source, ProgramSource):
+        return import_program(source)
     if source.config is None:
         raise SourceError(
             f"{source.path}: holds no model that torch can run; fit a Hugging Face folder, or name a function that "

@@ -18,6 +18,7 @@ from spm_compress.checkpoint.factory_source import FactorySource
 from spm_compress.checkpoint.files import own_name, sha256_of
 from spm_compress.checkpoint.modules import why_not_trainable
 from spm_compress.checkpoint.neighbours import parts
+from spm_compress.checkpoint.program_source import ProgramSource
 from spm_compress.checkpoint.roles import tensors_with_roles
 from spm_compress.checkpoint.source import LazyTensors, Source, key_of
 from spm_compress.checkpoint.tensor_info import TensorInfo
@@ -349,7 +350,7 @@ def _known(source: Source, names: Iterable[str], fitted: Collection[str]) -> dic
         found["onnx"] = is_onnx
     why = why_not_trainable(source, fitted)
     found["live"] = why is None
-    if is_onnx and why is not None:
+    if why is not None and (is_onnx or isinstance(source, ProgramSource)):
         found["untrainable"] = why
     return {**found, "input_first": turned} if turned else found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +16,8 @@ __all__ = ["hidden_distance", "tapped"]
 
 
 @contextmanager
-def tapped(blocks: Sequence[nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Yield a mapping that fills with what each block answers: `hidden.<i>` -> (samples, ..., features)."""
+def tapped(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Yield a mapping that fills with what each module answers: its name -> (samples, ..., features)."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
@@ -26,7 +26,7 @@ def tapped(blocks: Sequence[nn.Module]) -> Iterator[dict[str, Tensor]]:
 
         return hook
 
-    hooks = [block.register_forward_hook(keep(f"hidden.{i}")) for i, block in enumerate(blocks)]
+    hooks = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
     try:
         yield found
     finally:

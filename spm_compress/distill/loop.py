@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
 import time
@@ -17,18 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from spm_compress.codecs import StoredArray
-from spm_compress.distill.hidden import hidden_distance, tapped
-from spm_compress.distill.outputs import Batch, Comparison, comparison
+from spm_compress.distill.optimizer import made_optimizer
+from spm_compress.distill.parts import masked, placed, run, samples_of
 from spm_compress.distill.rounding import RoundedStudent
 from spm_compress.distill.settings import DistillSettings, End, OnReport, TrainingReport
 from spm_compress.distill.shared import shared_changes
 from spm_compress.distill.state import State, load_optimizer, optimizer_tensors, read_state, write_state
-from spm_compress.distill.teacher_cache import TeacherCache
+from spm_compress.distill.teacher import Teacher
 from spm_compress.distill.trainable import choose_trainable, group_of
 from spm_compress.distill.transformer_blocks import Blocks
-from spm_compress.errors import FitError, SourceError, UsageError, first_line
+from spm_compress.errors import FitError, UsageError
 
 __all__ = ["Distilled", "Loader", "distill"]
+
+# Settings that change no number: a training may be resumed with others.
+_WHEREVER = ("remember", "remember_disk")
 
 
 class Loader(Protocol):
@@ -64,6 +66,7 @@ def distill(
     recipe: Mapping[str, Any] | None = None,
     storable: Sequence[str] | None = None,
     stored: Mapping[str, StoredArray] | None = None,
+    cache: Path | None = None,
 ) -> Distilled:
     """Train a student, in place, to answer as its teacher; it ends with the numbers that agreed best on `validation`.
 
@@ -74,9 +77,11 @@ def distill(
     validation: batches that are looked at but never trained on. state: file to resume from and to keep the state in;
     the training resumed ends with the same numbers. recipe: what the state belongs to, besides the settings. storable:
     names of parameters that can be kept afterwards; others stay as they are. stored: parameter of the student -> how a
-    file holds it now: it trains through that rounding, from the latent that it is.
+    file holds it now: it trains through that rounding, from the latent that it is. cache: folder in which the teacher's
+    answers are kept for the next training (`remember_disk`), in memory only without one.
 
-    Raises UsageError for a student without SPM layers, no data, or answers that cannot be compared; FitError where the
+    Raises UsageError for a student without SPM layers, no data, answers that cannot be compared, or `relations` of
+    blocks without attention; FitError where the
     loss is not finite; ArtifactError for the state of another training.
     """
     settings = settings or DistillSettings()
@@ -84,18 +89,22 @@ def distill(
     rounded = RoundedStudent(student, stored or {})
     parameters.update(rounded.ratios)
     with shared_changes(student, parameters, but=stored or {}):
-        training = _Training(teacher, student, parameters, rounded, list(validation), settings)
+        device = next(iter(parameters.values())).device
+        blocks = Blocks(teacher.eval(), student.eval())
+        taught = Teacher(blocks, validation, settings, device, cache)
+        training = _Training(taught, student, parameters, rounded, settings)
         _run_through(training, loader, watch, state, recipe or {})
     found = rounded.fold()
     # By the student as it now is, without the matrices that its tables were trained with.
-    return Distilled(training.step, training.before, training.agreement(), training.compare.loss.value, found)
+    return Distilled(training.step, training.before, training.agreement(), taught.compare.loss.value, found)
 
 
 def _run_through(
     training: _Training, loader: Loader, watch: OnReport | None, state: Path | None, recipe: Mapping[str, Any]
 ) -> None:
     settings = training.settings
-    whole = {**recipe, **settings.to_json(), "parameters": len(training.parameters)}
+    numbers = {name: value for name, value in settings.to_json().items() if name not in _WHEREVER}
+    whole = {**recipe, **numbers, "parameters": len(training.parameters)}
     if state is not None:
         training.resume(read_state(state, whole))
     began, samples = time.perf_counter(), 0
@@ -119,28 +128,19 @@ class _Training:
 
     def __init__(
         self,
-        teacher: nn.Module,
+        teacher: Teacher,
         student: nn.Module,
         parameters: Mapping[str, nn.Parameter],
         rounded: RoundedStudent,
-        validation: list[Any],
         settings: DistillSettings,
     ) -> None:
-        if not validation:
-            raise UsageError("nothing is held out to judge the training by; give more data or a larger share")
-        self.teacher, self.student = teacher.eval(), student.eval()
-        self.parameters, self.rounded = parameters, rounded
-        self.validation, self.settings = validation, settings
+        self.teacher, self.student = teacher, student
+        self.parameters, self.rounded, self.settings = parameters, rounded, settings
+        self.device = teacher.device
+        # Where only tables were fitted there are no blocks.
+        self.block_steps = settings.block_steps if teacher.blocks.names else 0
         self.groups = {name: group_of(name, parameter, student) for name, parameter in parameters.items()}
         self.optimizer = self._optimizer()
-        self.device = next(iter(self.parameters.values())).device
-        self.blocks = Blocks(teacher, student)
-        with torch.no_grad():
-            answers = [_run(teacher, self._placed(part)) for part in validation]
-            self.compare: Comparison = comparison(answers[0], settings.loss, settings.temperature)
-            pairs = zip(answers, validation, strict=True)
-            self.known = torch.cat([self.compare.summary(answer, _masked(part)) for answer, part in pairs])
-        self.teacher_cache = TeacherCache(round(settings.remember * 2**30))
         self.step = self.looks = 0
         self.losses: list[float] = []
         self.before = self.best_agreement = self.agreement()
@@ -149,7 +149,7 @@ class _Training:
 
     def take(self, parts: Sequence[Any]) -> int:
         """Make one step on the batches; return how many samples they had."""
-        if self.step == self.settings.block_steps:
+        if self.step == self.block_steps:
             # The gradients of another loss say nothing of this one's size: with the moments of the first, the second
             # begins with steps many times too long (docs/measurements.md).
             self.optimizer = self._optimizer()
@@ -158,12 +158,12 @@ class _Training:
         self.optimizer.zero_grad()
         total, samples = 0.0, 0
         for part in parts:
-            part = self._placed(part)
+            part = placed(part, self.device)
             with self._precision():
                 loss = self.rounded(partial(self._loss, part)) / len(parts)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
-            samples += _samples(part)
+            samples += samples_of(part)
         if not math.isfinite(total):
             raise FitError(f"the loss is not finite at step {self.step + 1}; use lower learning rates")
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
@@ -176,10 +176,7 @@ class _Training:
     def agreement(self) -> float:
         """Compare the student with its teacher on the held-out data."""
         with torch.no_grad(), self._precision():
-            found = self.rounded(
-                lambda: [self.compare.summary(_run(self.student, self._placed(p)), _masked(p)) for p in self.validation]
-            )
-        return self.compare.agreement(torch.cat(found), self.known)
+            return self.rounded(lambda: self.teacher.agreement(self.student))
 
     def look(self) -> float:
         """Compare with the teacher on the held-out data; keep the numbers if they are the best so far."""
@@ -200,7 +197,7 @@ class _Training:
     @property
     def rate(self) -> float:
         """Share of the highest learning rates: in each stage it rises linearly, then falls."""
-        settings, blocks = self.settings, self.settings.block_steps
+        settings, blocks = self.settings, self.block_steps
         done, steps = (self.step, blocks) if self.step < blocks else (self.step - blocks, settings.steps - blocks)
         rise = min(1.0, (done + 1) / (settings.warm_up * steps + 1))
         part = done / max(1, steps)
@@ -208,7 +205,7 @@ class _Training:
 
     def progress(self, rows: float, looked: float | None) -> TrainingReport:
         """Say where the training stands."""
-        stage = "blocks" if self.step <= self.settings.block_steps else "outputs"
+        stage = "blocks" if self.step <= self.block_steps else "outputs"
         loss = sum(self.losses) / len(self.losses)
         return TrainingReport(self.step, self.settings.steps, stage, loss, self.rate, rows, looked, self.best_agreement)
 
@@ -240,23 +237,9 @@ class _Training:
         self.best_agreement, self.before = state.agreement, state.before
 
     def _loss(self, part: Any) -> Tensor:
-        masked = _masked(part)
-        if self.step < self.settings.block_steps:
-            return self.blocks.distance(masked, lambda model: _run(model, part))
-        target = self.teacher_cache.to(part, lambda: self._target(part))
-        with tapped(self.blocks.of_student if self.settings.hidden else ()) as hidden:
-            answer = _run(self.student, part)
-        loss = self.compare.distance(answer, target, masked)
-        if hidden:
-            loss = loss + self.settings.hidden * hidden_distance(hidden, target, masked)
-        return loss
-
-    @torch.no_grad()
-    def _target(self, part: Any) -> dict[str, Tensor]:
-        """Return what the student's answer is compared with, in memory of its own."""
-        with tapped(self.blocks.of_teacher if self.settings.hidden else ()) as hidden:
-            compared = self.compare.compared(_run(self.teacher, part))
-        return {name: x.clone() for name, x in {**compared, **hidden}.items()}
+        if self.step < self.block_steps:
+            return self.teacher.blocks.distance(masked(part), lambda model: run(model, part))
+        return self.teacher.distance(self.student, part)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -274,15 +257,10 @@ class _Training:
         groups: dict[str, list[nn.Parameter]] = {}
         for name, parameter in self.parameters.items():
             groups.setdefault(self.groups[name], []).append(parameter)
-        return _optimizer([{"params": own, "group": name} for name, own in groups.items()], self.settings)
+        return made_optimizer([{"params": own, "group": name} for name, own in groups.items()], self.settings)
 
     def _copied(self) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-
-    def _placed(self, part: Any) -> Any:
-        if isinstance(part, Mapping):
-            return {name: x.to(self.device) for name, x in part.items()}
-        return (part[0] if isinstance(part, (tuple, list)) else part).to(self.device)
 
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
@@ -308,41 +286,3 @@ def _steps(loader: Loader, accumulate: int, done: int) -> Iterator[list[Any]]:
                 parts = []
         if empty:
             raise UsageError("there is no data to train on")
-
-
-# Adam's own 0.999 remembers the gradients of a thousand steps, about as many as there are.
-_BETAS = (0.9, 0.99)
-
-
-def _optimizer(groups: list[dict[str, Any]], settings: DistillSettings) -> torch.optim.Optimizer:
-    kind = getattr(torch.optim, settings.optimizer)
-    takes = inspect.signature(kind).parameters
-    if "lr" not in takes or kind in (torch.optim.LBFGS, torch.optim.SparseAdam):
-        raise UsageError(
-            f"`optimizer` {settings.optimizer!r}: does not step on one dense gradient at a time; use AdamW"
-        )
-    wanted = {"weight_decay": settings.weight_decay, "betas": _BETAS}
-    chosen: dict[str, Any] = {name: value for name, value in wanted.items() if name in takes}
-    if "fused" in takes and all(each.device.type == "cpu" for group in groups for each in group["params"]):
-        chosen["fused"] = True  # AdamW on a table of 30522x384: 18 ms, 119 one operation after the other
-    try:
-        optimizer: torch.optim.Optimizer = kind(groups, lr=settings.rates.spm, **chosen)
-    except ValueError as error:  # Muon takes matrices only
-        raise UsageError(f"`optimizer` {settings.optimizer!r}: {first_line(error)}; use AdamW") from error
-    return optimizer
-
-
-def _run(model: nn.Module, part: Any) -> Any:
-    try:
-        return model(**part) if isinstance(part, Mapping) else model(part)
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError) as error:  # the user's own
-        raise SourceError(f"the model does not run on the data ({first_line(error)})") from error
-
-
-def _masked(part: Any) -> Batch:
-    return part if isinstance(part, Mapping) else {}
-
-
-def _samples(part: Any) -> int:
-    first = next(iter(part.values())) if isinstance(part, Mapping) else part
-    return len(first)

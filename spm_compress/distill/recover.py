@@ -12,13 +12,15 @@ from torch import nn
 
 from spm_compress.checkpoint.artifact import Artifact
 from spm_compress.checkpoint.files import sha256_of
-from spm_compress.checkpoint.imported_graph import ImportedGraph, importer
+from spm_compress.checkpoint.imported_model import ImportedModel
 from spm_compress.checkpoint.modules import is_live, load_module
 from spm_compress.checkpoint.onnx_source import OnnxSource
 from spm_compress.checkpoint.source import Source
+from spm_compress.checkpoint.unwrapping import copied
 from spm_compress.codecs import Rounding
 from spm_compress.compress.live import frozen, load_model, parameters_of, refreshed, storable
-from spm_compress.distill.imported import require_trainable, require_true_import
+from spm_compress.compress.module import apply_artifact
+from spm_compress.distill.imported import is_imported, require_trainable, require_true_import
 from spm_compress.distill.loop import Distilled, distill
 from spm_compress.distill.samples import samples
 from spm_compress.distill.settings import DistillSettings, OnReport
@@ -53,24 +55,26 @@ def recover(
     device: str = "cpu",
     watch: OnReport | None = None,
     state: Path | None = None,
+    cache: Path | None = None,
 ) -> Recovered:
     """Train the fitted weights of an artifact to answer as the model it was fitted from does on data; no labels.
 
     What is stored in few bits, or in float16, trains through that rounding, and is stored as it was judged.
 
-    source: that model, a Hugging Face folder, what a factory builds, or an ONNX model, which is imported; data:
+    source: that model, a Hugging Face folder, what a factory builds, or a graph (ONNX, .pt2), which is imported; data:
     `calibration.read_batches`; beside: the folder that the new artifact is going to lie in; state: where the training
-    is kept, so that it can be resumed (`distill`).
+    is kept, so that it can be resumed; cache: where the teacher's answers are, for the next one (`distill`).
     Deterministic on one machine. Raises what `distill` raises, and UsageError for a source that torch cannot train.
     """
-    if not is_live(source) and not isinstance(source, OnnxSource):
+    if not is_live(source) and not is_imported(source):
         raise UsageError(
-            f"{source.path}: has no model that torch can train; distill needs a Hugging Face folder, an ONNX model or "
-            "a `factory` (in Python, spm_compress.distill.distill takes any two modules)"
+            f"{source.path}: has no model that torch can train; distill needs a Hugging Face folder, an ONNX model, a "
+            ".pt2 or a `factory` (in Python, spm_compress.distill.distill takes any two modules)"
         )
-    if isinstance(source, OnnxSource):
+    if is_imported(source):
         require_trainable(source, [name for layer in artifact.layers for name in layer.names])
-    teacher, student = load_module(source), load_model(artifact, source, as_stored=True)
+    teacher = load_module(source)
+    student = _student(artifact, source, teacher)
     untrained = frozen(artifact, student)
     if artifact.layers and len(untrained) == len(artifact.layers):
         raise UsageError(
@@ -80,7 +84,7 @@ def recover(
     held = parameters_of(artifact, student)
     _begin_latents(artifact, student, source, held)
     loader, validation = samples(teacher, source, data, settings)
-    if isinstance(source, OnnxSource) and isinstance(teacher, ImportedGraph):
+    if isinstance(teacher, ImportedModel):
         require_true_import(teacher, source, validation[0])
     recipe = {
         "artifact": _digest(artifact),
@@ -95,6 +99,7 @@ def recover(
         settings,
         watch=watch,
         state=state,
+        cache=cache,
         recipe=recipe,
         storable=list(storable(artifact, student)),
         stored={
@@ -113,8 +118,8 @@ def recover(
         "data": {"file": data.name, "sha256": recipe["data"]},
         "settings": settings.to_json(),
     }
-    if isinstance(teacher, ImportedGraph):
-        recovery["imported_by"] = importer()
+    if isinstance(teacher, ImportedModel) and teacher.importer is not None:
+        recovery["imported_by"] = teacher.importer
     if untrained:
         recovery["frozen"] = list(untrained)
     stored = {
@@ -126,6 +131,15 @@ def recover(
     }
     found = refreshed(artifact, student, source, beside=beside, recovery=recovery, stored=stored)
     return Recovered(found, teacher, student, distilled, untrained)
+
+
+def _student(artifact: Artifact, source: Source, teacher: nn.Module) -> nn.Module:
+    """Return the compressed model; of an imported graph from a copy, which is made in an eighth of the time."""
+    if not isinstance(source, OnnxSource):
+        return load_model(artifact, source, as_stored=True)
+    student = copied(teacher)
+    apply_artifact(student, artifact, as_stored=True)
+    return student
 
 
 @torch.no_grad()

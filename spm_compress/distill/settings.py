@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -14,6 +15,9 @@ from spm_compress.errors import UsageError
 from spm_compress.forms.settings import LARGEST_SEED
 
 __all__ = ["DistillSettings", "End", "Loss", "Rates", "Trained", "TrainingReport"]
+
+
+_LAYERS = re.compile(r"last|all|-?\d{1,4}(,-?\d{1,4})*", re.ASCII)
 
 
 class Loss(enum.Enum):
@@ -83,11 +87,14 @@ class DistillSettings:
     `accumulate` batches one after the other; rates: the highest, after the share `warm_up` of steps, then falling to
     nothing as `end` says; average: decay of the mean of all numbers over the steps, which is then what is judged and
     kept, 0 for the numbers themselves; clip: largest norm of the gradient; loss: None chooses by the model's output;
-    hidden: weight of the relative squared error of what the blocks answer, beside it; temperature: of both
+    hidden: weight of the relative squared error of what the blocks `hidden_layers` answer, beside it; relations: weight
+    of the divergence of the relations of attention in the blocks `relation_layers` (`relations.py`); both are last, all
+    or numbers, '0,2,-1', of blocks that hold fitted weights, and of these of attention; temperature: of both
     distributions of logits; held_out: share of the data that is never trained on; check_every: steps between two looks
     at it; patience: looks without a gain after which the training ends early; keep_every: steps between states on disk;
     longest: tokens of a text; optimizer: a class of torch.optim; remember: GiB of the teacher's answers that are kept,
-    so that it does not have to run on a batch that comes again.
+    so that it does not have to run on a batch that comes again; remember_disk: GiB of them on disk, where `distill` is
+    told a place.
     """
 
     steps: int = 1000
@@ -102,6 +109,9 @@ class DistillSettings:
     block_share: float = 0.1
     loss: Loss | None = None
     hidden: float = 0.0
+    hidden_layers: str = "all"
+    relations: float = 0.0
+    relation_layers: str = "last"
     temperature: float = 2.0
     trained: Trained = Trained.SPM
     held_out: float = 0.02
@@ -111,6 +121,7 @@ class DistillSettings:
     longest: int = 128
     optimizer: str = "AdamW"
     remember: float = 1.0
+    remember_disk: float = 4.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -131,9 +142,12 @@ class DistillSettings:
             raise UsageError(f"`temperature` {self.temperature}: must be above 0")
         if not 0 <= self.average < 1:
             raise UsageError(f"`average` {self.average}: must be 0 or more and less than 1")
-        for name in ("weight_decay", "hidden"):
+        for name in ("weight_decay", "hidden", "relations", "remember_disk"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"`{name}` {getattr(self, name)}: must be 0 or more")
+        for name in ("hidden_layers", "relation_layers"):
+            if not _LAYERS.fullmatch(getattr(self, name)):
+                raise UsageError(f"`{name}` {getattr(self, name)!r}: must be last, all or numbers of blocks, 0,2,-1")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise UsageError(f"`seed` {self.seed}: must be between 0 and {LARGEST_SEED}")
         kind = getattr(torch.optim, self.optimizer, None)

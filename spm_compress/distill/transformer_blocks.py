@@ -5,16 +5,17 @@ Teacher-forced, so no block waits for those before it to be right, and no gradie
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spm_compress.distill.outputs import Batch, squared_error
+from spm_compress.errors import UsageError
 from spm_compress.layers.linear import FormLinear
 
-__all__ = ["Blocks", "first_of"]
+__all__ = ["Blocks", "chosen", "first_of"]
 
 
 class Blocks:
@@ -25,7 +26,7 @@ class Blocks:
 
     def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
         names = _block_names(student)
-        self.teacher, self.names = teacher, names
+        self.teacher, self.student, self.names = teacher, student, names
         self.of_teacher = [teacher.get_submodule(name) for name in names]
         self.of_student = [student.get_submodule(name) for name in names]
 
@@ -69,6 +70,23 @@ def _block_names(student: nn.Module) -> list[str]:
         if block not in found:
             found.append(block)
     return found
+
+
+def chosen(names: Sequence[str], text: str, field: str) -> list[str]:
+    """Return some of the names of blocks: `last`, `all`, or those of places, '0,2,-1', below 0 counted from the end.
+
+    Raises UsageError, which says `field`, for a block that is not there.
+    """
+    if text in ("last", "all"):
+        return list(names[-1 if text == "last" else 0 :])
+    count, wanted = len(names), [int(each) for each in text.split(",")]
+    missing = next((each for each in wanted if not -count <= each < count), None)
+    if missing is not None:
+        raise UsageError(
+            f"`{field}` {missing}: there are {count} such blocks with fitted weights, 0 ({names[0]}) to {count - 1} "
+            f"({names[-1]})"
+        )
+    return [names[i] for i in sorted({each % count for each in wanted})]
 
 
 def first_of(answer: Any) -> Tensor:

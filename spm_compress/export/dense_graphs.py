@@ -43,7 +43,7 @@ def dense_graphs(
         put_back(model, changed or {})
         return [DenseGraph(model)]
     if isinstance(source, ProgramSource):
-        return [DenseGraph(from_program(source.program))]
+        return [DenseGraph(from_program(source.program, changed))]
     if isinstance(source, BuiltSource):
         return [from_built(source, changed)]
     if source.config is not None:

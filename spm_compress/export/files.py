@@ -18,7 +18,7 @@ from spm_compress.calibration.data import read_batches
 from spm_compress.checkpoint.artifact import Artifact, FittedLayer
 from spm_compress.checkpoint.files import write_whole, write_whole_set
 from spm_compress.checkpoint.keys import is_storable
-from spm_compress.checkpoint.modules import is_live
+from spm_compress.checkpoint.modules import is_bare
 from spm_compress.checkpoint.onnx_source import open_graph
 from spm_compress.checkpoint.source import Source, open_source
 from spm_compress.compress.module import apply_artifact
@@ -96,7 +96,7 @@ def export_onnx(
     VerificationError if ONNX Runtime and torch differ.
     """
     settings = settings or ExportSettings()
-    if artifact.retrained and (graph is not None or source is None or not (is_live(source) or source.graph)):
+    if artifact.retrained and (graph is not None or source is None or is_bare(source)):
         raise ExportError(
             f"the artifact was trained after its fit, and a graph with its {len(artifact.retrained)} changed biases "
             "and norms can be made from the model that was fitted only; leave `graph` out"

@@ -123,9 +123,18 @@ def _flat(answer: Any) -> list[Tensor]:
     return [leaf for leaf in torch.utils._pytree.tree_leaves(answer) if isinstance(leaf, Tensor)]
 
 
-def from_program(program: torch.export.ExportedProgram) -> ir.Model:
-    """Export a program of torch.export; what is dynamic in it stays so. Raises ExportError as `from_module`."""
-    return _exported(program)
+def from_program(program: torch.export.ExportedProgram, changed: Mapping[str, Tensor] | None = None) -> ir.Model:
+    """Export a program of torch.export; what is dynamic in it stays so. Raises ExportError as `from_module`.
+
+    changed: tensors that have other values than the program's.
+    """
+    held = program.state_dict
+    before = {name: held[name] for name in changed or {}}
+    try:
+        held.update({name: nn.Parameter(x.to(before[name])) for name, x in (changed or {}).items()})
+        return _exported(program)
+    finally:
+        held.update(before)
 
 
 def from_module(

@@ -215,7 +215,7 @@ def _advice(artifact: Artifact) -> str:
     if "untrainable" in artifact.source:
         why = artifact.source["untrainable"]
         return f"use more stages, or fit the model that the graph was exported from; distill cannot train it ({why})"
-    return "use more stages, or fit its Hugging Face folder, factory or ONNX model, which distill can train"
+    return "use more stages, or fit its Hugging Face folder, factory, ONNX model or .pt2, which distill can train"
 
 
 def _verdict(mean: float, worst: float | None, outputs: Sequence[float], advice: str) -> str:

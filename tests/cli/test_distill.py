@@ -11,6 +11,7 @@ import pytest
 from running import spm
 from test_interruption import interrupted
 
+from spm_compress import read_artifact
 from spm_compress.distill.state import kept_step
 
 QUICK = ["--steps", "24", "--batch", "8", "--check-every", "8", "--held-out", "0.2"]
@@ -37,7 +38,8 @@ def fitted(bert: Path, texts: Path, tmp_path: Path) -> Path:
 
 
 def test_distill_report_export(fitted: Path) -> None:
-    run = spm("distill", "--calibration", "texts.txt", *QUICK, "--log", "log.jsonl", "--json", cwd=fitted)
+    inside = ["--relations", "0.1", "--relation-layers", "all", "--hidden", "0.1", "--hidden-layers", "0"]
+    run = spm("distill", "--calibration", "texts.txt", *QUICK, *inside, "--log", "log.jsonl", "--json", cwd=fitted)
     assert run.returncode == 0, run.stderr
     assert "[24/24] outputs: loss" in run.stderr
     told = json.loads(run.stdout)
@@ -47,6 +49,9 @@ def test_distill_report_export(fitted: Path) -> None:
     assert [line["step"] for line in lines] == [8, 16, 24]
     assert lines[-1]["best"] == told["recovery"]["after"]
     assert not (fitted / "bert.recovered.spm.safetensors.state").exists()
+    settings = read_artifact(fitted / "bert.recovered.spm.safetensors").recovery["settings"]
+    assert (settings["relation_layers"], settings["hidden_layers"]) == ("all", "0")
+    assert list((fitted / ".spm-compress" / "teacher").glob("*/*.safetensors"))
     report = spm("report", "bert.recovered.spm.safetensors", cwd=fitted)
     assert "trained for 24 steps on texts.txt" in " ".join(report.stdout.split())
     export = spm("export", "bert.recovered.spm.safetensors", "--onnx", "out.onnx", "--lowering", "blocks", cwd=fitted)

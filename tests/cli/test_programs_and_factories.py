@@ -269,8 +269,27 @@ def test_a_weight_of_no_linear_layer_is_said_not_to_be_trained(folder: Path) -> 
 
 
 def test_what_has_no_live_model_is_not_told_to_be_trained(folder: Path) -> None:
+    model = save_program(folder / "model.pt2")
+    save_file(model.state_dict(), folder / "weights.safetensors")
+    said = []
+    for name in ("weights.safetensors", "model.pt2"):
+        run = spm("fit", name, "--stages", "2", "--steps", "1", cwd=folder)
+        said.append(" ".join(run.stdout.split()))
+    assert "or fit its Hugging Face folder, factory, ONNX model or .pt2, which distill can train" in said[0]
+    assert "train its SPM layers further before use (distill)" in said[1]
+
+
+def test_a_program_is_trained_and_exported(folder: Path) -> None:
     save_program(folder / "model.pt2")
-    run = spm("fit", "model.pt2", "--stages", "2", "--steps", "1", cwd=folder)
-    assert "or fit its Hugging Face folder, factory or ONNX model, which distill can train" in " ".join(
-        run.stdout.split()
-    )
+    fit = spm("fit", "model.pt2", "--stages", "4", "--block", "8", "--steps", "10", "--quiet", cwd=folder)
+    assert fit.returncode == 0, fit.stderr
+    draw = np.random.default_rng(0)
+    data = draw.standard_normal((200, 6)) @ draw.standard_normal((6, 64))
+    np.savez(folder / "data.npz", input=data.astype(np.float32))
+    command = ["distill", "model.spm.safetensors", "--calibration", "data.npz", "--steps", "30", "--batch", "16"]
+    run = spm(*command, "--check-every", "10", "--rate", "1e-2", "--json", "--quiet", cwd=folder)
+    assert run.returncode == 0, run.stderr
+    recovery = json.loads(run.stdout)["recovery"]
+    assert recovery["after"] > recovery["before"]
+    run = spm("export", "model.recovered.spm.safetensors", "--onnx", "out.onnx", "--lowering", "blocks", cwd=folder)
+    assert run.returncode == 0, run.stderr

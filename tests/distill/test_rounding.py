@@ -14,6 +14,7 @@ from spm_compress.checkpoint import Source
 from spm_compress.codecs import parse_bits
 from spm_compress.compress import load_model
 from spm_compress.distill import DistillSettings, Rates, Trained, TrainingReport, recover
+from spm_compress.errors import UsageError
 from spm_compress.forms.spm.structure import Mixer
 
 QUICK = DistillSettings(steps=24, batch=8, check_every=8, held_out=0.2, block_share=0.2, rates=Rates.parse("3e-3"))
@@ -70,6 +71,19 @@ def test_the_training_begins_with_what_the_file_computes(source: Source, texts: 
     found = recover(artifact, source, texts, slow, beside=tmp_path)
     for layer, now in zip(artifact.layers, found.artifact.layers, strict=True):
         assert torch.equal(layer.operator.to_dense(), now.operator.to_dense()), layer.name
+
+
+def test_a_model_of_which_only_tables_were_fitted_has_no_steps_by_blocks(
+    source: Source, texts: Path, tmp_path: Path
+) -> None:
+    settings = CompressSettings(FitSettings(), include=("none",), table=parse_bits("2"))
+    artifact = fit_model(source, settings, beside=tmp_path)
+    seen: list[TrainingReport] = []
+    found = recover(artifact, source, texts, QUICK, beside=tmp_path, watch=seen.append)
+    assert {each.stage for each in seen} == {"outputs"}
+    assert found.distilled.after > found.distilled.before
+    with pytest.raises(UsageError, match="`hidden`: no layer of the model holds a fitted weight"):
+        recover(artifact, source, texts, replace(QUICK, hidden=1.0), beside=tmp_path)
 
 
 class _StoppedError(Exception):
