@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from spm_compress_cli.cache_folder import CACHE
 from spm_compress_cli.factory import factory_option
 from spm_compress_cli.interruption import if_interrupted, written_since
 from spm_compress_cli.opening import key_option, open_model
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
     from spm_compress.distill import TrainingReport
     from spm_compress.pipeline import PlanSettings, Targets
 
-# Fits, harms and moments are kept here, in the working directory, for the next target.
-_CACHE = Path(".spm-compress")
-_FOUND_OUT = f"; what it found out is kept in {_CACHE}, and the same command goes on from there"
+_FOUND_OUT = f"; what it found out is kept in {CACHE}, and the same command goes on from there"
 
 
 @click.command()
@@ -107,7 +106,7 @@ def compress(
     check_provider(provider)
     source = open_model(model, factory, key, verbosity)
     keep_apart("--output", output, [*files_of(source), calibration])
-    written, found_out = written_since([output]), written_since([_CACHE])
+    written, found_out = written_since([output]), written_since([CACHE])
     if_interrupted(lambda: written() or (found_out() and _FOUND_OUT))
     with ExitStack() as training, ExitStack() as fits:  # one set of bars at a time
 
@@ -125,7 +124,7 @@ def compress(
             settings=settings,
             export=ExportSettings(batches=batches, sequence=sequence, threads=threads, provider=provider),
             recover_seconds=seconds,
-            cache=_CACHE,
+            cache=CACHE,
             dry_run=dry_run,
             progress=progress,
             watch=lambda report: trained()(report),

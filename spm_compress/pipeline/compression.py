@@ -158,9 +158,9 @@ def compress(
         assert within.artifact is not None
         if recover_seconds and within.artifact.layers:
             say("training")
-            kept, beside = cache / "training", output.parent
+            beside = output.parent
             trained = recovered(
-                within.artifact, source, parts.trained, recover_seconds, cache=kept, beside=beside, watch=watch
+                within.artifact, source, parts.trained, recover_seconds, cache=cache, beside=beside, watch=watch
             )
             within = files_of_plans.of(within, trained)
         assert within.artifact is not None

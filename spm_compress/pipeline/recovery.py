@@ -39,22 +39,24 @@ def recovered(
 ) -> Artifact:
     """Return the artifact trained on data for about so many seconds on this machine, at least one step.
 
-    cache: folder where the training is kept until it has ended, and the number of its steps for good. Interrupted, the
-    same call goes on and ends with the same numbers. Raises what `recover` raises.
+    cache: folder where the training is kept until it has ended, the number of its steps for good, and the teacher's
+    answers as `recover` keeps them. Interrupted, the same call goes on and ends with the same numbers. Raises what
+    `recover` raises.
     """
     numbers = [(layer.sha256, layer.form, dict(layer.stored.tensors)) for layer in artifact.layers]
     digest = cache_key(layers=numbers, data=sha256_of(data), seconds=seconds, seed=seed)[:24]
-    make_folder(cache)
-    kept = cache / f"{digest}.steps.json"
+    folder = cache / "training"
+    make_folder(folder)
+    kept = folder / f"{digest}.steps.json"
     settings = replace(_SETTINGS, seed=seed)
     steps = _known(kept)
     if steps is None:
         steps = max(1, int(seconds / _seconds_a_step(artifact, source, data, settings, beside)))
         with write_whole(kept) as temporary:
             temporary.write_text(json.dumps({"steps": steps}), encoding="utf-8")
-    state = cache / f"{digest}.state"
+    state = folder / f"{digest}.state"
     wanted = replace(settings, steps=steps, check_every=max(1, steps // _LOOKS), keep_every=max(1, steps // _LOOKS))
-    found = recover(artifact, source, data, wanted, beside=beside, watch=watch, state=state).artifact
+    found = recover(artifact, source, data, wanted, beside=beside, watch=watch, state=state, cache=cache).artifact
     state.unlink(missing_ok=True)
     return found
 

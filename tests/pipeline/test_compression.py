@@ -189,3 +189,18 @@ def test_a_damaged_cache_only_costs_time(model: Path, data: Path, tmp_path: Path
     assert len(json.loads(cache.read_text())) > 3
     cache.write_text("{damaged")
     assert made(model, data, tmp_path, Targets(0.4), dry_run=True).plan.harm == first.plan.harm
+
+
+def test_time_for_a_recovery_trains_what_was_planned_and_another_run_ends_with_the_same_bytes(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx2fx", reason="onnx2fx is for Python 3.11 or later")
+    first = made(model, data, tmp_path, Targets(0.3), recover_seconds=0.3)
+    written = [(tmp_path / file).read_bytes() for file in ("out.onnx", "out.spm.safetensors")]
+    assert first.artifact is not None and first.artifact.recovery is not None
+    assert first.artifact.recovery["steps"] >= 1 and first.file is not None
+    assert first.file.bytes <= 0.3 * first.float32_bytes
+    made(model, data, tmp_path, Targets(0.3), recover_seconds=0.3)
+    assert [(tmp_path / file).read_bytes() for file in ("out.onnx", "out.spm.safetensors")] == written
+    assert len(list((tmp_path / "cache" / "training").glob("*.steps.json"))) == 1
+    assert not list((tmp_path / "cache" / "training").glob("*.state"))
