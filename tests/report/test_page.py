@@ -134,7 +134,7 @@ def test_the_same_report_gives_the_same_bytes(planned: tuple[Artifact, Path]) ->
 
 def test_what_is_attached_must_be_known(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{\n  "schema": "spm-compress/report/1"\n}')
-    with pytest.raises(UsageError, match=r"is spm-compress/report/1; give the JSON of an inspection or a bench"):
+    with pytest.raises(UsageError, match=r"is spm-compress/report/1; give the JSON of an inspection, a bench or"):
         read_attachments([tmp_path / "other.json"])
     (tmp_path / "empty.json").touch()
     with pytest.raises(SpmError, match="holds no JSON object"):
