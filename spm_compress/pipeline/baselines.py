@@ -1,8 +1,8 @@
 """The rivals of a compressed model: what ONNX Runtime's own tools make of the same float32 file.
 
-Int4, tried on MiniLM (float32 90.9 MB; agreement on 200 held-out sentences, one thread): blocks of 32 rounded to nearest
-with zero points take 14.7 MB at 0.965, blocks of 128 12.3 MB at 0.945, and these two are kept. In between, 64 has 13.1 MB
-at 0.953; blocks of 16 take 17.9 MB at 0.973, more than int8 with tables in int4 needs. Without zero points 32 has 0.957.
+Int4, tried on MiniLM (float32 90.9 MB; agreement on 200 held-out sentences, one thread): rounded to nearest with zero
+points, blocks of 32 take 14.7 MB at 0.965, blocks of 128 12.3 MB at 0.945, and these two are kept. In between, 64 has
+13.1 MB at 0.953; 16 takes 17.9 MB at 0.973, dominated by 17.1 MB of int8 with tables in int4. Symmetric, 32 has 0.957.
 Half-quadratic quantization has 0.970 at 15.9 MB (its zero points are float32), but it knows no `accuracy_level` and a
 single sentence takes it two to four times as long; k_quant has 0.964 at 14.7 MB and fails at blocks of 128 on 384
 features. `accuracy_level` 4, products of int8, changes agreement by 0.0003.
@@ -19,6 +19,7 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto
 
+from spm_compress.checkpoint.onnx_source import open_graph
 from spm_compress.errors import ExportError, SpmError, first_line
 from spm_compress.export.saving import size_of
 from spm_compress.export.verification import session
@@ -98,7 +99,7 @@ def write_baselines(
 
     progress: is told a line a baseline. Raises SpmError if `float32` itself cannot be loaded.
     """
-    session(float32)
+    _check(float32)
     folder.mkdir(parents=True, exist_ok=True)
     made, left_out = [], []
     for name, write in baselines.items():
@@ -115,7 +116,7 @@ def write_baselines(
 
 
 def _write(write: WriteBaseline, float32: Path, path: Path) -> None:
-    """Write one baseline. Raises ExportError where the tool fails or saves nothing, VerificationError for its file."""
+    """Write one baseline. Raises SpmError where the tool fails or saves nothing, or its file cannot be loaded."""
     try:
         with quiet():
             write(float32.resolve(), path)
@@ -123,13 +124,18 @@ def _write(write: WriteBaseline, float32: Path, path: Path) -> None:
         raise
     except Exception as error:  # the tools of others assert, and raise many types
         raise ExportError(f"ONNX Runtime's tool fails ({type(error).__name__}: {first_line(error)})") from error
-    session(path)
+    _check(path)
     if size_of(path) >= size_of(float32):
         raise ExportError("ONNX Runtime's tool makes the file no smaller")
 
 
+def _check(path: Path) -> None:
+    open_graph(path)  # knows every way in which a file is no model
+    session(path)
+
+
 def _folded(path: Path, folder: Path) -> Path:
-    """Return the graph as ONNX Runtime simplifies it for every machine: constants are initializers, functions inlined."""
+    """Return the graph as ONNX Runtime simplifies it: constants are initializers, functions inlined."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     folded = folder / "folded.onnx"

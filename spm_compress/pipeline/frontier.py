@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
 from spm_compress.distill.settings import Loss
-from spm_compress.errors import SpmError, UsageError, VerificationError
+from spm_compress.errors import SpmError, UsageError
 from spm_compress.export.measuring.footprint import Footprint, footprint
 from spm_compress.export.measuring.timing import interleaved
 from spm_compress.export.same_inputs import open_alike, open_file, run_file, sizes, trial_of
@@ -58,9 +57,9 @@ def measure_frontier(
 ) -> Frontier:
     """Measure bytes, load, memory, latencies, agreement and score of ONNX files of one model.
 
-    contenders: the original first; batches: held-out inputs, name -> array whose first axis is the samples; progress: is
-    told a line a step; left_out: baselines that could not be made; score: the user's own measure of a file, higher is
-    better. A baseline that cannot be measured is left out too, and told.
+    contenders: the original first; batches: held-out inputs, name -> array whose first axis is the samples; progress:
+    is told a line a step; left_out: baselines that could not be made; score: the user's own measure of a file, higher
+    is better. A baseline that cannot be measured is left out too, and told.
 
     Raises UsageError for contenders or data that make no comparison, or a provider that is not there, SourceError for a
     file that cannot be read, VerificationError for an original or a file of ours that cannot be run or compared.
@@ -143,7 +142,7 @@ def _timed(
 ) -> dict[str, tuple[float, ...]]:
     """Return name -> median seconds at each shape, all files interleaved."""
     sessions = {each.name: open_file(each.path, settings.threads, settings.provider) for each in contenders}
-    found: dict[str, tuple[float, ...]] = {name: () for name in sessions}
+    found: dict[str, tuple[float, ...]] = dict.fromkeys(sessions, ())
     for i, ((batch, size), fed) in enumerate(zip(shapes, inputs, strict=True)):
         progress(f"[{i + 1}/{len(shapes)}] latency at batch {batch}" + ("" if size is None else f", sequence {size}"))
         calls = {name: functools.partial(runtime.run, None, dict(fed)) for name, runtime in sessions.items()}

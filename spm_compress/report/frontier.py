@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spm_compress.errors import UsageError, first_line
 from spm_compress.report import pictures
 from spm_compress.units import bytes_text
 
@@ -37,13 +38,27 @@ class FrontierView:
 
 
 def frontier_view(frontier: Mapping[str, Any]) -> FrontierView:
-    """Return a frontier in pictures and words; latency is drawn at the largest size."""
+    """Return a frontier in pictures and words; latency is drawn at the largest size.
+
+    Raises UsageError for JSON that has the schema's name but not its form.
+    """
+    try:
+        return _view(frontier)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"`attached`: what is called a frontier is damaged ({type(error).__name__}: {first_line(error)}); write it "
+            "again"
+        ) from error
+
+
+def _view(frontier: Mapping[str, Any]) -> FrontierView:
     standings, shapes = frontier["standings"], frontier["shapes"]
     sizes = [_size(shape) for shape in shapes]
     has_score = any(each["score"] is not None for each in standings)
     latencies = tuple(f"ms at {size}" for size in sizes)
     headings = ("file", "bytes", "agreement", *(("score",) if has_score else ()), *latencies, "load", "memory")
     threads = frontier["settings"]["threads"]
+    sequence = "" if shapes[-1]["sequence"] is None else " Sizes are batch x sequence."
     agreement = frontier["agreement"]
     return FrontierView(
         pictures.frontier_by_bytes(standings),
@@ -52,7 +67,7 @@ def frontier_view(frontier: Mapping[str, Any]) -> FrontierView:
         tuple((each["kind"], _cells(each, has_score)) for each in standings),
         f"Agreement: {_MEASURES[agreement['measure']]}, on {agreement['samples']} held-out samples.",
         f"All measured in one run, interleaved: ONNX Runtime {frontier['onnxruntime']}, "
-        f"{frontier['settings']['provider']}, {threads or 'all'} thread{'' if threads == 1 else 's'}.",
+        f"{frontier['settings']['provider']}, {threads or 'all'} thread{'' if threads == 1 else 's'}.{sequence}",
         {each["name"]: each["dominated_by"] for each in standings if each["kind"] == "ours" and each["dominated_by"]},
         frontier["left_out"],
     )

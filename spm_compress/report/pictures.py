@@ -104,11 +104,10 @@ def _frontier(name: str, standings: Sequence[Mapping[str, Any]], at: Sequence[fl
     from matplotlib.ticker import NullLocator
 
     with _drawing(name, 3.1, _HALF) as (axes, drawn):
-        ours = sorted(
-            (x, each["agreement"]) for x, each in zip(at, standings, strict=True) if each["kind"] == "ours"
-        )
-        if ours:
-            axes.plot(*zip(*ours, strict=True), "-o", color=_SPM, markersize=4, linewidth=1, label="ours")
+        plans = [(x, each["agreement"]) for x, each in zip(at, standings, strict=True) if each["kind"] == "ours"]
+        if plans:
+            ours = zip(*sorted(plans, key=lambda plan: plan[1]), strict=True)
+            axes.plot(*ours, "-o", color=_SPM, markersize=4, linewidth=1, label="ours")
         # A mark each: colours alone are not told apart by everybody, nor in print.
         marks = itertools.cycle("sD^v<>P*")
         for x, each in zip(at, standings, strict=True):
@@ -128,7 +127,7 @@ def _ticks(low: float, high: float) -> list[float]:
     """Return round numbers for a logarithmic axis, five or so."""
     series = [(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 2, 5), (1,)][(high > 3 * low) + (high > 300 * low)]
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [each * 10.0**power for power in powers for each in series if low / 1.1 <= each * 10.0**power <= high * 1.1]
+    return [each * 10.0**power for power in powers for each in series if low / 1.2 <= each * 10.0**power <= high * 1.2]
 
 
 def break_even(found: BreakEven) -> str:
