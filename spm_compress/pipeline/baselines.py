@@ -77,7 +77,6 @@ def int4(float32: Path, into: Path, *, block: int) -> None:
     quantizer.process()
     if not any(node.domain == "com.microsoft" for node in quantizer.model.nodes()):
         raise ExportError("no product with a constant matrix and no table is in its graph")
-    _drop_copies(quantizer.model.model)
     quantizer.model.save_model_to_file(str(into))
 
 
@@ -152,14 +151,6 @@ def _name_nodes(model: ModelProto) -> None:
 
 def _axis(node: NodeProto) -> int:
     return next((each.i for each in node.attribute if each.name == "axis"), 0)
-
-
-def _drop_copies(model: ModelProto) -> None:
-    """Keep one of the initializers of a name: the quantizer writes a matrix that two nodes share twice."""
-    only = {each.name: each for each in model.graph.initializer}
-    kept = [TensorProto.FromString(each.SerializeToString()) for each in only.values()]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
 
 
 def _is_table(tensor: TensorProto, block: int) -> bool:

@@ -41,7 +41,7 @@ class FrontierSettings:
     batches: tuple[int, ...] = (1, 8)
     sequences: tuple[int, ...] = (16, 128)
     repeats: int = 30
-    seconds: float = 2.0
+    seconds: float = 5.0
     seed: int = 0
     loss: Loss | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -60,9 +61,13 @@ def test_int4_takes_products_gemms_and_the_table_and_nothing_else(made: dict[str
     assert len(names) == len(set(names)), "the shared matrix is there once"
 
 
-def test_who_writes_baselines_keeps_the_logging_that_is_configured(made: dict[str, Path]) -> None:
-    assert "onnxruntime.quantization.matmul_nbits_quantizer" in __import__("sys").modules
-    assert logging.getLogger().level == logging.WARNING
+def test_making_int4_leaves_the_logging_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "onnxruntime.quantization.matmul_nbits_quantizer", raising=False)
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])  # pytest has some, beside which the tool configures nothing
+    monkeypatch.setattr(root, "level", logging.WARNING)
+    BASELINES["int4/32"](sentence_graph(tmp_path / "m.onnx"), tmp_path / "int4.onnx")
+    assert (root.handlers, root.level) == ([], logging.WARNING)
 
 
 def test_what_cannot_be_made_says_why_in_a_line_and_the_others_are_there(tmp_path: Path) -> None:

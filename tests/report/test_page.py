@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from attached_frontier import FRONTIER
 from safetensors.torch import save_file
 
 from spm_compress import CompressSettings, FitSettings, fit_model, open_source, write_artifact
@@ -127,26 +128,6 @@ def test_a_model_of_which_nothing_was_replaced_has_a_page_too(planned: tuple[Art
     assert "No weight was replaced" in "".join(page.words)
 
 
-FRONTIER = {
-    "schema": "spm-compress/frontier/1",
-    "onnxruntime": "1.32.0",
-    "settings": {"provider": "CPUExecutionProvider", "threads": 1},
-    "agreement": {"measure": "similarities", "samples": 200},
-    "shapes": [{"batch": 1, "sequence": 16}, {"batch": 8, "sequence": 128}],
-    "standings": [
-        {"name": name, "kind": kind, "bytes": size, "load_seconds": 0.25, "peak_bytes": 2 * size, "seconds": [t, 9 * t]}
-        | {"agreement": agreement, "score": None, "dominated_by": worse}
-        for name, kind, size, t, agreement, worse in (
-            ("float32", "original", 90_900_000, 0.019, 1.0, []),
-            ("int8 <b>", "baseline", 22_900_000, 0.009, 0.9884, []),
-            ("ours, large", "ours", 24_000_000, 0.010, 0.98, ["int8 <b>"]),
-            ("ours", "ours", 9_900_000, 0.0084, 0.95, []),
-        )
-    ],
-    "left_out": [{"name": "int4", "why": "no product & no table"}],
-}
-
-
 def test_a_frontier_stands_first_as_two_pictures_and_a_table(planned: tuple[Artifact, Path], tmp_path: Path) -> None:
     artifact, path = planned
     (tmp_path / "frontier.json").write_text(json.dumps(FRONTIER, indent=2))
@@ -171,9 +152,12 @@ def test_the_pictures_of_a_frontier_join_ours_and_mark_each_rival(planned: tuple
         picture = text[text.index(f'<figure id="{name}"') :]
         picture = picture[: picture.index("</figure>")]
         assert [each in picture for each in (label, "ours", "float32", "int8 &lt;b&gt;")] == [True] * 4
-        (curve,) = re.findall(r'<path d="(M [^"]*)"[^>]*style="fill: none; stroke: var\(--spm\)', picture)
-        assert curve.count("M") + curve.count("L") == 2
-    scored = [{**each, "score": 0.5} for each in FRONTIER["standings"]]  # type: ignore[attr-defined]
+        curve, _legend = re.findall(r'<path d="(M [^"]*)"[^>]*style="fill: none; stroke: var\(--spm\)', picture)
+        points = [tuple(map(float, point.split())) for point in re.split("[ML]", curve) if point.strip()]
+        assert len(points) == 2
+        assert points[0][0] < points[1][0], "the smaller and faster one is on the left"
+        assert points[0][1] > points[1][1], "and the one that agrees more is above"
+    scored = [{**each, "score": 0.5} for each in FRONTIER["standings"]]
     page = page_of(artifact, path, Attachments(frontier={**FRONTIER, "standings": scored}))
     assert page.tables["frontier"][0][3] == "score"
     assert page.tables["frontier"][1][3] == "0.5"
