@@ -3,9 +3,9 @@
 Int4, tried on MiniLM (float32 90.9 MB; agreement on 200 held-out sentences, one thread): rounded to nearest with zero
 points, blocks of 32 take 14.7 MB at 0.965, blocks of 128 12.3 MB at 0.945, and these two are kept. In between, 64 has
 13.1 MB at 0.953; 16 takes 17.9 MB at 0.973, dominated by 17.1 MB of int8 with tables in int4. Symmetric, 32 has 0.957.
-Half-quadratic quantization has 0.970 at 15.9 MB (its zero points are float32), but it knows no `accuracy_level` and a
-single sentence takes it two to four times as long; k_quant has 0.964 at 14.7 MB and fails at blocks of 128 on 384
-features. `accuracy_level` 4, products of int8, changes agreement by 0.0003.
+Half-quadratic quantization has 0.970 at 15.9 MB (its zero points are float32), but it knows no `accuracy_level`: a
+sentence of 16 tokens took it 2.7 to 8 times as long, on a busy machine. k_quant has 0.964 at 14.7 MB and fails at
+blocks of 128 on 384 features. `accuracy_level` 4, products of int8, changes agreement by 0.0003.
 """
 
 from __future__ import annotations
