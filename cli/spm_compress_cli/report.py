@@ -20,7 +20,7 @@ from spm_compress_cli.verbosity import Verbosity, verbosity_options
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="FILE",
-    help="For the page: what inspect --json, bench --json or distill --log wrote; repeatable.",
+    help="For the page: what inspect --json, bench --json or distill --log wrote, or a frontier; repeatable.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @verbosity_options

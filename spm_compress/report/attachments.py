@@ -15,26 +15,32 @@ from spm_compress.report.results import INSPECTION_SCHEMA
 __all__ = ["Attachments", "read_attachments"]
 
 _BENCH = "spm-compress/bench/1"
+_FRONTIER = "spm-compress/frontier/1"
 _LOG = ("step", "stage", "loss", "held_out")
 
 
 @dataclass(frozen=True)
 class Attachments:
-    """JSON values by what made them: an inspection, benches (one a file), a sweep, the log of a distillation."""
+    """JSON values by what made them.
+
+    An inspection, benches (one a file), a sweep, the log of a distillation, a frontier.
+    """
 
     inspection: Mapping[str, Any] | None = None
     benches: tuple[Mapping[str, Any], ...] = ()
     break_even: Mapping[str, Any] | None = None
     training: Sequence[Mapping[str, Any]] = field(default=())
+    frontier: Mapping[str, Any] | None = None
 
 
 def read_attachments(paths: Sequence[Path]) -> Attachments:
-    """Read files with the JSON of inspections, benches and sweeps, and logs of distillations.
+    """Read files with the JSON of inspections, benches, sweeps and frontiers, and logs of distillations.
 
     Raises SourceError for a file that is missing or no JSON, UsageError for JSON of something else.
     """
     inspection: Mapping[str, Any] | None = None
     break_even: Mapping[str, Any] | None = None
+    frontier: Mapping[str, Any] | None = None
     benches: list[Mapping[str, Any]] = []
     training: Sequence[Mapping[str, Any]] = ()
     for path in paths:
@@ -46,14 +52,16 @@ def read_attachments(paths: Sequence[Path]) -> Attachments:
                 break_even = values[0]
             case str(schema) if schema == _BENCH:
                 benches.append(values[0])
+            case str(schema) if schema == _FRONTIER:
+                frontier = values[0]
             case None if all(key in value for value in values for key in _LOG):
                 training = values
             case other:
                 raise UsageError(
-                    f"`attached` {path}: is {other or 'no known JSON'}; give the JSON of an inspection or a bench, or "
-                    "the log of a training"
+                    f"`attached` {path}: is {other or 'no known JSON'}; give the JSON of an inspection, a bench or a "
+                    "frontier, or the log of a training"
                 )
-    return Attachments(inspection, tuple(benches), break_even, training)
+    return Attachments(inspection, tuple(benches), break_even, training, frontier)
 
 
 def _values(path: Path) -> list[dict[str, Any]]:

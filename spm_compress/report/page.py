@@ -14,6 +14,7 @@ from spm_compress.errors import SpmError
 from spm_compress.report import pictures
 from spm_compress.report.attachments import Attachments
 from spm_compress.report.break_even import read_break_even
+from spm_compress.report.frontier import frontier_view
 from spm_compress.report.results import flat
 from spm_compress.report.savings import Savings, Size
 from spm_compress.units import bytes_text
@@ -54,6 +55,7 @@ def write_page(artifact: Artifact, savings: Savings, name: str, path: Path, atta
         savings=savings,
         sentences=_sentences(savings, name),
         totals=_totals(savings),
+        frontier=None if attached.frontier is None else frontier_view(attached.frontier),
         pictures=_pictures(artifact, savings, attached),
         benches=attached.benches,
         settings=flat(artifact.settings),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["break_even", "curves", "errors", "spectra", "training"]
+__all__ = ["break_even", "curves", "errors", "frontier_by_bytes", "frontier_by_latency", "spectra", "training"]
 
 # Drawn in these, and then named: the page says what each is in light and in dark.
 _INK, _FAINT, _SPM, _SVD, _KEPT = "#010101", "#020202", "#030303", "#040404", "#050505"
@@ -27,6 +29,7 @@ _VARIABLES = {
     _KEPT: "var(--kept)",
 }
 _WIDTH = 7.6  # inches; the page scales it
+_HALF = 3.9  # of a picture that has another beside it, and is as wide as a phone
 
 
 def errors(savings: Savings) -> str:
@@ -86,17 +89,58 @@ def training(log: Sequence[Mapping[str, Any]]) -> str:
     return drawn[0]
 
 
+def frontier_by_bytes(standings: Sequence[Mapping[str, Any]]) -> str:
+    """Draw agreement against bytes, our files as a curve."""
+    return _frontier("frontier-bytes", standings, [each["bytes"] / 1e6 for each in standings], "MB")
+
+
+def frontier_by_latency(standings: Sequence[Mapping[str, Any]], size: str) -> str:
+    """Draw agreement against the time of a run at the last shape, called `size`."""
+    milliseconds = [1000 * each["seconds"][-1] for each in standings]
+    return _frontier("frontier-latency", standings, milliseconds, f"ms a run, {size}")
+
+
+def _frontier(name: str, standings: Sequence[Mapping[str, Any]], at: Sequence[float], label: str) -> str:
+    from matplotlib.ticker import NullLocator
+
+    with _drawing(name, 3.1, _HALF) as (axes, drawn):
+        plans = [(x, each["agreement"]) for x, each in zip(at, standings, strict=True) if each["kind"] == "ours"]
+        if plans:
+            ours = zip(*sorted(plans, key=lambda plan: plan[1]), strict=True)
+            axes.plot(*ours, "-o", color=_SPM, markersize=4, linewidth=1, label="ours")
+        # A mark each: colours alone are not told apart by everybody, nor in print.
+        marks = itertools.cycle("sD^v<>P*")
+        for x, each in zip(at, standings, strict=True):
+            if each["kind"] != "ours":
+                colour, mark = (_KEPT, "X") if each["kind"] == "original" else (_SVD, next(marks))
+                axes.plot([x], [each["agreement"]], mark, color=colour, markersize=5, label=each["name"])
+        axes.set_xscale("log")
+        axes.set_xticks(_ticks(min(at), max(at)))
+        axes.xaxis.set_major_formatter(lambda tick, _: f"{tick:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set(xlabel=label, ylabel="agreement")
+        axes.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(-0.1, 1), fontsize=8, labelcolor=_INK)
+    return drawn[0]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Return round numbers for a logarithmic axis, five or so."""
+    series = [(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 2, 5), (1,)][(high > 3 * low) + (high > 300 * low)]
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [each * 10.0**power for power in powers for each in series if low / 1.2 <= each * 10.0**power <= high * 1.2]
+
+
 def break_even(found: BreakEven) -> str:
     """Draw the map of a sweep; its colours carry figures, so they are the same in both themes."""
     return _svg("break-even", figure_of(found))
 
 
 @contextmanager
-def _drawing(name: str, height: float) -> Iterator[tuple[Axes, list[str]]]:
+def _drawing(name: str, height: float, width: float = _WIDTH) -> Iterator[tuple[Axes, list[str]]]:
     """Yield axes, and a list that holds the SVG afterwards."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     drawn: list[str] = []
     yield axes, drawn

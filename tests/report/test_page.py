@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from attached_frontier import FRONTIER
 from safetensors.torch import save_file
 
 from spm_compress import CompressSettings, FitSettings, fit_model, open_source, write_artifact
@@ -127,6 +128,52 @@ def test_a_model_of_which_nothing_was_replaced_has_a_page_too(planned: tuple[Art
     assert "No weight was replaced" in "".join(page.words)
 
 
+def test_a_frontier_stands_first_as_two_pictures_and_a_table(planned: tuple[Artifact, Path], tmp_path: Path) -> None:
+    artifact, path = planned
+    (tmp_path / "frontier.json").write_text(json.dumps(FRONTIER, indent=2))
+    page = page_of(artifact, path, read_attachments([tmp_path / "frontier.json"]))
+    assert page.pictures == ["frontier-bytes", "frontier-latency", "errors", "curves"]
+    assert list(page.tables)[:2] == ["frontier", "totals"]
+    heading, *rows = page.tables["frontier"]
+    assert heading == ["file", "bytes", "agreement", "ms at 1 x 16", "ms at 8 x 128", "load", "memory"]
+    assert [row[0] for row in rows] == ["float32", "int8 <b>", "ours, large", "ours"]
+    assert rows[3][1:] == ["9.90 MB", "0.950", "8.40", "75.60", "0.25 s", "19.80 MB"]
+    words = "".join(page.words)
+    assert "ours, large is dominated by int8 <b>: no larger, no slower" in words
+    assert "int4 was left out: no product & no table" in words
+    assert words.count(" is dominated by ") == 1
+
+
+def test_the_pictures_of_a_frontier_join_ours_and_mark_each_rival(planned: tuple[Artifact, Path]) -> None:
+    artifact, path = planned
+    page_of(artifact, path, Attachments(frontier=FRONTIER))
+    text = path.with_name("report.html").read_text(encoding="utf-8")
+    for name, label in (("frontier-bytes", "MB"), ("frontier-latency", "ms a run, 8 x 128")):
+        picture = text[text.index(f'<figure id="{name}"') :]
+        picture = picture[: picture.index("</figure>")]
+        assert [each in picture for each in (label, "ours", "float32", "int8 &lt;b&gt;")] == [True] * 4
+        curve, _legend = re.findall(r'<path d="(M [^"]*)"[^>]*style="fill: none; stroke: var\(--spm\)', picture)
+        points = [tuple(map(float, point.split())) for point in re.split("[ML]", curve) if point.strip()]
+        assert len(points) == 2
+        assert points[0][0] < points[1][0], "the smaller and faster one is on the left"
+        assert points[0][1] > points[1][1], "and the one that agrees more is above"
+    scored = [{**each, "score": 0.5} for each in FRONTIER["standings"]]
+    page = page_of(artifact, path, Attachments(frontier={**FRONTIER, "standings": scored}))
+    assert page.tables["frontier"][0][3] == "score"
+    assert page.tables["frontier"][1][3] == "0.5"
+
+
+@pytest.mark.parametrize("lost", [key for key in FRONTIER if key not in ("schema", "left_out")])
+def test_a_damaged_frontier_is_refused(lost: str, planned: tuple[Artifact, Path]) -> None:
+    for broken in ({k: v for k, v in FRONTIER.items() if k != lost}, {**FRONTIER, lost: []}):
+        if broken.get(lost) == [] and lost == "onnxruntime":
+            continue  # only said
+        with pytest.raises(
+            UsageError, match=r"`attached`: what is called a frontier is damaged \(.*\); write it again"
+        ):
+            page_of(*planned, Attachments(frontier=broken))
+
+
 def test_the_same_report_gives_the_same_bytes(planned: tuple[Artifact, Path]) -> None:
     first = (page_of(*planned), planned[1].with_name("report.html").read_bytes())[1]
     assert (page_of(*planned), planned[1].with_name("report.html").read_bytes())[1] == first
@@ -134,7 +181,7 @@ def test_the_same_report_gives_the_same_bytes(planned: tuple[Artifact, Path]) ->
 
 def test_what_is_attached_must_be_known(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{\n  "schema": "spm-compress/report/1"\n}')
-    with pytest.raises(UsageError, match=r"is spm-compress/report/1; give the JSON of an inspection or a bench"):
+    with pytest.raises(UsageError, match=r"is spm-compress/report/1; give the JSON of an inspection, a bench or"):
         read_attachments([tmp_path / "other.json"])
     (tmp_path / "empty.json").touch()
     with pytest.raises(SpmError, match="holds no JSON object"):

@@ -27,6 +27,7 @@ try {
   const filtered = await shown(0);
   const colours = {};
   const overflow = {};
+  const frontier = {};
   for (const [theme, width] of [["light", 1100], ["dark", 1100], ["light", 390]]) {
     await page.setViewport({ width, height: 900 });
     await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: theme }]);
@@ -36,9 +37,15 @@ try {
       return [style.backgroundColor, style.color, getComputedStyle(document.querySelector("#errors text")).fill];
     });
     overflow[width] = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+    frontier[width] = await page.evaluate(() => {
+      const boxes = [...document.querySelectorAll("#frontier td, #frontier-bytes svg, #frontier-latency svg")]
+        .map((each) => each.getBoundingClientRect());
+      const [left, right] = ["bytes", "latency"].map((each) => document.getElementById(`frontier-${each}`).getBoundingClientRect());
+      return { right: Math.max(...boxes.map((box) => box.right)), beside: left.top === right.top, shown: boxes.every((box) => box.width > 0) };
+    });
   }
   await page.pdf({ path: `${folder}/print.pdf` });
-  console.log(JSON.stringify({ errors, requests, sorted, filtered, colours, overflow }));
+  console.log(JSON.stringify({ errors, requests, sorted, filtered, colours, overflow, frontier }));
 } finally {
   await browser.close();
 }

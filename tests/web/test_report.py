@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from attached_frontier import FRONTIER
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = Path(__file__).with_name("open_report.mjs")
 MODULES = ROOT / "examples" / "browser" / "node_modules"
@@ -19,6 +21,7 @@ PUPPETEER = MODULES / "puppeteer-core" / "lib" / "esm" / "puppeteer" / "puppetee
 
 def test_the_report_of_minilm(minilm: Path, chromium: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "spm_compress_cli"]
+    (tmp_path / "frontier.json").write_text(json.dumps(FRONTIER, indent=2), encoding="utf-8")
     for arguments in (
         [
             "fit",
@@ -31,7 +34,7 @@ def test_the_report_of_minilm(minilm: Path, chromium: str, tmp_path: Path) -> No
             "m.spm.safetensors",
             "--quiet",
         ],
-        ["report", "--html", "report.html"],
+        ["report", "--html", "report.html", "--with", "frontier.json"],
     ):
         subprocess.run([*command, *arguments], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
     folder = os.environ.get("SCREENSHOTS", str(tmp_path))
@@ -56,4 +59,8 @@ def test_the_report_of_minilm(minilm: Path, chromium: str, tmp_path: Path) -> No
     assert all(".query." in name for name in seen["filtered"])
     assert all(light != dark for light, dark in zip(seen["colours"]["light"], seen["colours"]["dark"], strict=True))
     assert all(pixels <= 0 for pixels in seen["overflow"].values())
+    for width, seen_at in seen["frontier"].items():
+        assert seen_at["shown"]
+        assert seen_at["right"] <= int(width), "the table and the pictures are as wide as the screen at most"
+        assert seen_at["beside"] == (int(width) > 700)
     assert (Path(folder) / "print.pdf").stat().st_size > 10_000
