@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from spm_compress.units import bytes_text
 from spm_compress_cli.console import results_console
+from spm_compress_cli.frontier_table import show_frontier
 from spm_compress_cli.tables import print_json, show_table
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def show_compression(found: Compression, path: Path, as_json: bool) -> None:
         f"weights' harms {plan.harm:.4f}, of all together {plan.measured:.4f}",
         soft_wrap=True,
     )
-    if found.file is None or found.agreement is None:
+    if found.file is None or found.agreement is None or found.frontier is None:
         console.print("nothing was written (--dry-run)")
         return
     ratio = found.file.bytes / found.float32_bytes
@@ -50,6 +51,13 @@ def show_compression(found: Compression, path: Path, as_json: bool) -> None:
         + (f"; speed over float32 {speeds}" if speeds else ""),
         soft_wrap=True,
     )
+    show_frontier(found.frontier, as_json=False)
+    if found.instead is not None:
+        console.print(
+            f"{path}: holds {found.instead.name}, which is no larger, no slower and no further from the original than "
+            "the plan",
+            soft_wrap=True,
+        )
 
 
 def _named(names: list[str]) -> str:

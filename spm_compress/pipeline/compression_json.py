@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from spm_compress.pipeline.compression import Compression
+from spm_compress.pipeline.frontier import frontier_json
 from spm_compress.pipeline.planner import Plan
 
 __all__ = ["compression_json"]
@@ -21,6 +22,8 @@ def compression_json(found: Compression, path: Path) -> dict[str, Any]:
         "agreement": found.agreement,
         "speedups": None if found.file is None else {str(k): v for k, v in found.file.speedups.items()},
         "missed": list(found.missed),
+        "written_instead": None if found.instead is None else found.instead.name,
+        "frontier": None if found.frontier is None else frontier_json(found.frontier),
         "plan": _plan(found.plan),
         "weights": [
             {
