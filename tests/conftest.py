@@ -36,6 +36,7 @@ for room in ("forms/spm", "layers", "export", "cli", "docs", "support"):
     sys.path.insert(0, str(Path(__file__).parent / room))
 
 import torchlib  # noqa: E402, F401
+import untraced  # noqa: E402, F401
 from made import mlp  # noqa: E402
 
 

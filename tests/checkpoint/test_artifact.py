@@ -167,7 +167,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     return [place for key, inner in items for place in [(value, key), *places(inner)]]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_no_mutilation_escapes_as_another_error(tmp_path: Path, data: st.DataObject) -> None:
     manifest, tensors = opened(GOLDEN)

@@ -46,7 +46,7 @@ def assert_same(found: Artifact, expected: Artifact) -> None:
         assert ours.bias_correction is None or torch.equal(ours.bias_correction, theirs.bias_correction)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.one_of(NAMES, ODD), unique=True, max_size=6),
     st.lists(

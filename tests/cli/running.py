@@ -19,7 +19,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         *("spm_compress.distill", "spm_compress.export", "spm_compress.report", "spm_compress_cli.main"),
-        *("spm_compress_cli.tables", "torchlib", "transformers.models.auto.modeling_auto"),
+        *("spm_compress_cli.tables", "torchlib", "untraced", "transformers.models.auto.modeling_auto"),
         *("transformers.models.auto.tokenization_auto", "transformers.models.bert.modeling_bert", __name__),
     ]
 )

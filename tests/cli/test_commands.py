@@ -13,6 +13,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 from running import COMMAND, spm
+from untraced import unmeasured
 
 from spm_compress_cli.main import main
 
@@ -21,7 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def program(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run it as a user does, from its first import on."""
-    return subprocess.run([*COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=cwd, env=unmeasured(), capture_output=True, text=True, check=False
+    )
 
 
 def test_the_two_commands_in_the_users_words(mlp_file: Path) -> None:

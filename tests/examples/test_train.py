@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from untraced import unmeasured
 
 STUDIES = Path(__file__).parents[2] / "examples" / "train"
 
@@ -17,7 +18,7 @@ STUDIES = Path(__file__).parents[2] / "examples" / "train"
 def study(name: str, *arguments: str, cwd: Path) -> list[dict[str, object]]:
     """Run a study for a few steps; return what it wrote with --json."""
     command = [sys.executable, STUDIES / name, *arguments, "--seeds", "2", "--json", "out.json", "--threads", "1"]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=cwd, env=unmeasured(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads((cwd / "out.json").read_text())
     for each in found:
@@ -95,7 +96,7 @@ def test_images(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
 
 def test_a_folder_of_nothing_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, STUDIES / "images.py", "--data", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=unmeasured(), capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         f"error: {tmp_path}: holds no idx files, no CIFAR-10 .bin files and no train/ and test/ folders"

@@ -30,7 +30,7 @@ def problem(shape: tuple[int, int], rows: int = 500) -> tuple[Tensor, Tensor, Te
 @pytest.mark.parametrize("shape", SHAPES)
 def test_weighting_lowers_the_error_of_the_outputs(shape: tuple[int, int], rank: int | None) -> None:
     weight, x, covariance = problem(shape)
-    settings = FitSettings(stages=8, block=8, rank=rank, steps=200)
+    settings = FitSettings(stages=8, block=8, rank=rank, steps=80)
     metric = regularized(covariance, len(x))[None]
     (plain,), (weighted,) = (
         fit_matrices(weight[None], settings),

@@ -14,6 +14,7 @@ import pytest
 import torch
 from attached_frontier import FRONTIER
 from safetensors.torch import save_file
+from untraced import unmeasured
 
 from spm_compress import CompressSettings, FitSettings, fit_model, open_source, write_artifact
 from spm_compress.checkpoint import Artifact
@@ -114,7 +115,9 @@ def test_it_has_a_picture_for_everything_that_was_measured(planned: tuple[Artifa
         ("inspect.json", ["inspect", str(model), "--probe-steps", "0"]),
         ("sweep.json", ["bench", "--sweep", "--features", "64", "--batch", "1", "--repeats", "3", "--seconds", "0.1"]),
     ):
-        run = subprocess.run([*command, *arguments, "--json"], capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [*command, *arguments, "--json"], env=unmeasured(), capture_output=True, text=True, check=True
+        )
         (tmp_path / name).write_text(run.stdout)
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LOG))
     attached = read_attachments([tmp_path / "inspect.json", tmp_path / "sweep.json", tmp_path / "log.jsonl"])

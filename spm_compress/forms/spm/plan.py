@@ -15,6 +15,7 @@ from spm_compress.forms.spm.paths import Paths
 if TYPE_CHECKING:
     from spm_compress.forms.form import Arrays
     from spm_compress.forms.spm.form import SPM
+    from spm_compress.forms.spm.structure import Chain
 
 __all__ = ["FusedPlan", "GroupMap", "apply_stages", "resize"]
 
@@ -63,8 +64,9 @@ class FusedPlan:
 
     Orders, padding, widening and the way from one group's slots to the next one's are one gather a
     group. Built once a structure. `tables` has an index tensor, or None where it would change nothing, for
-    every gather in the order of use, so that a module can keep them on its device. `paths` leads through the
-    first two groups at once, where there are two with full blocks.
+    every gather in the order of use, so that a module can keep them on its device. `scaled` has, chain by chain and
+    scale by scale, the number of the scale that each slot of its group gets. `paths` leads through the first two groups
+    at once, where there are two with full blocks.
     """
 
     def __init__(self, structure: SPM) -> None:
@@ -84,6 +86,7 @@ class FusedPlan:
                 where[flat[flat < width]] = torch.arange(rows)[flat < width]
         where, rows = self._resize(where, rows, width, structure.out_features)
         self._gather(where, rows)
+        self.scaled = [[_scaled_slots(chain, at) for at in chain.scales] for chain in structure.chains]
         self.paths = self._paths()
 
     def _paths(self) -> Paths | None:
@@ -108,6 +111,7 @@ class FusedPlan:
     def to(self, device: torch.device) -> FusedPlan:
         """Move the tables, in place, and return the plan."""
         self.tables = [table if table is None else table.to(device) for table in self.tables]
+        self.scaled = [[slots.to(device) for slots in chain] for chain in self.scaled]
         self.paths = None if self.paths is None else self.paths.to(device)
         return self
 
@@ -117,21 +121,17 @@ class FusedPlan:
         products: how the stages of a chain's groups are multiplied out.
         """
         fused = []
-        for chain, named in zip(self.structure.chains, self.structure.by_chain(arrays), strict=True):
+        chains = zip(self.structure.chains, self.structure.by_chain(arrays), self.scaled, strict=True)
+        for chain, named, scaled in chains:
             diagonal, off_diagonal = coefficients(chain, named)
-            groups = []
+            groups = list(products(chain, diagonal, off_diagonal))
             scales = named["scales"].unbind(-2) if chain.scales else ()
-            for boundary, product in enumerate(products(chain, diagonal, off_diagonal)):
-                group = chain.groups[boundary]
-                last = boundary + 1 == len(chain.groups)
-                for at, row in zip(chain.scales, scales, strict=True):
-                    members = group.members(chain.width).clamp(max=chain.width - 1).to(diagonal.device)
-                    if at == boundary:
-                        order = group.order.indices(chain.width).to(diagonal.device)
-                        product = product * row[..., order[members]].unsqueeze(-2)
-                    elif at == boundary + 1 and last:
-                        product = product * row[..., members].unsqueeze(-1)
-                groups.append(product)
+            for at, row, slots in zip(chain.scales, scales, scaled, strict=True):
+                own = row[..., slots.to(row.device)]
+                if at < len(groups):
+                    groups[at] = groups[at] * own.unsqueeze(-2)
+                else:
+                    groups[-1] = groups[-1] * own.unsqueeze(-1)
             fused.append(groups)
         return fused
 
@@ -199,6 +199,14 @@ class FusedPlan:
         if widths[-2] > widths[-1]:
             x = resize(_take(x, next(tables)), widths[-1])
         return _take(x, next(tables))
+
+
+def _scaled_slots(chain: Chain, at: int) -> Tensor:
+    """Return (blocks, block) int64: the feature whose scale each slot has, before group `at` or after the last one."""
+    is_last = at == len(chain.groups)
+    group = chain.groups[at - is_last]
+    members = group.members(chain.width).clamp(max=chain.width - 1)
+    return members if is_last else group.order.indices(chain.width)[members]
 
 
 def _multiplied(product: Tensor, x: Tensor, table: Tensor | None) -> Tensor:

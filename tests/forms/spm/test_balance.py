@@ -13,7 +13,7 @@ from spm_compress.forms.spm.canonical import to_general
 from spm_compress.forms.sum import Sum
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(structures())
 def test_the_balanced_form_and_two_transpositions_are_the_same_map(structure: SPM) -> None:
     spm = random_operator(structure)
@@ -22,7 +22,7 @@ def test_the_balanced_form_and_two_transpositions_are_the_same_map(structure: SP
     assert relative(spm.transposed().transposed().to_dense(), dense) < 1e-12
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(any_forms())
 def test_the_form_that_trains_is_the_same_map(form: Form) -> None:
     operator = random_operator(form)

@@ -47,7 +47,7 @@ def fits(draw: st.DrawFn) -> tuple[int, int, FitSettings]:
     )
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(fits(), st.integers(0, 999))
 def test_no_fit_goes_below_the_bound(drawn: tuple[int, int, FitSettings], seed: int) -> None:
     out, into, fit = drawn
@@ -57,7 +57,7 @@ def test_no_fit_goes_below_the_bound(drawn: tuple[int, int, FitSettings], seed: 
         assert 0 <= bound <= result.error + ROUNDING
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(fits(), st.integers(0, 999))
 def test_a_planted_chain_has_the_bound_zero(drawn: tuple[int, int, FitSettings], seed: int) -> None:
     out, into, fit = drawn
