@@ -104,11 +104,11 @@ def measure_frontier(
 
 def _check(contenders: Sequence[Contender]) -> None:
     if not contenders or [each.kind for each in contenders].count("original") != 1 or contenders[0].kind != "original":
-        raise UsageError("`contenders` must begin with the one original; the others are compared with it")
+        raise UsageError("the contenders must begin with the one original; the others are compared with it")
     names = [each.name for each in contenders]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UsageError(f"`contenders` has two files called {twice}; give each a name of its own")
+        raise UsageError(f"the contenders have two files called {twice}; give each a name of its own")
 
 
 def _shapes(graph: ir.Model, settings: FrontierSettings) -> tuple[Shape, ...]:

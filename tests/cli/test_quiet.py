@@ -22,6 +22,7 @@ def score(model):
     return 1.0
 """
 COMMANDS = {
+    "compress": ["bert", "-o", "small.onnx", "--budget", "90%", "--sequence", "4", "--calibration", "texts.txt"],
     "inspect": ["bert", "--probe-steps", "0"],
     "init": ["bert", "--force"],
     "fit": ["bert", "--include", "encoder.*", "--steps", "1", "--calibration", "texts.txt", "--eval", "noisy:score"],

@@ -16,6 +16,7 @@ from torch import nn
 import spm_compress
 from spm_compress import (
     CompressSettings,
+    ExportSettings,
     FitSettings,
     compress_model,
     expand,
@@ -130,7 +131,8 @@ def test_a_module_computes_with_them_when_it_is_loaded_and_exported(
     spm_compress.save(loaded, tmp_path / "again.spm.safetensors", like=path, factory=factory)
     again = read_artifact(tmp_path / "again.spm.safetensors")
     assert [layer.kernel_dims for layer in again.layers] == [2, 2, 1]
-    done = export_onnx(artifact, out, source=source)
+    # Activations of 8 bits, which it would take where they are timed faster, are further off than is asked here.
+    done = export_onnx(artifact, out, source=source, settings=ExportSettings(rounds_activations=False))
     assert sorted(done.spliced.nodes) == MAPS and not done.spliced.missing
     (found,) = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"]).run(None, {"x": example.numpy()})
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-4)
